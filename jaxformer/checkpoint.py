@@ -1,0 +1,154 @@
+"""A model on disk: one folder that holds config, parameters and tokenizer.
+
+`model.json` holds the Config and the tokenizer, and names the safetensors file with the parameters by
+its SHA-256. The parameters are written first, under a name that no older model uses; renaming the new
+`model.json` over the old one is the only moment at which the folder changes from one whole model to the
+other. A crash at any other moment leaves at most a file that the next `save` clears away.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.config import Config
+from jaxformer.spec import path_name
+from jaxformer.tokenizer import Tokenizer, from_json
+from jaxformer.transformer import Params, abstract
+
+FORMAT = "jaxformer-1"
+
+
+def save(
+    folder: str | os.PathLike[str], config: Config, params: Params, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a model into a folder, in place of the one that may be there.
+
+    Raises:
+        OSError: the folder cannot be made or written; a model that was there stays whole.
+    """
+    from safetensors.numpy import save as to_safetensors
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        path_name(path): np.ascontiguousarray(np.asarray(array))
+        for path, array in jax.tree_util.tree_leaves_with_path(params)
+    }
+    data = to_safetensors(arrays)
+    digest = hashlib.sha256(data).hexdigest()
+    file = f"params-{digest[:16]}.safetensors"
+    model = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "tokenizer": None if tokenizer is None else json.loads(tokenizer.to_json()),
+        "parameters": {"file": file, "sha256": digest},
+    }
+    replace_file(folder / file, data)
+    replace_file(folder / "model.json", json.dumps(model, indent=2).encode())
+    for old in [*folder.glob("params-*.safetensors"), *folder.glob(".*.partial")]:
+        if old.name != file:
+            old.unlink(missing_ok=True)
+
+
+def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | None]:
+    """The model in a folder that `save` wrote.
+
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: a file that `save` did not write, or that was cut short or changed since.
+    """
+    folder = Path(folder)
+    path = folder / "model.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no model: there is no {path.name} in it")
+    model = _read_json(path)
+    config = _explained(path, lambda: Config.from_json(json.dumps(model["config"])))
+    kept = model["tokenizer"]
+    tokenizer = None if kept is None else _explained(path, lambda: from_json(json.dumps(kept)))
+    return config, _read_params(folder, model["parameters"], config), tokenizer
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, then rename it: readers see the old bytes or the new ones."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
+    if not isinstance(model, dict) or model.get("format") != FORMAT:
+        raise ValueError(f'{path} is not a model of ours: it lacks "format": "{FORMAT}"')
+    if missing := {"config", "tokenizer", "parameters"} - model.keys():
+        raise ValueError(f"{path} lacks {sorted(missing)[0]!r}; it was changed after it was saved")
+    return model
+
+
+def _explained(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_params(folder: Path, named: Any, config: Config) -> Params:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_safetensors
+
+    if not isinstance(named, dict) or not isinstance(named.get("file"), str):
+        raise ValueError(f"{folder / 'model.json'} does not name its parameters' file")
+    path = folder / Path(named["file"]).name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; model.json names it as the parameters' file")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != named.get("sha256"):
+        raise ValueError(f"{path} is damaged: its bytes are not those that were saved; save the model again")
+    try:
+        arrays = from_safetensors(data)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    return _fit(arrays, config, path)
+
+
+def _fit(arrays: dict[str, Any], config: Config, path: Path) -> Params:
+    """The arrays in their places in the tree, every one of them used and of the declared shape."""
+
+    def take(place: Any, expected: jax.ShapeDtypeStruct) -> Any:
+        name = path_name(place)
+        array = arrays.pop(name, None)
+        if array is None:
+            raise ValueError(f"{path} lacks {name}, of shape {expected.shape}")
+        if array.shape != expected.shape:
+            raise ValueError(f"{path} holds {name} of shape {array.shape}; the Config asks for {expected.shape}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{path} holds {name} as {array.dtype}; parameters are floats")
+        if array.dtype == np.float64 and not jax.config.jax_enable_x64:
+            raise ValueError(
+                f'{path} holds {name} as float64; call jax.config.update("jax_enable_x64", True) first'
+            )
+        return jnp.asarray(array)
+
+    params = jax.tree_util.tree_map_with_path(take, abstract(config))
+    if arrays:
+        raise ValueError(f"{path} holds {sorted(arrays)[0]}, which the Config does not have")
+    return params

@@ -1,0 +1,79 @@
+"""MLP: neurons that each read one direction of the state and write another, position by position."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxformer.config import Config
+from jaxformer.sites import Tap
+from jaxformer.spec import constant, matrix, write_gain
+from jaxformer.stream import query
+
+
+class MLP(NamedTuple):
+    """Neuron f reads `W_in[:, f]` and writes `W_out[f]`; with a leading `l` where layers are stacked."""
+
+    W_in: Float[Array, "*l d f"]
+    W_gate: Float[Array, "*l d f"] | None
+    W_out: Float[Array, "*l f d"]
+    b_in: Float[Array, "*l f"] | None
+    b_gate: Float[Array, "*l f"] | None
+    b_out: Float[Array, "*l d"] | None
+
+
+class Activation(NamedTuple):
+    """A nonlinearity and its E[φ(x)²] for x ~ N(0, 1), which the initialiser divides out."""
+
+    function: Callable[[Float[Array, "..."]], Float[Array, "..."]]
+    second_moment: float
+
+
+ACTIVATIONS = {
+    "relu": Activation(jax.nn.relu, 0.5),
+    "gelu": Activation(lambda x: jax.nn.gelu(x, approximate=False), 0.4252215),
+    "gelu_tanh": Activation(lambda x: jax.nn.gelu(x, approximate=True), 0.4251937),
+    "silu": Activation(jax.nn.silu, 0.3557762),
+    "relu_squared": Activation(lambda x: jnp.square(jax.nn.relu(x)), 1.5),
+}
+
+
+def mlp_spec(config: Config) -> MLP | None:
+    """The Specs of all MLP layers, or None in an attention-only model."""
+    if not config.d_mlp:
+        return None
+    gain = write_gain(config) / ACTIVATIONS[config.activation].second_moment ** 0.5
+    biased = config.bias == "all"
+    return MLP(
+        W_in=matrix(config, "l d f", reads="d"),
+        W_gate=matrix(config, "l d f", reads="d") if config.gated else None,
+        W_out=matrix(config, "l f d", reads="f", gain=gain),
+        b_in=constant(config, "l f", 0.0) if biased else None,
+        b_gate=constant(config, "l f", 0.0) if biased and config.gated else None,
+        b_out=constant(config, "l d", 0.0) if biased else None,
+    )
+
+
+def feed_forward(mlp: MLP, config: Config, state: Float[Array, "t d"], tap: Tap) -> Float[Array, "t d"]:
+    """One layer's update of each state: Σ_f φ(state·read_f) · write_f.
+
+    A gated neuron reads twice and multiplies: φ(state·gate_f) · (state·read_f).
+
+    Source: gated: Shazeer 2020, "GLU Variants Improve Transformer", §2; relu_squared: So et al. 2021,
+    "Primer", §3.
+    """
+    activate = ACTIVATIONS[config.activation].function
+    read = query(state, mlp.W_in)
+    if mlp.b_in is not None:
+        read = read + mlp.b_in
+    if mlp.W_gate is None:
+        post = activate(tap("pre", read))
+    else:
+        gate = query(state, mlp.W_gate)
+        if mlp.b_gate is not None:
+            gate = gate + mlp.b_gate
+        post = activate(tap("pre", gate)) * tap("pre_linear", read)
+    written = jnp.einsum("tf,fd->td", tap("post", post), mlp.W_out)
+    return written if mlp.b_out is None else written + mlp.b_out

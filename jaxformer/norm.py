@@ -1,0 +1,54 @@
+"""Norms: a layer's reading of the stream at a common scale. The stream itself stays as it is."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxformer.config import Config
+from jaxformer.sites import Tap
+from jaxformer.spec import constant
+
+
+class Norm(NamedTuple):
+    """Weight and bias per coordinate of the normed state; with a leading `l` where layers are stacked."""
+
+    w: Float[Array, "*l d"]
+    b: Float[Array, "*l d"] | None
+
+
+def norm_spec(config: Config, axes: str) -> Norm | None:
+    """The Specs of one norm, or None where the Config has no norms."""
+    if config.norm == "none":
+        return None
+    biased = config.bias == "all" and config.norm == "layer"
+    return Norm(constant(config, axes, 1.0), constant(config, axes, 0.0) if biased else None)
+
+
+def normalize(
+    norm: Norm | None, config: Config, state: Float[Array, "t d"], tap: Tap, site: str
+) -> Float[Array, "t d"]:
+    """The states divided by their scale: centre(x)/√(mean(centre(x)²) + ε) · w + b.
+
+    Computed in float32 or wider. The scale, `t 1`, is shown at `site`.
+
+    Source: Ba et al. 2016, "Layer Normalization", eq. 4; Zhang & Sennrich 2019, "Root Mean Square
+    Layer Normalization", eq. 4.
+    """
+    if norm is None:
+        return state
+    wide = jnp.promote_types(state.dtype, jnp.float32)
+    centred = CENTRES[config.norm](state.astype(wide))
+    mean_square = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    scale = tap(site, jnp.sqrt(mean_square + config.norm_epsilon))
+    normed = centred / scale * norm.w.astype(wide)
+    if norm.b is not None:
+        normed = normed + norm.b.astype(wide)
+    return normed.astype(state.dtype)
+
+
+CENTRES: dict[str, Callable[[Float[Array, "t d"]], Float[Array, "t d"]]] = {
+    "layer": lambda state: state - jnp.mean(state, axis=-1, keepdims=True),
+    "rms": lambda state: state,
+}

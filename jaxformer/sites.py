@@ -1,0 +1,140 @@
+"""The named places inside a forward pass where a value can be captured or edited."""
+
+from collections.abc import Callable, Iterable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
+
+from jaxformer.config import Compute, Config
+
+SITES = (
+    "embed", "pos_embed",
+    "resid_pre", "attn_scale", "q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "head_out", "attn_out",
+    "resid_mid", "mlp_scale", "pre", "pre_linear", "post", "mlp_out", "resid_post",
+    "final_scale", "final", "logits",
+)  # fmt: skip
+"""Every site, in the order in which a forward pass reaches it; the names are TransformerLens's."""
+
+WHOLE = frozenset({"embed", "pos_embed", "final_scale", "final", "logits"})
+"""The sites that belong to no layer."""
+
+
+class Site(str):
+    """A site's name, as an edit receives it: comparing it with a name that is no site is an error.
+
+    So that a misspelt edit, `if site == "patern"`, fails while tracing instead of doing nothing.
+    """
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str) and not isinstance(other, Site) and str(other) not in _KNOWN:
+            raise ValueError(f"unknown site {other!r}; the sites are {', '.join(SITES)}")
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+_KNOWN = frozenset(SITES)
+
+Layer = Int[Array, ""] | None
+"""A traced layer index; None at a site that belongs to no layer."""
+Edit = Callable[[Site, Layer, Array], Array]
+"""Maps (site, layer, value) to the value that the forward pass goes on with."""
+
+
+def keep(site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """The edit that changes nothing."""
+    del site, layer
+    return value
+
+
+def shown(config: Config, compute: Compute | None = None) -> tuple[str, ...]:
+    """The sites that a forward pass of this Config reaches, in order.
+
+    >>> shown(Config(n_layers=1, d_model=8, n_heads=1, d_head=8, d_mlp=0, n_vocab=5))[-3:]
+    ('resid_post', 'final', 'logits')
+    """
+    hidden: set[str] = set()
+    if config.position not in ("learned", "sinusoidal"):
+        hidden |= {"pos_embed"}
+    if config.position != "rotary":
+        hidden |= {"rot_q", "rot_k"}
+    if config.norm == "none":
+        hidden |= {"attn_scale", "mlp_scale", "final_scale"}
+    if not config.d_mlp:
+        hidden |= {"resid_mid", "mlp_scale", "pre", "pre_linear", "post", "mlp_out"}
+    if not config.gated:
+        hidden |= {"pre_linear"}
+    if config.parallel:
+        hidden |= {"resid_mid"}
+    if compute is not None and compute.kernel == "fused":
+        hidden |= {"scores", "pattern"}
+    return tuple(site for site in SITES if site not in hidden)
+
+
+def check_capture(capture: Iterable[str], config: Config, compute: Compute) -> None:
+    """Refuse a site that this forward pass does not show.
+
+    Raises:
+        ValueError: an unknown site, or one that the Config or the kernel lacks.
+    """
+    if isinstance(capture, str):
+        raise ValueError(f"capture={capture!r} is one string; give a tuple of sites: ({capture!r},)")
+    seen = shown(config, compute)
+    for site in capture:
+        if site not in _KNOWN:
+            raise ValueError(f"unknown site {site!r}; this model shows {', '.join(seen)}")
+        if site not in shown(config):
+            raise ValueError(f"this Config has no site {site!r}; it shows {', '.join(seen)}")
+        if site not in seen:
+            raise ValueError(
+                f"kernel={compute.kernel!r} never forms {site!r}; capture it with Compute(kernel='einsum')"
+            )
+
+
+class Tap:
+    """What the rooms of the model call at each site: edits the value, and keeps it if it was asked for.
+
+    A Tap lives while one layer is traced and is thrown away; `captured` leaves it as a plain output.
+    """
+
+    def __init__(self, capture: Iterable[str] = (), edit: Edit = keep, layer: Layer = None):
+        self.capture, self.edit, self.layer = frozenset(capture), edit, layer
+        self.captured: dict[str, Array] = {}
+
+    def __call__(self, site: str, value: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:
+        """The value to go on with.
+
+        Raises:
+            ValueError: the edit returned another shape, or a dtype that the site's cannot hold.
+        """
+        value = self.edited(site, value)
+        if site in self.capture:
+            self.captured[site] = value
+        return value
+
+    def edited(self, site: str, value: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:
+        """The edit's value in the site's dtype; the very same object if the edit changed nothing."""
+        edited = self.edit(Site(site), self.layer, value)
+        if edited is value:
+            return value
+        edited = jnp.asarray(edited)
+        if edited.shape != value.shape:
+            raise ValueError(
+                f"the edit returned shape {edited.shape} at site {site!r}, which holds {value.shape}"
+            )
+        if jnp.issubdtype(edited.dtype, jnp.complexfloating):
+            raise ValueError(f"the edit returned {edited.dtype} at site {site!r}, which holds {value.dtype}")
+        return edited.astype(value.dtype)
+
+    def refuse(self, site: str, value: Shaped[Array, "..."], why: str) -> None:
+        """Show a stand-in at a site that cannot be shown, to find an edit that would act there.
+
+        Raises:
+            ValueError: the edit returned anything but the value it was given.
+        """
+        if self.edit(Site(site), self.layer, value) is not value:
+            raise ValueError(f"the edit acts on {site!r}, {why}")

@@ -1,0 +1,5 @@
+"""Train a model from one command: `python -m train`.
+
+Reading order: `presets` (what to train), `corpora` and `batches` (on what), `optimizer` and `step`
+(how), `loop` (until when), `report` and `sample` (what came of it).
+"""
