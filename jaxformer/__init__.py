@@ -13,3 +13,55 @@ The dimension key, the same letters in every einsum and every annotation:
     d  model (residual stream)           f  MLP neuron
     c  position-table row                v  vocabulary
 """
+
+from jaxformer.checkpoint import load, save
+from jaxformer.config import Compute, Config
+from jaxformer.sites import SITES, Edit, keep, shown
+from jaxformer.stream import query, update
+from jaxformer.tokenizer import Bytes, Characters, Tokenizer
+from jaxformer.transformer import (
+    Block,
+    Cache,
+    Output,
+    Params,
+    abstract,
+    block,
+    count,
+    embed,
+    empty_cache,
+    forward,
+    init,
+    partition,
+    specs,
+    unembed,
+)
+
+__all__ = [
+    "SITES",
+    "Block",
+    "Bytes",
+    "Cache",
+    "Characters",
+    "Compute",
+    "Config",
+    "Edit",
+    "Output",
+    "Params",
+    "Tokenizer",
+    "abstract",
+    "block",
+    "count",
+    "embed",
+    "empty_cache",
+    "forward",
+    "init",
+    "keep",
+    "load",
+    "partition",
+    "query",
+    "save",
+    "shown",
+    "specs",
+    "unembed",
+    "update",
+]

@@ -15,7 +15,7 @@ from jaxformer.config import Compute, Config
 from jaxformer.position import rotary
 from jaxformer.sites import Tap
 from jaxformer.spec import constant, matrix, write_gain
-from jaxformer.stream import query
+from jaxformer.stream import query, wide
 
 
 class Attention(NamedTuple):
@@ -81,7 +81,7 @@ def attend(
     if past is not None:
         past = remember(past, k, v, positions[0])
         k, v = past.k, past.v
-    visible = jnp.arange(len(k)) <= positions[:, None]
+    visible = jnp.arange(len(k), dtype=jnp.int32) <= positions[:, None]
     mix = KERNELS[compute.kernel]
     z = tap("z", mix(config, q, k, v, visible, tap))
     return _biased(write_heads(z, attention.W_O, tap), attention.b_O), past
@@ -109,9 +109,8 @@ def mix_einsum(
     """softmax(q·k · scale) · v for each head, written out; the softmax in float32 or wider."""
     t, n, _ = q.shape
     s, groups, _ = k.shape
-    wide = jnp.promote_types(q.dtype, jnp.float32)
     grouped = q.reshape(t, groups, n // groups, -1)
-    products = jnp.einsum("tkgh,skh->kgts", grouped, k, preferred_element_type=wide)
+    products = jnp.einsum("tkgh,skh->kgts", grouped, k, preferred_element_type=wide(q.dtype))
     scores = products.reshape(n, t, s) * config.score_scale
     scores = tap("scores", jnp.where(visible, scores, -jnp.inf))
     pattern = tap("pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
@@ -127,7 +126,13 @@ def mix_fused(
     visible: Bool[Array, "t s"],
     tap: Tap,
 ) -> Float[Array, "t n h"]:
-    """The same by `jax.nn.dot_product_attention`, which keeps scores and pattern to itself."""
+    """The same by `jax.nn.dot_product_attention`, which keeps scores and pattern to itself.
+
+    Raises:
+        ValueError: float64, which it would round to float32; an edit of the scores or the pattern.
+    """
+    if q.dtype == jnp.float64:
+        raise ValueError('kernel="fused" rounds float64 to float32; use Compute(kernel="einsum")')
     unseen = jnp.zeros((q.shape[1], q.shape[0], k.shape[0]), q.dtype)
     for site in ("scores", "pattern"):
         tap.refuse(site, unseen, 'which kernel="fused" never forms; use Compute(kernel="einsum")')

@@ -189,12 +189,12 @@ class Compute:
 
 def _check_types(record: Any) -> None:
     """Hold each field to its annotation, which is a type, a Literal or a union of those with None."""
-    for field in dataclasses.fields(record):
-        value, hint = getattr(record, field.name), field.type
+    for name, hint in typing.get_type_hints(type(record)).items():
+        value = getattr(record, name)
         union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
         options = typing.get_args(hint) if union else (hint,)
         if not any(_matches(value, option) for option in options):
-            raise ValueError(f"{field.name}={value!r} must be {' or '.join(map(_say, options))}")
+            raise ValueError(f"{name}={value!r} must be {' or '.join(map(_say, options))}")
 
 
 def _matches(value: object, option: Any) -> bool:

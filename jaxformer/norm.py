@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from jaxformer.config import Config
 from jaxformer.sites import Tap
 from jaxformer.spec import constant
+from jaxformer.stream import wide
 
 
 class Norm(NamedTuple):
@@ -38,13 +39,13 @@ def normalize(
     """
     if norm is None:
         return state
-    wide = jnp.promote_types(state.dtype, jnp.float32)
-    centred = CENTRES[config.norm](state.astype(wide))
+    dtype = wide(state.dtype)
+    centred = CENTRES[config.norm](state.astype(dtype))
     mean_square = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     scale = tap(site, jnp.sqrt(mean_square + config.norm_epsilon))
-    normed = centred / scale * norm.w.astype(wide)
+    normed = centred / scale * norm.w.astype(dtype)
     if norm.b is not None:
-        normed = normed + norm.b.astype(wide)
+        normed = normed + norm.b.astype(dtype)
     return normed.astype(state.dtype)
 
 

@@ -1,5 +1,7 @@
 """The residual stream's two operations. All that a layer can do to a state is built from them."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -22,3 +24,12 @@ def update(state: Float[Array, "t d"], change: Float[Array, "t d"]) -> Float[Arr
     Array([[3., 3.]], dtype=float32)
     """
     return state + change
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype for what rounds badly when it is narrow (norms, softmax, logits): float32, or the wider one.
+
+    >>> wide(jnp.bfloat16), wide(jnp.float64)
+    (dtype('float32'), dtype('float64'))
+    """
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)

@@ -1,7 +1,7 @@
 """Between text and token ids: characters and bytes."""
 
 import json
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -9,6 +9,7 @@ from jaxtyping import Int
 Tokens = Int[np.ndarray, " t"]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the project asks of a tokenizer."""
 

@@ -17,7 +17,7 @@ from jaxformer.mlp import MLP, feed_forward, mlp_spec
 from jaxformer.norm import Norm, norm_spec, normalize
 from jaxformer.position import position_embedding, position_spec
 from jaxformer.sites import WHOLE, Edit, Tap, check_capture, keep
-from jaxformer.stream import query, update
+from jaxformer.stream import query, update, wide
 
 
 class Block(NamedTuple):
@@ -95,7 +95,7 @@ def partition(config: Config, rules: Mapping[str, str | None]) -> Params:
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> partition(config, {"n": "tensor"}).blocks.attn.W_Q
-    PartitionSpec(None, None, 'tensor', None)
+    P(None, None, 'tensor', None)
     """
     letters: set[str] = set(config.sizes)
     if unknown := sorted(rules.keys() - letters):
@@ -218,9 +218,8 @@ def unembed(
 ) -> Float[Array, "t v"]:
     """One query per vocabulary entry, in float32 or wider."""
     final = tap("final", normalize(params.final_norm, config, state, tap, "final_scale"))
-    wide = jnp.promote_types(final.dtype, jnp.float32)
     directions = params.W_E.T if params.W_U is None else params.W_U
-    return tap("logits", query(final, directions).astype(wide))
+    return tap("logits", query(final, directions).astype(wide(final.dtype)))
 
 
 def _blocks(

@@ -1,0 +1,1 @@
+"""Timed runs of the model, beside honest peers: `python -m benchmarks`."""

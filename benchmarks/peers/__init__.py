@@ -1,0 +1,1 @@
+"""Other people's implementations of the same architectures, run with our weights."""

@@ -1,0 +1,80 @@
+"""Small models for the tests: a seed, a modern one, and hypothesis strategies over all Configs."""
+
+import dataclasses
+from typing import Any, get_args
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import Config, Params, init
+from jaxformer.config import ActivationKind, Bias, NormKind, Position
+
+SEED = Config(n_layers=2, d_model=8, n_heads=4, d_head=4, d_mlp=12, n_vocab=11)
+MODERN = dataclasses.replace(
+    SEED, n_kv_heads=2, position="rotary", norm="rms", activation="silu", gated=True, bias="qkv"
+)
+CLASSIC = dataclasses.replace(
+    SEED, position="learned", n_context=9, norm="layer", activation="gelu_tanh", bias="all", tied=True
+)
+PARALLEL = dataclasses.replace(
+    SEED, position="rotary", rotary_fraction=0.5, norm="layer", bias="all", parallel=True
+)
+ATTENTION_ONLY = dataclasses.replace(SEED, d_mlp=0, position="sinusoidal", attention_scale=1.0)
+
+NAMED = {
+    "seed": SEED,
+    "modern": MODERN,
+    "classic": CLASSIC,
+    "parallel": PARALLEL,
+    "attention_only": ATTENTION_ONLY,
+}
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """Any valid small Config; every choice is drawn."""
+    position = draw(st.sampled_from(get_args(Position)))
+    n_kv_heads = draw(st.sampled_from([None, 1, 2]))
+    d_mlp = draw(st.sampled_from([0, 5, 7]))
+    choices: dict[str, Any] = {
+        "n_layers": draw(st.integers(0, 3)),
+        "d_model": draw(st.sampled_from([4, 6])),
+        "n_heads": draw(st.sampled_from([2, 4])),
+        "d_head": draw(st.sampled_from([4, 8])),
+        "d_mlp": d_mlp,
+        "n_vocab": 7,
+        "n_kv_heads": n_kv_heads,
+        "position": position,
+        "norm": draw(st.sampled_from(get_args(NormKind))),
+        "activation": draw(st.sampled_from(get_args(ActivationKind))),
+        "bias": draw(st.sampled_from(get_args(Bias))),
+        "tied": draw(st.booleans()),
+        "attention_scale": draw(st.sampled_from([None, 1.0, 0.3])),
+    }
+    if position == "learned":
+        choices["n_context"] = draw(st.integers(6, 9))
+    if position == "rotary":
+        choices["rotary_fraction"] = draw(st.sampled_from([0.5, 1.0]))
+        choices["rotary_base"] = draw(st.sampled_from([100.0, 10_000.0]))
+    if choices["norm"] != "none":
+        choices["norm_epsilon"] = draw(st.sampled_from([1e-5, 1e-2]))
+    if d_mlp:
+        choices["gated"], choices["parallel"] = draw(st.booleans()), draw(st.booleans())
+    return Config(**choices)
+
+
+def random_params(config: Config, seed: int = 0, dtype: Any = jnp.float32) -> Params:
+    """Parameters with no zeros or ones left in them, so that no bias or norm weight goes untested."""
+    params = init(config, jax.random.key(seed), dtype)
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    shaken = [leaf + jnp.asarray(0.2 * rng.standard_normal(leaf.shape), dtype) for leaf in leaves]
+    return jax.tree.unflatten(tree, shaken)
+
+
+def random_tokens(config: Config, length: int, seed: int = 0) -> jax.Array:
+    """One sequence of ids."""
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(0, config.n_vocab, length), jnp.int32)

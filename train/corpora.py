@@ -1,0 +1,148 @@
+"""Texts to train on: one that every Python brings along, one to download once, or any of your own."""
+
+import glob
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import platformdirs
+from jaxtyping import Int
+from rich.progress import wrap_file
+
+from jaxformer.checkpoint import replace_file
+from jaxformer.tokenizer import Bytes, Characters, Tokenizer
+
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+class Corpus(NamedTuple):
+    """A text as tokens: the first 90 % to train on, the rest held out."""
+
+    tokenizer: Tokenizer
+    train: Int[np.ndarray, " n"]
+    validation: Int[np.ndarray, " m"]
+    characters_per_token: float
+    """in the validation part; losses per token become losses per character by it"""
+    sha256: str
+
+
+def load_corpus(name: str, tokenizer: str, context: int) -> Corpus:
+    """The corpus of this name or path, tokenized and split by position.
+
+    Raises:
+        ValueError: it is empty, not UTF-8, or too short for windows of this context.
+        OSError: it cannot be read or downloaded.
+    """
+    text = NAMED[name]() if name in NAMED else read_path(name)
+    if not text:
+        raise ValueError(f"the corpus {name!r} is empty; give it some text")
+    cut = len(text) * 9 // 10
+    made = Characters.of(text) if tokenizer == "characters" else Bytes()
+    train, validation = made.encode(text[:cut]), made.encode(text[cut:])
+    if len(train) <= context or len(validation) < 2:
+        raise ValueError(
+            f"the corpus {name!r} is too short: its first 90 % are {len(train)} tokens and the rest "
+            f"{len(validation)}; a context of {context} needs at least {context + 1} and 2. "
+            "Give more text or a smaller --context"
+        )
+    ratio = len(text[cut:]) / len(validation)
+    return Corpus(made, train, validation, ratio, hashlib.sha256(text.encode()).hexdigest())
+
+
+def python_docs() -> str:
+    """The English reference prose that ships inside CPython, topic by topic; about 0.5 MB.
+
+    The text differs a little from one Python version to the next.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise ValueError(
+            "this Python came without pydoc_data; choose another text: --corpus PATH"
+        ) from error
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def shakespeare() -> str:
+    """Tiny Shakespeare (karpathy/char-rnn), from the user's cache or downloaded into it.
+
+    Raises:
+        ValueError: the bytes are not the expected ones.
+        OSError: there is no network.
+    """
+    path = Path(platformdirs.user_cache_dir("jaxformer")) / "tinyshakespeare.txt"
+    if not path.is_file():
+        data = _download(SHAKESPEARE_URL, path)
+        _check_sha256(data, SHAKESPEARE_URL)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
+    data = path.read_bytes()
+    _check_sha256(data, str(path))
+    return data.decode()
+
+
+NAMED: dict[str, Callable[[], str]] = {"python-docs": python_docs, "shakespeare": shakespeare}
+
+
+def read_path(name: str) -> str:
+    """The text of a file, of all files in a folder, or of all that a glob finds, in sorted order.
+
+    Raises:
+        ValueError: nothing is there, or a file is not UTF-8.
+        OSError: a file cannot be read.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(
+            f
+            for f in path.rglob("*")
+            if f.is_file() and not any(part.startswith(".") for part in f.relative_to(path).parts)
+        )
+    elif path.exists():
+        files = [path]
+    else:
+        files = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
+    if not files:
+        raise ValueError(
+            f"no corpus {name!r}: it is no file, folder or glob with files in it, nor one of {', '.join(NAMED)}"
+        )
+    return "\n".join(_read_text(f) for f in files)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}; "
+            "convert it, for example with iconv -t utf-8"
+        ) from error
+
+
+def _download(url: str, path: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  a constant https URL
+            size = int(response.headers.get("Content-Length", 0))
+            with wrap_file(response, size, description="Downloading tiny Shakespeare") as body:
+                return body.read()
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise OSError(
+            f"could not download {url} ({error}); without a network, put the file at {path}, "
+            "or train on a text of your own: --corpus PATH"
+        ) from error
+
+
+def _check_sha256(data: bytes, source: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHAKESPEARE_SHA256:
+        raise ValueError(
+            f"{source} is not tiny Shakespeare: its SHA-256 is {found}, not {SHAKESPEARE_SHA256}; "
+            "remove the file and try again"
+        )
