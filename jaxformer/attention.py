@@ -107,15 +107,15 @@ def mix_einsum(
     tap: Tap,
 ) -> Float[Array, "t n h"]:
     """softmax(q·k · scale) · v for each head, written out; the softmax in float32 or wider."""
-    t, n, _ = q.shape
+    t, n, h = q.shape
     s, groups, _ = k.shape
-    grouped = q.reshape(t, groups, n // groups, -1)
+    grouped = q.reshape(t, groups, n // groups, h)
     products = jnp.einsum("tkgh,skh->kgts", grouped, k, preferred_element_type=wide(q.dtype))
     scores = products.reshape(n, t, s) * config.score_scale
     scores = tap("scores", jnp.where(visible, scores, -jnp.inf))
     pattern = tap("pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
     shares = pattern.reshape(groups, n // groups, t, s)
-    return jnp.einsum("kgts,skh->tkgh", shares, v).reshape(t, n, -1)
+    return jnp.einsum("kgts,skh->tkgh", shares, v).reshape(t, n, h)
 
 
 def mix_fused(

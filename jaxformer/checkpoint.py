@@ -112,19 +112,20 @@ def _explained(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _read_params(folder: Path, named: Any, config: Config) -> Params:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_safetensors
+    from safetensors import SafetensorError, safe_open
 
     if not isinstance(named, dict) or not isinstance(named.get("file"), str):
         raise ValueError(f"{folder / 'model.json'} does not name its parameters' file")
     path = folder / Path(named["file"]).name
     if not path.is_file():
         raise ValueError(f"{path} is missing; model.json names it as the parameters' file")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != named.get("sha256"):
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != named.get("sha256"):
         raise ValueError(f"{path} is damaged: its bytes are not those that were saved; save the model again")
     try:
-        arrays = from_safetensors(data)
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from error
     return _fit(arrays, config, path)

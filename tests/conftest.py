@@ -1,8 +1,13 @@
-"""Settings of every test: strict dtype promotion, and one profile for hypothesis."""
+"""Settings of every test: strict dtype promotion, quick compilation, and one profile for hypothesis."""
 
-import hypothesis
-import jax
-import pytest
+import os
+
+# Tests compile thousands of tiny programs: LLVM's optimiser would cost more than it gains.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -10,7 +15,7 @@ hypothesis.settings.register_profile(
     "jaxformer",
     deadline=None,  # the first example of a shape compiles
     derandomize=True,  # the same examples on every machine
-    max_examples=40,
+    max_examples=30,
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # each shrinking step would compile
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
@@ -21,4 +26,11 @@ hypothesis.settings.load_profile("jaxformer")
 def x64():
     """64-bit JAX for one test, where a law is exact."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def standard_promotion():
+    """Where optax computes: it multiplies floats by integer step counts."""
+    with jax.numpy_dtype_promotion("standard"):
         yield

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import Config, Params, init
+from jaxformer import Config, Params, abstract
 from jaxformer.config import ActivationKind, Bias, NormKind, Position
 
 SEED = Config(n_layers=2, d_model=8, n_heads=4, d_head=4, d_mlp=12, n_vocab=11)
@@ -67,11 +67,12 @@ def configs(draw: st.DrawFn) -> Config:
 
 def random_params(config: Config, seed: int = 0, dtype: Any = jnp.float32) -> Params:
     """Parameters with no zeros or ones left in them, so that no bias or norm weight goes untested."""
-    params = init(config, jax.random.key(seed), dtype)
-    leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
-    shaken = [leaf + jnp.asarray(0.2 * rng.standard_normal(leaf.shape), dtype) for leaf in leaves]
-    return jax.tree.unflatten(tree, shaken)
+
+    def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(0.5 * rng.standard_normal(shape.shape) + 0.1, dtype)
+
+    return jax.tree.map(draw, abstract(config))
 
 
 def random_tokens(config: Config, length: int, seed: int = 0) -> jax.Array:

@@ -1,12 +1,14 @@
 """Three programs, one model: plain Python, `forward`, and flax.nnx, for every choice of Config."""
 
+import dataclasses
+import typing
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from benchmarks.peers import flax_nnx
 from jaxformer import Config, forward
@@ -63,7 +65,7 @@ def nnx_logits_and_gradients(config: Config, params, tokens, weights):
         logits = flax_nnx.nnx.merge(graph, state)(tokens[None])[0]
         return (logits * weights).sum(), logits
 
-    gradient, logits = jax.grad(weighted, has_aux=True)(state)
+    gradient, logits = jax.jit(jax.grad(weighted, has_aux=True))(state)
     return logits, flax_nnx.read(flax_nnx.nnx.merge(graph, gradient), config)
 
 
@@ -77,7 +79,7 @@ def check_nnx(config: Config, dtype, tolerance: float):
         logits = forward(params, config, tokens).logits
         return (logits * weights).sum(), logits
 
-    ours, logits = jax.grad(weighted, has_aux=True)(params)
+    ours, logits = jax.jit(jax.grad(weighted, has_aux=True))(params)
     with jax.numpy_dtype_promotion("standard"):
         theirs, gradients = nnx_logits_and_gradients(config, params, tokens, weights)
     scale = max(1.0, float(jnp.abs(logits).max()))
@@ -90,10 +92,31 @@ def check_nnx(config: Config, dtype, tolerance: float):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * steepest, err_msg=str(path))
 
 
-@given(config=configs().filter(lambda config: config.n_layers > 0))
-def test_forward_and_its_gradient_equal_flax_nnx_in_float64(config: Config):
+REST = {
+    "gelu": dataclasses.replace(SEED, n_layers=1, activation="gelu", norm="rms", position="sinusoidal"),
+    "squared": dataclasses.replace(SEED, n_layers=1, activation="relu_squared", gated=True, norm="layer", bias="qkv"),
+    "multi_query": dataclasses.replace(SEED, n_layers=1, n_kv_heads=1, attention_scale=0.3, tied=True, bias="all"),
+}
+"""With NAMED, every value of every choice."""
+
+
+@pytest.mark.parametrize("name", [*NAMED, *REST])
+def test_forward_and_its_gradient_equal_flax_nnx_in_float64(name: str, x64):
+    check_nnx((NAMED | REST)[name], jnp.float64, 1e-10)
+
+
+@settings(max_examples=6)
+@given(config=configs().map(lambda config: dataclasses.replace(config, n_layers=1)))
+def test_any_forward_and_its_gradient_equal_flax_nnx_in_float64(config: Config):
     with jax.enable_x64(True):
         check_nnx(config, jnp.float64, 1e-10)
+
+
+def test_named_and_rest_hold_every_value_of_every_choice():
+    models = [*NAMED.values(), *REST.values()]
+    for field, hint in typing.get_type_hints(Config).items():
+        for value in typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ():
+            assert any(getattr(model, field) == value for model in models), f"{field}={value}"
 
 
 @pytest.mark.parametrize("name", NAMED)

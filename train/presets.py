@@ -55,12 +55,12 @@ class AdamW:
     """largest global norm of a gradient"""
 
     def __post_init__(self) -> None:
-        _bounded(self, "learning_rate", above=0)
-        _bounded(self, "clip", above=0)
-        _bounded(self, "warmup", least=0)
-        _bounded(self, "weight_decay", least=0)
+        _bounded(self, "learning_rate", above=0.0)
+        _bounded(self, "clip", above=0.0)
+        _bounded(self, "warmup", least=0.0)
+        _bounded(self, "weight_decay", least=0.0)
         for name in ("last_share", "beta1", "beta2"):
-            _bounded(self, name, least=0, most=1)
+            _bounded(self, name, least=0.0, most=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "steps", "chunk", "validate_every"):
-            _bounded(self, name, least=1)
+            _bounded(self, name, least=1.0)
         if self.validate_every % self.chunk:
             raise ValueError(
                 f"validate_every={self.validate_every} is not a multiple of chunk={self.chunk}; "

@@ -82,7 +82,7 @@ class Metrics:
         self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
         replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
-    def write(self, **line: float) -> None:
+    def write(self, **line: int | float) -> None:
         """Add a line; it is on its way to the disk when this returns."""
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:

@@ -16,9 +16,9 @@ from train.batches import draw_batch
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run needs to go on: batches follow from the step."""
+    """All that a run needs to go on: batches follow from the step, an int32 scalar."""
 
-    step: Int[Array, ""]
+    step: Any  # arrays, or whatever a tree.map puts in their places
     params: Params
     optimizer: Any
 

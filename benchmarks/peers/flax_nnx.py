@@ -42,6 +42,7 @@ class NNXBlock(nnx.Module):
             attention_fn=self.attention,
             param_dtype=dtype,
             decode=False,
+            keep_rngs=False,
             rngs=rngs,
         )
         def linear(reads: int, writes: int, there: int) -> nnx.Linear | None:
@@ -139,7 +140,8 @@ def sinusoids(length: int, d_model: int) -> Float[Array, "t d"]:
 
 def build(config: Config, params: Params) -> NNXTransformer:
     """An nnx model with our weights in it."""
-    model = NNXTransformer(config, params.W_E.dtype)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: NNXTransformer(config, params.W_E.dtype)))
+    model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
 
     def put(variables: Any, array: Array) -> None:
         layered = isinstance(variables, list)

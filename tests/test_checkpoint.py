@@ -1,0 +1,158 @@
+"""A model on disk: the old one or the new one, never half, never another."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxformer import Bytes, Characters, load, save
+from tests.models import CLASSIC, MODERN, NAMED, SEED, random_params
+
+
+def same(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", NAMED)
+def test_load_gives_back_what_was_saved_bit_for_bit(tmp_path: Path, name: str, dtype):
+    params = random_params(NAMED[name], dtype=dtype)
+    save(tmp_path / "a" / "model", NAMED[name], params, Characters.of("abc"))
+    config, loaded, tokenizer = load(tmp_path / "a" / "model")
+    assert config == NAMED[name]
+    assert tokenizer is not None
+    assert tokenizer.decode(np.array([2, 0])) == "ca"
+    assert loaded.W_E.dtype == dtype
+    same(loaded, params)
+
+
+def test_float64_needs_64_bit_jax(tmp_path: Path):
+    with jax.enable_x64(True):
+        save(tmp_path, SEED, random_params(SEED, dtype=jnp.float64))
+        assert load(tmp_path)[1].W_E.dtype == jnp.float64
+    with pytest.raises(ValueError, match="as float64; call jax.config.update"):
+        load(tmp_path)
+
+
+class Crash(BaseException):
+    """The machine stops here."""
+
+
+@pytest.mark.parametrize("moment", range(8))
+@pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
+def test_a_crash_at_any_moment_leaves_the_old_or_the_new_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, moment: int
+):
+    old, new = random_params(SEED, 0), random_params(MODERN, 1)
+    save(tmp_path, SEED, old, Bytes())
+    left = [moment]
+    owner = os if call == "fsync" else Path
+    real = getattr(owner, call)
+
+    def crash(*args, **options):
+        if left[0] == 0:
+            raise Crash
+        left[0] -= 1
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, call, crash)
+        try:
+            save(tmp_path, MODERN, new, Bytes())
+        except Crash:
+            crashed = True
+        else:
+            crashed = False
+    config, params, _ = load(tmp_path)
+    assert crashed or config == MODERN
+    same(params, old if config == SEED else new)
+    save(tmp_path, CLASSIC, random_params(CLASSIC))  # and the next save clears what was left
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors"]
+
+
+def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, SEED, random_params(SEED))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, MODERN, random_params(MODERN))
+    assert load(tmp_path)[0] == SEED
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("saved")
+    save(folder, SEED, random_params(SEED), Characters.of("abcdefghijk"))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_a_damaged_file_is_a_clear_error_or_the_right_model(saved, tmp_path: Path, data):
+    name = data.draw(st.sampled_from(sorted(saved)))
+    content = saved[name]
+    place = data.draw(st.integers(0, len(content) - 1))
+    cut = data.draw(st.booleans())
+    flipped = bytes([content[place] ^ (1 << data.draw(st.integers(0, 7)))])
+    damaged = content[:place] if cut else content[:place] + flipped + content[place + 1 :]
+    for file, original in saved.items():
+        (tmp_path / file).write_bytes(damaged if file == name else original)
+    try:
+        config, params, _ = load(tmp_path)
+    except (ValueError, FileNotFoundError) as error:
+        assert str(tmp_path) in str(error)
+    else:  # a flip inside the JSON can leave another valid Config or alphabet
+        assert name == "model.json"
+        assert params.W_E.shape == (config.n_vocab, config.d_model)
+        same(params, random_params(SEED))
+
+
+def edit_json(folder: Path, change) -> None:
+    path = folder / "model.json"
+    model = json.loads(path.read_text())
+    change(model)
+    path.write_text(json.dumps(model))
+
+
+FOREIGN = {
+    "another format": (lambda m: m.update(format="other"), 'lacks "format": "jaxformer-1"'),
+    "no config": (lambda m: m.pop("config"), "lacks 'config'"),
+    "unknown field": (lambda m: m["config"].update(n_experts=8), "unknown Config field 'n_experts'"),
+    "wrong config": (lambda m: m["config"].update(d_mlp=13), r"holds blocks.mlp.W_in of shape \(2, 8, 12\); the Config asks for \(2, 8, 13\)"),
+    "missing array": (lambda m: m["config"].update(gated=True), "lacks blocks.mlp.W_gate"),
+    "extra array": (lambda m: m["config"].update(tied=True), "holds W_U, which the Config does not have"),
+    "lost file": (lambda m: m["parameters"].update(file="params-0.safetensors"), "params-0.safetensors is missing"),
+    "a path": (lambda m: m["parameters"].update(file="../../etc/passwd"), "passwd is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_foreign_model_is_a_clear_error(tmp_path: Path, what: str):
+    change, sentence = FOREIGN[what]
+    save(tmp_path, SEED, random_params(SEED))
+    edit_json(tmp_path, change)
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path)
+
+
+def test_a_folder_without_a_model_is_a_clear_error(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="holds no model: there is no model.json in it"):
+        load(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_an_oserror(tmp_path: Path):
+    with pytest.raises(NotADirectoryError):
+        (tmp_path / "file").write_text("")
+        save(tmp_path / "file" / "model", SEED, random_params(SEED))

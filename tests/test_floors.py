@@ -1,0 +1,109 @@
+"""The house: imports go only downward, and `import jaxformer` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS = [
+    ("jaxformer.config", "jaxformer.reference"),
+    ("jaxformer.spec", "jaxformer.sites"),
+    ("jaxformer.stream",),
+    ("jaxformer.norm", "jaxformer.position", "jaxformer.mlp"),
+    ("jaxformer.attention",),
+    ("jaxformer.transformer",),
+    ("jaxformer.tokenizer",),
+    ("jaxformer.checkpoint",),
+    ("jaxformer",),
+    ("train", "benchmarks"),
+    ("tests",),
+]
+"""From the ground up. A module imports from floors below its own; train, benchmarks and tests also from
+within themselves. The name of a package stands for all its modules that no other line names."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def files() -> list[Path]:
+    return [f for top in ("jaxformer", "train", "benchmarks", "tests") for f in (ROOT / top).rglob("*.py")]
+
+
+MODULES = {module_name(path): path for path in files()}
+
+
+def floor(module: str) -> int:
+    for height, names in enumerate(FLOORS):
+        if module in names:
+            return height
+    top = module.split(".")[0]
+    assert top != "jaxformer", f"{module} has no floor; give it one in FLOORS"
+    return next(height for height, names in enumerate(FLOORS) if top in names)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in whole}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_only_downward(module: str):
+    top = module.split(".")[0]
+    for other in imports(MODULES[module]) & MODULES.keys():
+        same_house = top != "jaxformer" and other.split(".")[0] == top
+        assert same_house or floor(other) < floor(module), f"{module} imports {other}, which is not below it"
+
+
+def test_the_reference_imports_only_math():
+    assert imports(ROOT / "jaxformer/reference.py") == {"math"}
+
+
+def test_the_model_imports_only_what_a_model_needs():
+    allowed = {"jax", "jaxtyping", "numpy", "safetensors", "jaxformer", *sys.stdlib_module_names}
+    for module, path in MODULES.items():
+        if module.split(".")[0] == "jaxformer":
+            assert {name.split(".")[0] for name in imports(path)} <= allowed, module
+
+
+def test_importing_jaxformer_brings_in_no_training_library():
+    heavy = ("flax", "optax", "orbax", "matplotlib", "rich", "tyro", "safetensors", "train", "benchmarks")
+    code = f"import sys, jaxformer; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("tests")])
+def test_rooms_stay_small_enough_to_read(module: str):
+    text = MODULES[module].read_text()
+    assert text.count("\n") <= 330, "more than one idea in one room?"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            prose = len((ast.get_docstring(node) or "").splitlines())
+            assert lines - prose <= 50, f"{node.name} is {lines} lines long"
+
+
+def test_no_postponed_annotations():
+    """They would switch the shape checks off for dataclasses."""
+    for path in files():
+        assert "from __future__ import " + "annotations" not in path.read_text()
+
+
+def test_the_top_level_is_the_design_s():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    top = {line.split("/")[0] for line in tracked.stdout.split()}
+    house = {"pyproject.toml", "README.md", "LICENSE", "jaxformer", "train", "tests", "benchmarks"}
+    assert {name for name in top if not name.startswith(".")} <= house

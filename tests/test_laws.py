@@ -1,0 +1,211 @@
+"""What must hold of every model, whatever its weights."""
+
+import dataclasses
+import inspect
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Compute, empty_cache, forward, shown
+from jaxformer.sites import WHOLE
+from tests.models import ATTENTION_ONLY, CLASSIC, MODERN, NAMED, SEED, random_params, random_tokens
+
+every_model = pytest.mark.parametrize("name", NAMED)
+LENGTH = 7
+
+
+def model(name: str, dtype=jnp.float32):
+    config = NAMED[name]
+    return random_params(config, dtype=dtype), config, random_tokens(config, LENGTH)
+
+
+@every_model
+def test_later_tokens_cannot_change_earlier_logits(name: str, x64):
+    """By gradient: of each position's logits with respect to what every position adds to the stream."""
+    params, config, tokens = model(name, jnp.float64)
+
+    def logits(noise):
+        def add(site, layer, value):
+            return value + noise if site == "embed" else value
+
+        return forward(params, config, tokens, edit=add).logits.sum(axis=-1)
+
+    influence = jax.jacobian(logits)(jnp.zeros((LENGTH, config.d_model)))  # [t s d]
+    seen = np.abs(influence).max(axis=-1) > 0
+    np.testing.assert_array_equal(seen, np.tri(LENGTH, dtype=bool))
+
+
+@every_model
+def test_the_stream_is_the_embedding_plus_the_sum_of_its_updates(name: str, x64):
+    params, config, tokens = model(name, jnp.float64)
+    parts = [s for s in ("embed", "pos_embed", "attn_out", "mlp_out") if s in shown(config)]
+    found = forward(params, config, tokens, capture=(*parts, "resid_post")).activations
+    total = sum(found[part] if part in WHOLE else found[part].sum(axis=0) for part in parts)
+    np.testing.assert_allclose(found["resid_post"][-1], total, rtol=0, atol=1e-12)
+
+
+@every_model
+def test_heads_add(name: str, x64):
+    params, config, tokens = model(name, jnp.float64)
+    found = forward(params, config, tokens, capture=("head_out", "attn_out")).activations
+    total = found["head_out"].sum(axis=2)
+    if params.blocks.attn.b_O is not None:
+        total += params.blocks.attn.b_O[:, None]
+    np.testing.assert_allclose(found["attn_out"], total, rtol=0, atol=1e-12)
+
+
+def test_without_positions_one_layer_is_blind_to_the_order_of_earlier_tokens(x64):
+    config = dataclasses.replace(SEED, n_layers=1)
+    params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
+    shuffled = jnp.concatenate([tokens[jnp.array([3, 0, 5, 1, 4, 2])], tokens[-1:]])
+    assert not np.array_equal(tokens, shuffled)
+    one, other = (forward(params, config, order).logits[-1] for order in (tokens, shuffled))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+    two_layers = dataclasses.replace(SEED, n_layers=2)  # the law is one layer's only
+    params = random_params(two_layers, dtype=jnp.float64)
+    one, other = (forward(params, two_layers, order).logits[-1] for order in (tokens, shuffled))
+    assert np.abs(one - other).max() > 1e-3
+
+
+@every_model
+@pytest.mark.parametrize("split", [(1,) * 7, (3, 4)])
+def test_cached_equals_uncached(name: str, split: tuple[int, ...], x64):
+    params, config, tokens = model(name, jnp.float64)
+    step = jax.jit(forward)
+    cache, logits = empty_cache(config, LENGTH + 2, jnp.float64), []
+    for start, size in zip(np.cumsum((0, *split)), split, strict=False):
+        out = step(params, config, tokens[start : start + size], cache)
+        cache = out.cache
+        logits.append(out.logits)
+    assert cache is not None
+    assert int(cache.length) == LENGTH
+    whole = forward(params, config, tokens).logits
+    np.testing.assert_allclose(np.concatenate(logits), whole, rtol=0, atol=1e-12)
+
+
+def test_more_tokens_than_the_cache_has_room_for_give_nan():
+    params, config, tokens = model("modern")
+    full = forward(params, config, tokens, empty_cache(config, LENGTH)).cache
+    assert np.isnan(jax.jit(forward)(params, config, tokens[:1], full).logits).all()
+
+
+@every_model
+def test_a_batch_is_each_of_its_sequences_alone(name: str, x64):
+    params, config, _ = model(name, jnp.float64)
+    batch = jnp.stack([random_tokens(config, LENGTH, seed) for seed in range(3)])
+    together = jax.vmap(forward, in_axes=(None, None, 0))(params, config, batch).logits
+    for logits, tokens in zip(together, batch, strict=True):
+        np.testing.assert_allclose(logits, forward(params, config, tokens).logits, rtol=0, atol=1e-12)
+
+
+COMPUTES = {
+    "unrolled": Compute(unroll=2),
+    "fused": Compute(kernel="fused"),
+    "remat_block": Compute(remat="block"),
+    "remat_dots": Compute(remat="dots"),
+}
+
+
+def loss_and_gradient(name: str, compute: Compute):
+    params, config, tokens = model(name)
+
+    @jax.jit
+    def run(params):
+        logits = forward(params, config, tokens, compute=compute).logits
+        return jnp.square(logits).mean(), logits
+
+    (_, logits), gradient = jax.value_and_grad(run, has_aux=True)(params)
+    return logits, gradient
+
+
+plain = lru_cache(lambda name: loss_and_gradient(name, Compute()))
+
+
+@every_model
+@pytest.mark.parametrize("how", COMPUTES)
+def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
+    logits, gradient = plain(name)
+    other, other_gradient = loss_and_gradient(name, COMPUTES[how])
+    np.testing.assert_allclose(other, logits, rtol=1e-5, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other_gradient, gradient)
+
+
+@every_model
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.005)])
+def test_narrow_dtypes_agree_within_their_rounding(name: str, dtype: str, tolerance: float):
+    params, config, tokens = model(name)
+    wide, _ = plain(name)
+    narrow = forward(params, config, tokens, compute=Compute(dtype=dtype)).logits  # pyright: ignore[reportArgumentType]
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, wide, rtol=0, atol=tolerance * float(jnp.abs(wide).max()))
+
+
+def test_compiled_once_for_many_calls():
+    params, config, tokens = model("modern")
+    traces = []
+
+    @jax.jit
+    def step(params, token, cache):
+        traces.append(token)
+        return forward(params, config, token, cache).cache
+
+    cache = empty_cache(config, LENGTH)
+    for token in tokens:
+        cache = step(params, token[None], cache)
+    assert len(traces) == 1
+
+
+def test_an_attention_only_model_has_no_mlp():
+    params = random_params(ATTENTION_ONLY)
+    assert params.blocks.mlp is None
+    assert "mlp_out" not in shown(ATTENTION_ONLY)
+
+
+@pytest.mark.parametrize("token", [-1, 11, 2**31 - 1])
+def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int):
+    params, config, tokens = model("seed")
+    tokens = tokens.at[3].set(token)
+    with pytest.raises(ValueError, match=rf"token {token} at position 3 is outside the vocabulary of 11"):
+        forward(params, config, tokens)
+    logits = jax.jit(forward)(params, config, tokens).logits
+    assert np.isnan(logits[3:]).all()
+
+
+def test_a_position_outside_the_table_is_refused_or_gives_nan():
+    params = random_params(CLASSIC)
+    tokens = random_tokens(CLASSIC, 10)
+    with pytest.raises(ValueError, match="10 tokens are too many: the position table holds n_context=9"):
+        forward(params, CLASSIC, tokens)
+    first = forward(params, CLASSIC, tokens[:6], empty_cache(CLASSIC, 12))
+    later = forward(params, CLASSIC, tokens[6:], first.cache).logits
+    assert np.isnan(later[3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        (np.zeros((2, 3), np.int32), r"one sequence, not tokens of shape \(2, 3\).*jax.vmap"),
+        (np.zeros(3, np.float32), "tokens are float32; they must be integers"),
+    ],
+)
+def test_tokens_of_another_kind_are_refused(tokens, sentence: str):
+    door = inspect.unwrap(forward)  # without the tests' own shape checks, as users have it
+    with pytest.raises(ValueError, match=sentence):
+        door(random_params(SEED), SEED, tokens)
+
+
+def test_parameters_of_another_architecture_are_refused():
+    tokens = random_tokens(SEED, 3)
+    with pytest.raises(ValueError, match=r"blocks.attn.W_Q of shape \(2, 8, 4, 4\), the parameters have \(2, 8, 2, 4\)"):
+        forward(random_params(dataclasses.replace(SEED, n_heads=2)), SEED, tokens)
+    with pytest.raises(ValueError, match="the parameters have blocks.attn.b_Q, this Config does not"):
+        forward(random_params(dataclasses.replace(SEED, bias="qkv")), SEED, tokens)
+    with pytest.raises(ValueError, match="blocks.mlp.W_gate of shape .*, the parameters have None"):
+        forward(random_params(SEED), dataclasses.replace(SEED, gated=True), tokens)
+
+
+def test_an_empty_sequence_has_no_logits():
+    assert forward(random_params(MODERN), MODERN, jnp.zeros(0, jnp.int32)).logits.shape == (0, 11)

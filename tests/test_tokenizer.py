@@ -1,0 +1,56 @@
+"""Tokenizers: what goes in comes out, and what cannot go in is named."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer import Bytes, Characters
+from jaxformer.tokenizer import Tokenizer, from_json
+
+texts = st.text(min_size=1, max_size=40)
+
+
+@given(text=texts)
+def test_decode_undoes_encode(text: str):
+    for tokenizer in (Characters.of(text), Bytes() if text.isascii() else Characters.of(text)):
+        assert isinstance(tokenizer, Tokenizer)
+        tokens = tokenizer.encode(text)
+        assert ((tokens >= 0) & (tokens < tokenizer.n_vocab)).all()
+        assert tokenizer.decode(tokens) == text
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_bytes_take_any_text(text: str):
+    assert Bytes().decode(Bytes().encode(text)) == text
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_json_round_trip(text: str):
+    for tokenizer in (Characters.of(text), Bytes()):
+        again = from_json(tokenizer.to_json())
+        np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
+
+
+def test_an_unknown_character_is_named_with_its_place():
+    with pytest.raises(ValueError, match="the character 'x' at position 2 is not in the alphabet of 3: 'abn'"):
+        Characters.of("banana").encode("baxa")
+
+
+@pytest.mark.parametrize("tokens", [[3], [-1]])
+def test_an_id_outside_the_vocabulary_is_refused(tokens: list[int]):
+    with pytest.raises(ValueError, match="outside the vocabulary of 3 entries"):
+        Characters.of("abc").decode(np.array(tokens))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "bpe"}', '{"kind": "characters"}', "null"])
+def test_json_of_no_tokenizer_is_refused(text: str):
+    with pytest.raises(ValueError, match="not a tokenizer of ours"):
+        from_json(text)
+
+
+def test_an_alphabet_has_each_character_once():
+    with pytest.raises(ValueError, match="each once"):
+        Characters("aba")
+    with pytest.raises(ValueError, match="the text is empty"):
+        Characters.of("")
