@@ -39,15 +39,21 @@ def measure(names: list[str], dtype: Any, repeats: int) -> Iterator[dict[str, An
     for name in names:
         config, batch, context = SIZES[name]
         params = init(config, jax.random.key(0))
-        tokens = jax.random.randint(jax.random.key(1), (batch, context), 0, config.n_vocab, jnp.int32)
+        tokens = jax.random.randint(
+            jax.random.key(1), (batch, context), 0, config.n_vocab, jnp.int32
+        )
         compute = Compute(dtype=dtype)
 
         @jax.jit
-        def run(params: Any, tokens: Any, config: Config = config, compute: Compute = compute) -> Any:
+        def run(
+            params: Any, tokens: Any, config: Config = config, compute: Compute = compute
+        ) -> Any:
             one = lambda sequence: forward(params, config, sequence, compute=compute).logits  # noqa: E731
             return jax.vmap(one)(tokens)
 
-        timing = time_calls(lambda run=run, params=params, tokens=tokens: run(params, tokens), repeats=repeats)
+        timing = time_calls(
+            lambda run=run, params=params, tokens=tokens: run(params, tokens), repeats=repeats
+        )
         flops = batch * forward_flops(config, context)
         yield {
             "workload": "forward",

@@ -28,9 +28,7 @@ def matmul_rate(dtype: Any, sizes: tuple[int, ...] = (512, 1024, 2048), repeats:
     """The best median rate of square matrix products on this device, in FLOP/s."""
 
     def product(size: int) -> Any:
-        a, b = (
-            jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2)
-        )
+        a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
         multiply = jax.jit(jnp.matmul)
         return lambda: multiply(a, b)
 

@@ -28,7 +28,10 @@ FORMAT = "jaxformer-1"
 
 
 def save(
-    folder: str | os.PathLike[str], config: Config, params: Params, tokenizer: Tokenizer | None = None
+    folder: str | os.PathLike[str],
+    config: Config,
+    params: Params,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a model into a folder, in place of the one that may be there.
 
@@ -100,7 +103,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(model, dict) or model.get("format") != FORMAT:
         raise ValueError(f'{path} is not a model of ours: it lacks "format": "{FORMAT}"')
     if missing := {"config", "tokenizer", "parameters"} - model.keys():
-        raise ValueError(f"{path} lacks {sorted(missing)[0]!r}; it was changed after it was saved")
+        raise ValueError(f"{path} lacks {min(missing)!r}; it was changed after it was saved")
     return model
 
 
@@ -122,7 +125,9 @@ def _read_params(folder: Path, named: Any, config: Config) -> Params:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != named.get("sha256"):
-        raise ValueError(f"{path} is damaged: its bytes are not those that were saved; save the model again")
+        raise ValueError(
+            f"{path} is damaged: its bytes are not those that were saved; save the model again"
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
@@ -140,10 +145,12 @@ def _fit(arrays: dict[str, Any], config: Config, path: Path) -> Params:
         if array is None:
             raise ValueError(f"{path} lacks {name}, of shape {expected.shape}")
         if array.shape != expected.shape:
-            raise ValueError(f"{path} holds {name} of shape {array.shape}; the Config asks for {expected.shape}")
+            raise ValueError(
+                f"{path} holds {name} of shape {array.shape}; the Config asks for {expected.shape}"
+            )
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{path} holds {name} as {array.dtype}; parameters are floats")
-        if array.dtype == np.float64 and not jax.config.jax_enable_x64:
+        if array.dtype == np.float64 and jnp.result_type(float) != np.float64:
             raise ValueError(
                 f'{path} holds {name} as float64; call jax.config.update("jax_enable_x64", True) first'
             )
@@ -151,5 +158,5 @@ def _fit(arrays: dict[str, Any], config: Config, path: Path) -> Params:
 
     params = jax.tree_util.tree_map_with_path(take, abstract(config))
     if arrays:
-        raise ValueError(f"{path} holds {sorted(arrays)[0]}, which the Config does not have")
+        raise ValueError(f"{path} holds {min(arrays)}, which the Config does not have")
     return params

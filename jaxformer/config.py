@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 Position = Literal["none", "sinusoidal", "learned", "rotary"]
 NormKind = Literal["none", "layer", "rms"]
@@ -148,7 +149,9 @@ class Config:
             raise ValueError(f"a Config must be a JSON object, not {type(fields).__name__}")
         known = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(fields.keys() - known):
-            raise ValueError(f"unknown Config field {unknown[0]!r}; the fields are {', '.join(known)}")
+            raise ValueError(
+                f"unknown Config field {unknown[0]!r}; the fields are {', '.join(known)}"
+            )
         required = {name for name, f in known.items() if f.default is dataclasses.MISSING}
         if missing := sorted(required - fields.keys()):
             raise ValueError(f"the Config lacks {', '.join(missing)}; a model has no default sizes")
@@ -180,7 +183,7 @@ class Compute:
     def __post_init__(self) -> None:
         _check_types(self)
         _at_least(self, "unroll", 1)
-        if self.dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.dtype == "float64" and jax.dtypes.canonicalize_dtype(float) != np.float64:
             raise ValueError(
                 'dtype="float64" needs 64-bit JAX; '
                 'call jax.config.update("jax_enable_x64", True) first'
@@ -229,7 +232,9 @@ def _check_position(config: Config) -> None:
         )
     if config.position == "rotary":
         if not 0 < config.rotary_fraction <= 1:
-            raise ValueError(f"rotary_fraction={config.rotary_fraction} must be above 0 and at most 1")
+            raise ValueError(
+                f"rotary_fraction={config.rotary_fraction} must be above 0 and at most 1"
+            )
         if not 1 < config.rotary_base < math.inf:
             raise ValueError(f"rotary_base={config.rotary_base} must be above 1; 10000 is usual")
         if config.rotary_width < 2 or config.rotary_width % 2:
@@ -253,4 +258,6 @@ def _check_unread(config: Config) -> None:
     for name, (read, needed) in readers.items():
         value = getattr(config, name)
         if not read and value != defaults[name]:
-            raise ValueError(f"{name}={value!r} is read only with {needed}; leave it at {defaults[name]!r}")
+            raise ValueError(
+                f"{name}={value!r} is read only with {needed}; leave it at {defaults[name]!r}"
+            )

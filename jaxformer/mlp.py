@@ -56,7 +56,9 @@ def mlp_spec(config: Config) -> MLP | None:
     )
 
 
-def feed_forward(mlp: MLP, config: Config, state: Float[Array, "t d"], tap: Tap) -> Float[Array, "t d"]:
+def feed_forward(
+    mlp: MLP, config: Config, state: Float[Array, "t d"], tap: Tap
+) -> Float[Array, "t d"]:
     """One layer's update of each state: Σ_f φ(state·read_f) · write_f.
 
     A gated neuron reads twice and multiplies: φ(state·gate_f) · (state·read_f).

@@ -15,7 +15,7 @@ def position_spec(config: Config, std: float) -> Stand:
 
 
 def sinusoidal(positions: Int[Array, " t"], d_model: int) -> Float[Array, "t d"]:
-    """sin and cos of p/10000^(2i/d_model), in turn along the stream.
+    """Sin and cos of p/10000^(2i/d_model), in turn along the stream.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", §3.5.
 
@@ -28,9 +28,7 @@ def sinusoidal(positions: Int[Array, " t"], d_model: int) -> Float[Array, "t d"]
 
 def learned(positions: Int[Array, " t"], rows: Float[Array, "c d"]) -> Float[Array, "t d"]:
     """The table's rows at these positions; NaN past its end, where indexing would repeat the last row."""
-    return rows.at[positions].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
+    return rows.at[positions].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def rotary(

@@ -82,7 +82,9 @@ def check_capture(capture: Iterable[str], config: Config, compute: Compute) -> N
         ValueError: an unknown site, or one that the Config or the kernel lacks.
     """
     if isinstance(capture, str):
-        raise ValueError(f"capture={capture!r} is one string; give a tuple of sites: ({capture!r},)")
+        raise ValueError(
+            f"capture={capture!r} is one string; give a tuple of sites: ({capture!r},)"
+        )
     seen = shown(config, compute)
     for site in capture:
         if site not in _KNOWN:
@@ -127,7 +129,9 @@ class Tap:
                 f"the edit returned shape {edited.shape} at site {site!r}, which holds {value.shape}"
             )
         if jnp.issubdtype(edited.dtype, jnp.complexfloating):
-            raise ValueError(f"the edit returned {edited.dtype} at site {site!r}, which holds {value.dtype}")
+            raise ValueError(
+                f"the edit returned {edited.dtype} at site {site!r}, which holds {value.dtype}"
+            )
         return edited.astype(value.dtype)
 
     def refuse(self, site: str, value: Shaped[Array, "..."], why: str) -> None:

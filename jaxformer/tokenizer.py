@@ -40,7 +40,9 @@ class Characters:
 
     def __init__(self, alphabet: str):
         if not alphabet or len(set(alphabet)) != len(alphabet):
-            raise ValueError("an alphabet is one or more characters, each once; Characters.of(text) finds it")
+            raise ValueError(
+                "an alphabet is one or more characters, each once; Characters.of(text) finds it"
+            )
         self.alphabet = alphabet
         self._ids = {character: i for i, character in enumerate(alphabet)}
 

@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from jaxformer import spec
@@ -16,7 +16,7 @@ from jaxformer.config import Compute, Config
 from jaxformer.mlp import MLP, feed_forward, mlp_spec
 from jaxformer.norm import Norm, norm_spec, normalize
 from jaxformer.position import position_embedding, position_spec
-from jaxformer.sites import WHOLE, Edit, Tap, check_capture, keep
+from jaxformer.sites import Edit, Tap, check_capture, keep
 from jaxformer.stream import query, update, wide
 
 
@@ -180,9 +180,7 @@ def embed(
     params: Params, config: Config, tokens: Int[Array, " t"], positions: Int[Array, " t"], tap: Tap
 ) -> Float[Array, "t d"]:
     """Each token's first state: its row of the embedding, and what its position adds."""
-    rows = params.W_E.at[tokens].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
+    rows = params.W_E.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     state = tap("embed", rows)
     added = position_embedding(params.W_pos, config, positions)
     return state if added is None else update(state, tap("pos_embed", added.astype(state.dtype)))
@@ -236,9 +234,7 @@ def _blocks(
     def step(state: Array, layer: tuple[Array, Block, Past | None]) -> tuple[Array, Any]:
         index, params, past = layer
         tap = new_tap(index)
-        state, past = block(
-            params, config, state, positions, past, tap=tap, compute=compute
-        )
+        state, past = block(params, config, state, positions, past, tap=tap, compute=compute)
         return state, (tap.captured, past)
 
     past = None if cache is None else Past(cache.k, cache.v)
@@ -270,7 +266,9 @@ def _check_params(params: Params, config: Config) -> None:
                 "both must come from one model"
             )
     if given:
-        raise ValueError(f"the parameters have {spec.path_name(next(iter(given)))}, this Config does not")
+        raise ValueError(
+            f"the parameters have {spec.path_name(next(iter(given)))}, this Config does not"
+        )
 
 
 def _check_tokens(tokens: Array, config: Config, cache: Cache | None) -> None:
@@ -280,7 +278,9 @@ def _check_tokens(tokens: Array, config: Config, cache: Cache | None) -> None:
             "for a batch: jax.vmap(forward, in_axes=(None, None, 0))"
         )
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens are {tokens.dtype}; they must be integers, the ids of a tokenizer")
+        raise ValueError(
+            f"tokens are {tokens.dtype}; they must be integers, the ids of a tokenizer"
+        )
     room = {
         f"the position table holds n_context={config.n_context}": config.n_context,
         "the cache has room for fewer": None if cache is None else cache.k.shape[1],

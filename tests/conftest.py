@@ -3,11 +3,13 @@
 import os
 
 # Tests compile thousands of tiny programs: LLVM's optimiser would cost more than it gains.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+)
 
-import hypothesis  # noqa: E402
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import hypothesis
+import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -16,8 +18,14 @@ hypothesis.settings.register_profile(
     deadline=None,  # the first example of a shape compiles
     derandomize=True,  # the same examples on every machine
     max_examples=30,
-    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # each shrinking step would compile
-    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+    phases=[
+        hypothesis.Phase.explicit,
+        hypothesis.Phase.generate,
+    ],  # each shrinking step would compile
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
 )
 hypothesis.settings.load_profile("jaxformer")
 

@@ -16,7 +16,13 @@ MODERN = dataclasses.replace(
     SEED, n_kv_heads=2, position="rotary", norm="rms", activation="silu", gated=True, bias="qkv"
 )
 CLASSIC = dataclasses.replace(
-    SEED, position="learned", n_context=9, norm="layer", activation="gelu_tanh", bias="all", tied=True
+    SEED,
+    position="learned",
+    n_context=9,
+    norm="layer",
+    activation="gelu_tanh",
+    bias="all",
+    tied=True,
 )
 PARALLEL = dataclasses.replace(
     SEED, position="rotary", rotary_fraction=0.5, norm="layer", bias="all", parallel=True
@@ -79,3 +85,9 @@ def random_tokens(config: Config, length: int, seed: int = 0) -> jax.Array:
     """One sequence of ids."""
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.integers(0, config.n_vocab, length), jnp.int32)
+
+
+def compiled_flops(function: Any, *args: Any) -> float:
+    """XLA's own count for a compiled function; a loop's body counts once."""
+    analysis: Any = jax.jit(function).lower(*args).compile().cost_analysis()
+    return analysis["flops"]

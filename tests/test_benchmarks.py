@@ -1,5 +1,6 @@
 """The benchmarks' arithmetic and their command line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,17 +13,18 @@ from benchmarks.forward import SIZES
 from benchmarks.roofline import forward_flops
 from benchmarks.timing import interleave, summarize
 from jaxformer import abstract, forward
-from tests.models import NAMED
+from tests.models import NAMED, compiled_flops
 
 
 @pytest.mark.parametrize("size", ["seed", "baby", "char"])
 def test_counted_flops_are_those_of_the_compiled_program(size: str):
     """XLA counts a loop's body once, so one layer is compiled; what we leave out is below 8 %."""
     config, _, context = SIZES[size]
-    one_layer = type(config)(**(vars(config) | {"n_layers": 1}))
+    one_layer = dataclasses.replace(config, n_layers=1)
     tokens = jax.ShapeDtypeStruct((context,), jnp.int32)
-    run = jax.jit(lambda params, tokens: forward(params, one_layer, tokens).logits)
-    counted = run.lower(abstract(one_layer), tokens).compile().cost_analysis()["flops"]
+    counted = compiled_flops(
+        lambda p, t: forward(p, one_layer, t).logits, abstract(one_layer), tokens
+    )
     assert forward_flops(one_layer, context) == pytest.approx(counted, rel=0.08)
     per_layer = forward_flops(config, context) - forward_flops(one_layer, context)
     assert per_layer % (config.n_layers - 1) == 0
@@ -36,12 +38,16 @@ def test_gated_and_grouped_models_are_counted_by_their_parameters():
     assert mlp is not None
     matrices = [*attn[:4], mlp.W_in, mlp.W_gate, mlp.W_out, weights.W_U]
     mixing = 2 * 2 * 7 * 7 * config.n_layers * config.n_heads * config.d_head
-    assert forward_flops(config, 7) - mixing == 2 * 7 * sum(m.size for m in matrices if m is not None)
+    assert forward_flops(config, 7) - mixing == 2 * 7 * sum(
+        m.size for m in matrices if m is not None
+    )
 
 
 def test_calls_take_turns():
     order = []
-    interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, warmup=1, repeats=2)
+    interleave(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, warmup=1, repeats=2
+    )
     assert order == ["a", "b"] * 3
 
 
@@ -53,7 +59,18 @@ def test_quartiles():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_forward_prints_a_table_and_writes_rows(tmp_path: Path, capsys, dtype: str):
     path = tmp_path / "rows.jsonl"
-    arguments = ["forward", "--sizes", "seed", "baby", "--repeats", "2", "--dtype", dtype, "--json", str(path)]
+    arguments = [
+        "forward",
+        "--sizes",
+        "seed",
+        "baby",
+        "--repeats",
+        "2",
+        "--dtype",
+        dtype,
+        "--json",
+        str(path),
+    ]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "of matmul" in out
@@ -62,7 +79,10 @@ def test_forward_prints_a_table_and_writes_rows(tmp_path: Path, capsys, dtype: s
     for row in rows:
         assert row["dtype"] == dtype
         assert row["low"] <= row["median"] <= row["high"]
-        assert row["fraction_of_matmul"] == row["flops"] / row["median"] / row["matmul_flops_per_second"]
+        assert (
+            row["fraction_of_matmul"]
+            == row["flops"] / row["median"] / row["matmul_flops_per_second"]
+        )
         assert row["jax"] == jax.__version__
 
 

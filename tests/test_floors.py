@@ -32,7 +32,11 @@ def module_name(path: Path) -> str:
 
 
 def files() -> list[Path]:
-    return [f for top in ("jaxformer", "train", "benchmarks", "tests") for f in (ROOT / top).rglob("*.py")]
+    return [
+        f
+        for top in ("jaxformer", "train", "benchmarks", "tests")
+        for f in (ROOT / top).rglob("*.py")
+    ]
 
 
 MODULES = {module_name(path): path for path in files()}
@@ -64,7 +68,9 @@ def test_imports_go_only_downward(module: str):
     top = module.split(".")[0]
     for other in imports(MODULES[module]) & MODULES.keys():
         same_house = top != "jaxformer" and other.split(".")[0] == top
-        assert same_house or floor(other) < floor(module), f"{module} imports {other}, which is not below it"
+        assert same_house or floor(other) < floor(module), (
+            f"{module} imports {other}, which is not below it"
+        )
 
 
 def test_the_reference_imports_only_math():
@@ -79,9 +85,21 @@ def test_the_model_imports_only_what_a_model_needs():
 
 
 def test_importing_jaxformer_brings_in_no_training_library():
-    heavy = ("flax", "optax", "orbax", "matplotlib", "rich", "tyro", "safetensors", "train", "benchmarks")
+    heavy = (
+        "flax",
+        "optax",
+        "orbax",
+        "matplotlib",
+        "rich",
+        "tyro",
+        "safetensors",
+        "train",
+        "benchmarks",
+    )
     code = f"import sys, jaxformer; print([m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert out.stdout.strip() == "[]"
 
 
@@ -103,7 +121,9 @@ def test_no_postponed_annotations():
 
 
 def test_the_top_level_is_the_design_s():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     top = {line.split("/")[0] for line in tracked.stdout.split()}
     house = {"pyproject.toml", "README.md", "LICENSE", "jaxformer", "train", "tests", "benchmarks"}
     assert {name for name in top if not name.startswith(".")} <= house

@@ -98,7 +98,9 @@ def test_a_batch_is_each_of_its_sequences_alone(name: str, x64):
     batch = jnp.stack([random_tokens(config, LENGTH, seed) for seed in range(3)])
     together = jax.vmap(forward, in_axes=(None, None, 0))(params, config, batch).logits
     for logits, tokens in zip(together, batch, strict=True):
-        np.testing.assert_allclose(logits, forward(params, config, tokens).logits, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            logits, forward(params, config, tokens).logits, rtol=0, atol=1e-12
+        )
 
 
 COMPUTES = {
@@ -130,7 +132,9 @@ def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
     logits, gradient = plain(name)
     other, other_gradient = loss_and_gradient(name, COMPUTES[how])
     np.testing.assert_allclose(other, logits, rtol=1e-5, atol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other_gradient, gradient)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other_gradient, gradient
+    )
 
 
 @every_model
@@ -168,7 +172,9 @@ def test_an_attention_only_model_has_no_mlp():
 def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int):
     params, config, tokens = model("seed")
     tokens = tokens.at[3].set(token)
-    with pytest.raises(ValueError, match=rf"token {token} at position 3 is outside the vocabulary of 11"):
+    with pytest.raises(
+        ValueError, match=rf"token {token} at position 3 is outside the vocabulary of 11"
+    ):
         forward(params, config, tokens)
     logits = jax.jit(forward)(params, config, tokens).logits
     assert np.isnan(logits[3:]).all()
@@ -177,7 +183,9 @@ def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int):
 def test_a_position_outside_the_table_is_refused_or_gives_nan():
     params = random_params(CLASSIC)
     tokens = random_tokens(CLASSIC, 10)
-    with pytest.raises(ValueError, match="10 tokens are too many: the position table holds n_context=9"):
+    with pytest.raises(
+        ValueError, match="10 tokens are too many: the position table holds n_context=9"
+    ):
         forward(params, CLASSIC, tokens)
     first = forward(params, CLASSIC, tokens[:6], empty_cache(CLASSIC, 12))
     later = forward(params, CLASSIC, tokens[6:], first.cache).logits
@@ -199,9 +207,14 @@ def test_tokens_of_another_kind_are_refused(tokens, sentence: str):
 
 def test_parameters_of_another_architecture_are_refused():
     tokens = random_tokens(SEED, 3)
-    with pytest.raises(ValueError, match=r"blocks.attn.W_Q of shape \(2, 8, 4, 4\), the parameters have \(2, 8, 2, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"blocks.attn.W_Q of shape \(2, 8, 4, 4\), the parameters have \(2, 8, 2, 4\)",
+    ):
         forward(random_params(dataclasses.replace(SEED, n_heads=2)), SEED, tokens)
-    with pytest.raises(ValueError, match="the parameters have blocks.attn.b_Q, this Config does not"):
+    with pytest.raises(
+        ValueError, match="the parameters have blocks.attn.b_Q, this Config does not"
+    ):
         forward(random_params(dataclasses.replace(SEED, bias="qkv")), SEED, tokens)
     with pytest.raises(ValueError, match="blocks.mlp.W_gate of shape .*, the parameters have None"):
         forward(random_params(SEED), dataclasses.replace(SEED, gated=True), tokens)

@@ -93,9 +93,15 @@ def check_nnx(config: Config, dtype, tolerance: float):
 
 
 REST = {
-    "gelu": dataclasses.replace(SEED, n_layers=1, activation="gelu", norm="rms", position="sinusoidal"),
-    "squared": dataclasses.replace(SEED, n_layers=1, activation="relu_squared", gated=True, norm="layer", bias="qkv"),
-    "multi_query": dataclasses.replace(SEED, n_layers=1, n_kv_heads=1, attention_scale=0.3, tied=True, bias="all"),
+    "gelu": dataclasses.replace(
+        SEED, n_layers=1, activation="gelu", norm="rms", position="sinusoidal"
+    ),
+    "squared": dataclasses.replace(
+        SEED, n_layers=1, activation="relu_squared", gated=True, norm="layer", bias="qkv"
+    ),
+    "multi_query": dataclasses.replace(
+        SEED, n_layers=1, n_kv_heads=1, attention_scale=0.3, tied=True, bias="all"
+    ),
 }
 """With NAMED, every value of every choice."""
 

@@ -11,8 +11,18 @@ from hypothesis import given, settings
 
 from jaxformer import SITES, Compute, Config, forward, shown
 from jaxformer.sites import WHOLE
-from tests.models import ATTENTION_ONLY, CLASSIC, MODERN, NAMED, PARALLEL, SEED
-from tests.models import configs, random_params, random_tokens
+from tests.models import (
+    ATTENTION_ONLY,
+    CLASSIC,
+    MODERN,
+    NAMED,
+    PARALLEL,
+    SEED,
+    compiled_flops,
+    configs,
+    random_params,
+    random_tokens,
+)
 
 LENGTH = 5
 
@@ -60,7 +70,8 @@ def test_capturing_changes_no_logit():
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel"), [("seed", "einsum"), ("modern", "einsum"), ("classic", "einsum"), ("seed", "fused")]
+    ("name", "kernel"),
+    [("seed", "einsum"), ("modern", "einsum"), ("classic", "einsum"), ("seed", "fused")],
 )
 def test_an_edit_that_changes_nothing_compiles_to_the_identical_program(name: str, kernel: str):
     config = NAMED[name]
@@ -70,7 +81,7 @@ def test_an_edit_that_changes_nothing_compiles_to_the_identical_program(name: st
         def run(params, tokens):
             return forward(params, config, tokens, compute=Compute(kernel=kernel), **options).logits  # pyright: ignore[reportArgumentType]
 
-        text = jax.jit(run).lower(params, tokens).compile().as_text()
+        text = str(jax.jit(run).lower(params, tokens).compile().as_text())
         return [line.split(", metadata=")[0] for line in text.splitlines() if " = " in line]
 
     assert program(edit=lambda site, layer, value: value) == program()
@@ -80,8 +91,7 @@ def test_a_site_that_nobody_asks_for_costs_nothing():
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
 
     def flops(**options):
-        run = jax.jit(lambda p, t: forward(p, SEED, t, **options).logits)
-        return run.lower(params, tokens).compile().cost_analysis()["flops"]
+        return compiled_flops(lambda p, t: forward(p, SEED, t, **options).logits, params, tokens)
 
     def direct(params, tokens):
         """The seed written out by hand, with nothing in it that could be captured."""
@@ -102,7 +112,7 @@ def test_a_site_that_nobody_asks_for_costs_nothing():
         state, _ = jax.lax.scan(block, state, blocks)
         return state @ params.W_U
 
-    by_hand = jax.jit(direct).lower(params, tokens).compile().cost_analysis()["flops"]
+    by_hand = compiled_flops(direct, params, tokens)
     assert flops() == pytest.approx(by_hand, rel=0.01)
     each_head = lambda site, layer, value: value * 1.5 if site == "head_out" else value  # noqa: E731
     assert flops(edit=each_head) > flops()
@@ -143,7 +153,9 @@ def test_ablating_a_head_equals_a_model_without_it(layer: int, x64):
         return value
 
     W_O = params.blocks.attn.W_O.at[layer, 2].set(0.0)
-    without = params._replace(blocks=params.blocks._replace(attn=params.blocks.attn._replace(W_O=W_O)))
+    without = params._replace(
+        blocks=params.blocks._replace(attn=params.blocks.attn._replace(W_O=W_O))
+    )
     np.testing.assert_allclose(
         forward(params, SEED, tokens, edit=ablate).logits,
         forward(without, SEED, tokens).logits,
@@ -166,14 +178,21 @@ def test_the_gradient_goes_through_an_edit_under_jit_and_vmap(x64):
     slope = (steered(0.3 + step) - steered(0.3 - step)) / (2 * step)
     assert float(jax.grad(steered)(0.3)) == pytest.approx(float(slope), rel=1e-6)
     strengths = jnp.array([0.0, 0.3])
-    np.testing.assert_allclose(jax.vmap(steered)(strengths), [steered(x) for x in strengths], rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.vmap(steered)(strengths), [steered(x) for x in strengths], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     ("config", "kernel", "capture", "sentence"),
     [
         (SEED, "einsum", ("patern",), "unknown site 'patern'; this model shows embed, resid_pre"),
-        (SEED, "einsum", "pattern", r"capture='pattern' is one string; give a tuple of sites: \('pattern',\)"),
+        (
+            SEED,
+            "einsum",
+            "pattern",
+            r"capture='pattern' is one string; give a tuple of sites: \('pattern',\)",
+        ),
         (SEED, "einsum", ("rot_q",), "this Config has no site 'rot_q'"),
         (PARALLEL, "einsum", ("resid_mid",), "this Config has no site 'resid_mid'"),
         (ATTENTION_ONLY, "einsum", ("mlp_out",), "this Config has no site 'mlp_out'"),
@@ -223,7 +242,9 @@ def test_an_edit_that_cannot_be_right_is_refused(what: str):
 def test_an_edit_of_what_the_kernel_hides_is_refused(target: str):
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
     run = partial(forward, params, SEED, tokens, compute=Compute(kernel="fused"))
-    with pytest.raises(ValueError, match=f"the edit acts on '{target}', which kernel=\"fused\" never forms"):
+    with pytest.raises(
+        ValueError, match=f"the edit acts on '{target}', which kernel=\"fused\" never forms"
+    ):
         run(edit=lambda site, layer, value: {target: value * 2}.get(site, value))
     run(edit=lambda site, layer, value: value * 2 if site == "z" else value)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from jaxformer import Config, abstract, count, forward, init, partition, specs
 from jaxformer.mlp import ACTIVATIONS
 from jaxformer.spec import Spec
-from tests.models import CLASSIC, MODERN, NAMED, SEED, configs
+from tests.models import CLASSIC, MODERN, SEED, configs
 
 
 @given(config=configs())
@@ -50,14 +50,18 @@ def test_draws_have_the_declared_standard_deviation(config: Config):
         else:
             assert (array == spec.mean).all()
 
-    jax.tree.map(check, specs(wide), init(wide, jax.random.key(0)), is_leaf=lambda x: isinstance(x, Spec))
+    jax.tree.map(
+        check, specs(wide), init(wide, jax.random.key(0)), is_leaf=lambda x: isinstance(x, Spec)
+    )
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_second_moments_are_those_of_the_functions(name: str):
     x = np.linspace(-12, 12, 200_001)
     density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    squares = np.square(np.asarray(ACTIVATIONS[name].function(jnp.asarray(x, jnp.float32)), np.float64))
+    squares = np.square(
+        np.asarray(ACTIVATIONS[name].function(jnp.asarray(x, jnp.float32)), np.float64)
+    )
     moment = float((squares * density).sum() * (x[1] - x[0]))
     assert ACTIVATIONS[name].second_moment == pytest.approx(moment, rel=1e-5)
 
@@ -69,7 +73,13 @@ SCALES = {
     "gated": {"activation": "silu", "gated": True},
     "attention_only": {"d_mlp": 0},
     "classic": {"norm": "layer", "position": "learned", "n_context": 32, "activation": "gelu"},
-    "modern": {"norm": "rms", "position": "rotary", "activation": "silu", "gated": True, "n_kv_heads": 1},
+    "modern": {
+        "norm": "rms",
+        "position": "rotary",
+        "activation": "silu",
+        "gated": True,
+        "n_kv_heads": 1,
+    },
     "parallel": {"norm": "layer", "position": "sinusoidal", "parallel": True},
 }
 
@@ -78,9 +88,7 @@ SCALES = {
 @pytest.mark.parametrize("d_model", [64, 1024])
 @pytest.mark.parametrize("choices", SCALES)
 def test_stream_scores_and_logits_begin_at_scale_one(choices: str, d_model: int, n_layers: int):
-    config = Config(
-        n_layers=n_layers, d_model=d_model, n_heads=2, d_head=16, d_mlp=64, n_vocab=100
-    )
+    config = Config(n_layers=n_layers, d_model=d_model, n_heads=2, d_head=16, d_mlp=64, n_vocab=100)
     config = dataclasses.replace(config, **SCALES[choices])
     tokens = jax.random.randint(jax.random.key(1), (32,), 0, config.n_vocab)
 

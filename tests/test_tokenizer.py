@@ -33,7 +33,9 @@ def test_json_round_trip(text: str):
 
 
 def test_an_unknown_character_is_named_with_its_place():
-    with pytest.raises(ValueError, match="the character 'x' at position 2 is not in the alphabet of 3: 'abn'"):
+    with pytest.raises(
+        ValueError, match="the character 'x' at position 2 is not in the alphabet of 3: 'abn'"
+    ):
         Characters.of("banana").encode("baxa")
 
 

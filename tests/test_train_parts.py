@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +55,16 @@ def test_the_validation_loss_is_the_mean_over_all_targets(name: str):
     params = random_params(config)
     tokens = np.random.default_rng(0).integers(0, config.n_vocab, 50).astype(np.int32)
     windows, real = cover(tokens, 3, 8)
-    total = float(np.sum(summed_losses(config, Compute())(params, jnp.asarray(windows), jnp.asarray(real))))
+    total = float(
+        np.sum(summed_losses(config, Compute())(params, jnp.asarray(windows), jnp.asarray(real)))
+    )
     by_hand = 0.0
     for start in range(0, 49, 8):
         window = tokens[start : start + 9]
         logits = forward(params, config, jnp.asarray(window[:-1])).logits
-        by_hand -= float(jnp.take_along_axis(jax.nn.log_softmax(logits), window[1:, None], axis=1).sum())
+        by_hand -= float(
+            jnp.take_along_axis(jax.nn.log_softmax(logits), window[1:, None], axis=1).sum()
+        )
     assert total == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -70,21 +75,28 @@ def test_ngram_losses_are_those_of_counting_by_hand():
     def p(history: tuple[int, ...], token: int) -> float:
         order = len(history)
         lower = p(history[1:], token) if order else 1 / 5
-        follow = [int(train[i + order]) for i in range(300 - order) if tuple(train[i : i + order]) == history]
+        follow = [
+            int(train[i + order])
+            for i in range(300 - order)
+            if tuple(train[i : i + order]) == history
+        ]
         kinds = len(set(follow))
         return (Counter(follow)[token] + kinds * lower) / (len(follow) + kinds) if follow else lower
 
     losses = ngram_losses(train, held_out, n_vocab=5)
     for order, name in enumerate(("unigram", "bigram", "trigram")):
         probabilities = [
-            p(tuple(int(t) for t in held_out[max(0, i - order) : i]), int(held_out[i])) for i in range(1, 80)
+            p(tuple(int(t) for t in held_out[max(0, i - order) : i]), int(held_out[i]))
+            for i in range(1, 80)
         ]
         assert losses[name] == pytest.approx(-np.mean(np.log(probabilities)), rel=1e-12)
 
 
 def test_ngram_probabilities_sum_to_one():
     train = np.array([0, 1, 2, 0, 1, 0, 2, 2, 1, 0])
-    total = sum(math.exp(-ngram_losses(train, np.array([0, 1, t]), 3)["trigram"] * 2) for t in range(3))
+    total = sum(
+        math.exp(-ngram_losses(train, np.array([0, 1, t]), 3)["trigram"] * 2) for t in range(3)
+    )
     first = math.exp(-ngram_losses(train, np.array([0, 1]), 3)["trigram"])
     assert total == pytest.approx(first, rel=1e-12)
 
@@ -111,7 +123,7 @@ def test_the_schedule_warms_up_and_ends_on_its_last_share():
 
 def start(config, steps=8, **settings):
     optimizer = make_optimizer(config, AdamW(warmup=2, **settings), steps)
-    params = init(config, KEY)
+    params: Any = init(config, KEY)
     return optimizer, TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -120,24 +132,28 @@ def test_many_steps_in_one_call_are_the_single_steps_and_compile_once():
     optimizer, state = start(SEED)
     options = {"batch": 4, "context": 6, "compute": Compute()}
     singles, losses = state, []
+    one = jax.jit(lambda state, windows: train_step(state, SEED, windows, optimizer, Compute()))
     for i in range(6):
-        windows = draw_batch(KEY, jnp.asarray(i), tokens, 4, 6)
-        singles, metrics = train_step(singles, SEED, windows, optimizer, Compute())
+        singles, metrics = one(singles, draw_batch(KEY, jnp.asarray(i), tokens, 4, 6))
         losses.append(float(metrics["loss"]))
     together = many_steps(SEED, optimizer, **options, length=3)
     state, first = together(state, tokens, KEY)
     state, second = together(state, tokens, KEY)
-    assert together._cache_size() == 1
+    assert getattr(together, "_cache_size")() == 1  # noqa: B009  not in Callable
     assert int(state.step) == 6
     np.testing.assert_allclose([*first["loss"], *second["loss"]], losses, rtol=1e-5)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), state.params, singles.params
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        state.params,
+        singles.params,
     )
 
 
 def test_the_state_s_buffers_are_taken_over():
     optimizer, state = start(SEED)
-    many_steps(SEED, optimizer, batch=2, context=4, compute=Compute(), length=1)(state, jnp.arange(11), KEY)
+    many_steps(SEED, optimizer, batch=2, context=4, compute=Compute(), length=1)(
+        state, jnp.arange(11), KEY
+    )
     assert state.params.W_E.is_deleted()
 
 
@@ -146,10 +162,13 @@ def test_the_update_is_optax_s_adamw_after_clipping():
     windows = jax.random.randint(KEY, (3, 7), 0, 11)
     after, metrics = train_step(state, SEED, windows, optimizer, Compute())
     gradient = jax.grad(mean_loss)(state.params, SEED, windows, Compute())
-    assert float(metrics["gradient_norm"]) == pytest.approx(float(optax.global_norm(gradient)), rel=1e-6)
+    assert float(metrics["gradient_norm"]) == pytest.approx(
+        float(optax.tree.norm(gradient)), rel=1e-6
+    )
     assert float(metrics["gradient_norm"]) > 0.1
-    changes, _ = optimizer.update(gradient, state.optimizer, state.params)
-    expected = optax.apply_updates(state.params, changes)
+    params: Any = state.params
+    changes, _ = optimizer.update(gradient, state.optimizer, params)
+    expected = optax.apply_updates(params, changes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.params, expected)
 
 
@@ -168,7 +187,9 @@ def test_python_docs_is_english_prose_and_splits_by_position():
     corpus = corpora.load_corpus("python-docs", "characters", 64)
     text = corpora.python_docs()
     assert len(text) > 300_000
-    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
+    assert (
+        corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
+    )
     assert len(corpus.train) == len(text) * 9 // 10
     assert corpus.characters_per_token == 1
 
@@ -207,7 +228,9 @@ def test_a_corpus_that_cannot_be_used_is_refused(tmp_path: Path, content: str | 
 
 
 def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="it is no file, folder or glob with files in it, nor one of python-docs"):
+    with pytest.raises(
+        ValueError, match="it is no file, folder or glob with files in it, nor one of python-docs"
+    ):
         corpora.load_corpus(str(tmp_path / "nothing*"), "characters", 64)
 
 
@@ -217,7 +240,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "jaxformer" / "tinyshakespeare.txt"
 
 
-def test_shakespeare_is_downloaded_once_and_checked(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_shakespeare_is_downloaded_once_and_checked(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     source = tmp_path / "source.txt"
     source.write_text("First Citizen:")
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", source.as_uri())
@@ -234,7 +259,9 @@ def test_shakespeare_is_downloaded_once_and_checked(cache: Path, tmp_path: Path,
         corpora.shakespeare()
 
 
-def test_shakespeare_offline_says_what_to_do(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_shakespeare_offline_says_what_to_do(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", (tmp_path / "gone.txt").as_uri())
     with pytest.raises(OSError, match=r"without a network, put the file at .*tinyshakespeare.txt"):
         corpora.shakespeare()

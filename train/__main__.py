@@ -31,7 +31,9 @@ class Command(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resume and self.overwrite:
-            raise ValueError("--resume keeps the run that --overwrite would remove; give one of them")
+            raise ValueError(
+                "--resume keeps the run that --overwrite would remove; give one of them"
+            )
 
     @property
     def recipe(self) -> Recipe:
@@ -73,7 +75,12 @@ def main(args: list[str] | None = None) -> int:
         open_run(folder, recipe, corpus.sha256, resume=command.resume, overwrite=command.overwrite)
         best = train(Run(recipe, config, corpus, folder, console), resume=command.resume)
     except Interrupted as interruption:
-        again = ["python", "-m", "train", *(a for a in args if a not in ("--overwrite", "--resume"))]
+        again = [
+            "python",
+            "-m",
+            "train",
+            *(a for a in args if a not in ("--overwrite", "--resume")),
+        ]
         console.print(f"{interruption}; go on with: {shlex.join(again)} --resume", soft_wrap=True)
         return 130
     except (RunError, ValueError, OSError) as error:

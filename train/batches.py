@@ -7,7 +7,11 @@ from jaxtyping import Array, Bool, Int, Key
 
 
 def draw_batch(
-    key: Key[Array, ""], step: Int[Array, ""], tokens: Int[Array, " corpus"], batch: int, context: int
+    key: Key[Array, ""],
+    step: Int[Array, ""],
+    tokens: Int[Array, " corpus"],
+    batch: int,
+    context: int,
 ) -> Int[Array, "b window"]:
     """Windows of context + 1 tokens, which begin anywhere in the corpus with equal chance.
 

@@ -108,7 +108,11 @@ def read_path(name: str) -> str:
     elif path.exists():
         files = [path]
     else:
-        files = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
+        files = sorted(
+            Path(f)
+            for f in glob.glob(str(path), recursive=True)  # noqa: PTH207  may be absolute
+            if Path(f).is_file()
+        )
     if not files:
         raise ValueError(
             f"no corpus {name!r}: it is no file, folder or glob with files in it, nor one of {', '.join(NAMED)}"

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +43,9 @@ class Run(NamedTuple):
 
 def fresh_state(recipe: Recipe, config: Config) -> TrainState:
     """The state before the first step."""
-    params = init(config, jax.random.key(recipe.seed))
+    params: Any = init(config, jax.random.key(recipe.seed))
     moments = make_optimizer(config, recipe.optimizer, recipe.steps).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, moments)  # pyright: ignore[reportCallIssue]
+    return TrainState(jnp.zeros((), jnp.int32), params, moments)
 
 
 def train(run: Run, *, resume: bool = False) -> float:
@@ -161,7 +161,9 @@ def _validate_and_save(
         save(run.folder / "model", run.config, state.params, run.corpus.tokenizer)
     metrics.write(step=step, validation_loss=loss)
     checkpoints.save(state, loss)
-    run.console.print(f"step {step:>6}  validation loss {loss:.4f}" + ("  (best)" if better else ""))
+    run.console.print(
+        f"step {step:>6}  validation loss {loss:.4f}" + ("  (best)" if better else "")
+    )
 
 
 def _check_finite(run: Run, history: dict[str, jax.Array], done: int) -> None:
@@ -194,8 +196,12 @@ def _finish(run: Run, state: TrainState, metrics: Metrics) -> None:
     yardsticks = ngram_losses(corpus.train, corpus.validation, run.config.n_vocab)
     plot_losses(run.folder / "loss.png", metrics.lines, yardsticks)
     _write_sample(run, state, f"after {int(state.step)} steps")
-    console.print(yardstick_table(yardsticks, {"this model": metrics.best()}, corpus.characters_per_token))
-    console.print((run.folder / "samples.txt").read_text(encoding="utf-8"), markup=False, highlight=False)
+    console.print(
+        yardstick_table(yardsticks, {"this model": metrics.best()}, corpus.characters_per_token)
+    )
+    console.print(
+        (run.folder / "samples.txt").read_text(encoding="utf-8"), markup=False, highlight=False
+    )
 
 
 @contextlib.contextmanager

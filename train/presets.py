@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -11,7 +11,12 @@ from jaxformer.tokenizer import Tokenizer
 
 
 def _bounded(
-    record: object, name: str, *, least: float | None = None, above: float | None = None, most: float | None = None
+    record: object,
+    name: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
 ) -> None:
     value = getattr(record, name)
     if least is not None and not value >= least:
@@ -31,7 +36,7 @@ class Architecture(Config):
 
     def for_tokenizer(self, tokenizer: Tokenizer) -> Config:
         """The Config, with the tokenizer's vocabulary."""
-        fields = dataclasses.asdict(self) | {"n_vocab": tokenizer.n_vocab}
+        fields: dict[str, Any] = dataclasses.asdict(self) | {"n_vocab": tokenizer.n_vocab}
         return Config(**fields)
 
 
@@ -73,9 +78,9 @@ class Recipe:
     """python-docs, shakespeare, or the path of a text file, a folder or a glob"""
     tokenizer: Literal["characters", "bytes"] = "characters"
     """how text becomes tokens"""
-    context: int = 64
+    context: int = 32
     """tokens that the model sees at once"""
-    batch: int = 12
+    batch: int = 24
     """sequences per step"""
     steps: int = 800
     """updates of the parameters"""

@@ -42,7 +42,9 @@ def yardstick_table(
     return table
 
 
-def plot_losses(path: Path, lines: list[dict[str, float]], yardsticks: dict[str, float]) -> None:
+def plot_losses(
+    path: Path, lines: list[dict[str, int | float]], yardsticks: dict[str, float]
+) -> None:
     """The loss curve as PNG."""
     from matplotlib.figure import Figure
 
@@ -55,7 +57,14 @@ def plot_losses(path: Path, lines: list[dict[str, float]], yardsticks: dict[str,
             axes.plot(*zip(*points, strict=True), label=label, marker=marker)
     for name, loss in yardsticks.items():
         axes.axhline(loss, color="grey", linewidth=0.8, linestyle="--")
-        axes.annotate(name, (0.995, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey")
+        axes.annotate(
+            name,
+            (0.995, loss),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color="grey",
+        )
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend(loc="center right")
     figure.savefig(path)

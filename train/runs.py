@@ -1,11 +1,11 @@
 """A run's folder: what it is a run of, its metrics, and the states that it can go on from.
 
-    run.json         the Recipe and the corpus's hash
-    metrics.jsonl    one line per compiled call, one per validation
-    checkpoints/     full training states (orbax): the last one and the best one
-    model/           the best model so far, for `jaxformer.load` and `train.sample`
-    loss.png         the loss curve
-    samples.txt      a text from before the first step and one from the best model
+run.json         the Recipe and the corpus's hash
+metrics.jsonl    one line per compiled call, one per validation
+checkpoints/     full training states (orbax): the last one and the best one
+model/           the best model so far, for `jaxformer.load` and `train.sample`
+loss.png         the loss curve
+samples.txt      a text from before the first step and one from the best model
 """
 
 import dataclasses
@@ -47,7 +47,9 @@ def open_run(folder: Path, recipe: Recipe, corpus: str, *, resume: bool, overwri
         )
     if folder.exists():
         if any(folder.iterdir()) and not (folder / "run.json").is_file():
-            raise RunError(f"{folder} is not a run's folder (no run.json in it); nothing was removed")
+            raise RunError(
+                f"{folder} is not a run's folder (no run.json in it); nothing was removed"
+            )
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     replace_file(folder / "run.json", json.dumps(about, indent=2).encode())
@@ -90,10 +92,12 @@ class Metrics:
 
     def best(self) -> float:
         """The lowest validation loss so far."""
-        return min((x["validation_loss"] for x in self.lines if "validation_loss" in x), default=math.inf)
+        return min(
+            (x["validation_loss"] for x in self.lines if "validation_loss" in x), default=math.inf
+        )
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, int | float]]:
     """The whole lines of a run's metrics; one that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
@@ -147,11 +151,14 @@ class Checkpoints:
             raise RunError(
                 f"{self.folder} holds no whole checkpoint yet; start the run again with --overwrite"
             )
-        shape = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        shape: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            return self.manager.restore(step, args=ocp.args.StandardRestore(shape))
+            restored: Any = self.manager.restore(step, args=ocp.args.StandardRestore(shape))
         except Exception as error:  # orbax and tensorstore raise many kinds
-            raise RunError(f"the checkpoint {self.folder / str(step)} cannot be read: {error}") from error
+            raise RunError(
+                f"the checkpoint {self.folder / str(step)} cannot be read: {error}"
+            ) from error
+        return restored
 
     def close(self) -> None:
         """Release orbax's threads."""

@@ -78,7 +78,7 @@ def _draw(
     *,
     n: int,
 ) -> Int[Array, " n"]:
-    """n tokens, each drawn from a forward pass over the window; what fills it up cannot be seen."""
+    """N tokens, each drawn from a forward pass over the window; what fills it up cannot be seen."""
 
     def step(state: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
         window, length = state

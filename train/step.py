@@ -48,10 +48,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One step, and its loss and gradient norm, both from before the update."""
     loss, gradient = jax.value_and_grad(mean_loss)(state.params, config, windows, compute)
-    changes, moments = optimizer.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, changes)
-    metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
-    return TrainState(state.step + 1, params, moments), metrics  # pyright: ignore[reportCallIssue]
+    params: Any = state.params  # optax's own name for a tree does not admit a NamedTuple
+    changes, moments = optimizer.update(gradient, state.optimizer, params)
+    params = optax.apply_updates(params, changes)
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    return TrainState(state.step + 1, params, moments), metrics
 
 
 Steps = Callable[
@@ -84,7 +85,9 @@ def many_steps(
 def summed_losses(config: Config, compute: Compute) -> Callable[..., Float[Array, " n"]]:
     """A compiled function from (params, windows [n b window], mask [n b context]) to each batch's sum."""
 
-    def batch_sum(params: Params, windows: Int[Array, "b window"], real: Bool[Array, "b context"]) -> Array:
+    def batch_sum(
+        params: Params, windows: Int[Array, "b window"], real: Bool[Array, "b context"]
+    ) -> Array:
         losses = jax.vmap(token_losses, in_axes=(None, None, 0, None))
         return jnp.where(real, losses(params, config, windows, compute), 0.0).sum()
 

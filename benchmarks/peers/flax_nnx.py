@@ -45,6 +45,7 @@ class NNXBlock(nnx.Module):
             keep_rngs=False,
             rngs=rngs,
         )
+
         def linear(reads: int, writes: int, there: int) -> nnx.Linear | None:
             options = {"use_bias": biased, "param_dtype": dtype, "rngs": rngs}
             return nnx.Linear(reads, writes, **options) if there else None
@@ -55,11 +56,14 @@ class NNXBlock(nnx.Module):
         self.W_out = linear(config.d_mlp, config.d_model, config.d_mlp)
 
     def attention(self, query: Array, key: Array, value: Array, **options: Any) -> Array:
-        """nnx's attention behind rotary positions and our scale."""
+        """Nnx's attention behind rotary positions and our scale."""
         query, key = turn(query, self.config), turn(key, self.config)
         if self.config.attention_scale is not None:  # nnx divides by √d_head by itself
             query = query * (self.config.attention_scale * self.config.d_head**0.5)
-        options |= {"dropout_rate": 0.5, "deterministic": True}  # no dropout, but nnx's own arithmetic:
+        options |= {
+            "dropout_rate": 0.5,
+            "deterministic": True,
+        }  # no dropout, but nnx's own arithmetic:
         # without the rate it hands over to jax.nn, whose softmax is float32 even for float64
         return nnx.dot_product_attention(query, key, value, **options)
 
@@ -83,7 +87,9 @@ class NNXTransformer(nnx.Module):
         self.config = config
         self.embed = nnx.Embed(config.n_vocab, config.d_model, param_dtype=dtype, rngs=rngs)
         rows = config.n_context
-        self.positions = nnx.Embed(rows, config.d_model, param_dtype=dtype, rngs=rngs) if rows else None
+        self.positions = (
+            nnx.Embed(rows, config.d_model, param_dtype=dtype, rngs=rngs) if rows else None
+        )
         self.blocks = nnx.List([NNXBlock(config, dtype, rngs) for _ in range(config.n_layers)])
         self.final_norm = make_norm(config, dtype, rngs)
         options = {"use_bias": False, "param_dtype": dtype, "rngs": rngs}
@@ -105,7 +111,7 @@ class NNXTransformer(nnx.Module):
 
 
 def make_norm(config: Config, dtype: Any, rngs: nnx.Rngs) -> Any:
-    """nnx's norm of the Config's kind."""
+    """Nnx's norm of the Config's kind."""
     if config.norm == "none":
         return lambda state: state
     options = {"epsilon": config.norm_epsilon, "param_dtype": dtype, "rngs": rngs}
@@ -145,7 +151,9 @@ def build(config: Config, params: Params) -> NNXTransformer:
 
     def put(variables: Any, array: Array) -> None:
         layered = isinstance(variables, list)
-        for variable, value in zip(variables, array, strict=True) if layered else [(variables, array)]:
+        for variable, value in (
+            zip(variables, array, strict=True) if layered else [(variables, array)]
+        ):
             variable.set_value(value)
 
     jax.tree.map(put, places(model, config), params, is_leaf=_is_place)
@@ -175,10 +183,15 @@ def places(model: NNXTransformer, config: Config) -> Any:
             attn_norm=_norm_places(config, [block.attn_norm for block in blocks]),
             attn=make(attention.Attention)(
                 *([getattr(attn, part).kernel for attn in attns] for part in PROJECTIONS),
-                *([getattr(attn, part).bias for attn in attns] if qkv else None for part in PROJECTIONS[:3]),
+                *(
+                    [getattr(attn, part).bias for attn in attns] if qkv else None
+                    for part in PROJECTIONS[:3]
+                ),
                 b_O=[attn.out.bias for attn in attns] if config.bias == "all" else None,
             ),
-            mlp_norm=_norm_places(config, [block.mlp_norm for block in blocks]) if config.d_mlp else None,
+            mlp_norm=_norm_places(config, [block.mlp_norm for block in blocks])
+            if config.d_mlp
+            else None,
             mlp=_mlp_places(config, blocks),
         ),
         final_norm=_norm_places(config, model.final_norm),
