@@ -1,5 +1,6 @@
 """MLP: neurons that each read one direction of the state and write another, position by position."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,10 +26,14 @@ class MLP(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """A nonlinearity and its E[φ(x)²] for x ~ N(0, 1), which the initialiser divides out."""
+    """A nonlinearity, its E[φ(x)²] for x ~ N(0, 1), and the power of x that it grows with.
+
+    The initialiser divides both out.
+    """
 
     function: Callable[[Float[Array, "..."]], Float[Array, "..."]]
     second_moment: float
+    degree: int = 1
 
 
 ACTIVATIONS = {
@@ -36,15 +41,22 @@ ACTIVATIONS = {
     "gelu": Activation(lambda x: jax.nn.gelu(x, approximate=False), 0.4252215),
     "gelu_tanh": Activation(lambda x: jax.nn.gelu(x, approximate=True), 0.4251937),
     "silu": Activation(jax.nn.silu, 0.3557762),
-    "relu_squared": Activation(lambda x: jnp.square(jax.nn.relu(x)), 1.5),
+    "relu_squared": Activation(lambda x: jnp.square(jax.nn.relu(x)), 1.5, degree=2),
 }
 
 
 def mlp_spec(config: Config) -> MLP | None:
-    """The Specs of all MLP layers, or None in an attention-only model."""
+    """The Specs of all MLP layers, or None in an attention-only model.
+
+    Without norms the stream's variance grows to about e over the depth, and neurons of degree p would
+    write e^p of it there: their gain is smaller by e^((1 - p)/2), so that no stream feeds on itself.
+    """
     if not config.d_mlp:
         return None
-    gain = write_gain(config) / ACTIVATIONS[config.activation].second_moment ** 0.5
+    activation = ACTIVATIONS[config.activation]
+    gain = write_gain(config) / activation.second_moment**0.5
+    if config.norm == "none":
+        gain *= math.exp((1 - activation.degree - config.gated) / 2)
     biased = config.bias == "all"
     return MLP(
         W_in=matrix(config, "l d f", reads="d"),

@@ -10,7 +10,8 @@ norms. Every state starts with coordinates of variance 1 and keeps a variance of
 - what it computes then passes a nonlinearity whose second moment is m = E[φ(x)²], x ~ N(0, 1); the
   matrix behind it draws with a further gain 1/√m (He et al. 2015, "Delving Deep into Rectifiers", §2.2);
 - a matrix that writes to the stream draws with a further gain 1/√(number of writes), so that all the
-  updates of a model together weigh as much as its embedding (Radford et al. 2019, GPT-2, §2.3).
+  updates of a model together weigh as much as its embedding (Radford et al. 2019, GPT-2, §2.3). Where
+  nothing norms the stream its variance thereby grows like (1 + 1/writes)^writes, to at most e.
 """
 
 import math

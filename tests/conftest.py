@@ -1,11 +1,20 @@
 """Settings of every test: strict dtype promotion, quick compilation, and one profile for hypothesis."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 # Tests compile thousands of tiny programs: LLVM's optimiser would cost more than it gains.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 )
+
+# The same program is compiled in many tests, workers and subprocesses: once is enough.
+_run = os.environ.setdefault("JAXFORMER_TEST_RUN", str(os.getpid()))  # workers inherit the name
+_room = Path(tempfile.gettempdir()) / f"jaxformer-tests-{_run}"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_room)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import hypothesis
 import jax
@@ -28,6 +37,12 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("jaxformer")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The first process of a test run clears the run's compiled programs away."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(_room, ignore_errors=True)
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ FOREIGN = {
     "another format": (lambda m: m.update(format="other"), 'lacks "format": "jaxformer-1"'),
     "no config": (lambda m: m.pop("config"), "lacks 'config'"),
     "unknown field": (lambda m: m["config"].update(n_experts=8), "unknown Config field 'n_experts'"),
-    "wrong config": (lambda m: m["config"].update(d_mlp=13), r"holds blocks.mlp.W_in of shape \(2, 8, 12\); .*\(2, 8, 13\)"),
+    "wrong config": (lambda m: m["config"].update(d_mlp=13), r"W_in of shape \(2, 8, 12\); .*\(2, 8, 13\)"),
     "missing array": (lambda m: m["config"].update(gated=True), "lacks blocks.mlp.W_gate"),
     "extra array": (lambda m: m["config"].update(tied=True), "holds W_U, which the Config does not have"),
     "lost file": (lambda m: m["parameters"].update(file="params-0.safetensors"), "params-0.safetensors is missing"),

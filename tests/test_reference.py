@@ -111,7 +111,7 @@ def test_forward_and_its_gradient_equal_flax_nnx_in_float64(name: str, x64):
     check_nnx((NAMED | REST)[name], jnp.float64, 1e-10)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(config=configs().map(lambda config: dataclasses.replace(config, n_layers=1)))
 def test_any_forward_and_its_gradient_equal_flax_nnx_in_float64(config: Config):
     with jax.enable_x64(True):

@@ -41,7 +41,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 @given(config=configs())
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_every_site_is_captured_in_its_shape_and_shown_to_the_edit(config: Config):
     visited = []
 

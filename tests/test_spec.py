@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,7 @@ SCALES = {
     "unscaled": {"attention_scale": 1.0},
     "squared": {"activation": "relu_squared"},
     "gated": {"activation": "silu", "gated": True},
+    "gated_squared": {"activation": "relu_squared", "gated": True},
     "attention_only": {"d_mlp": 0},
     "classic": {"norm": "layer", "position": "learned", "n_context": 32, "activation": "gelu"},
     "modern": {
@@ -84,9 +86,11 @@ SCALES = {
 }
 
 
-@pytest.mark.parametrize("n_layers", [1, 48])
-@pytest.mark.parametrize("d_model", [64, 1024])
-@pytest.mark.parametrize("choices", SCALES)
+CORNERS = [*product(["seed"], [64, 1024], [1, 48]), *product(SCALES, [64, 1024], [48])]
+"""All corners of width and depth for the seed, the deep ones for every other choice."""
+
+
+@pytest.mark.parametrize(("choices", "d_model", "n_layers"), sorted(set(CORNERS)))
 def test_stream_scores_and_logits_begin_at_scale_one(choices: str, d_model: int, n_layers: int):
     config = Config(n_layers=n_layers, d_model=d_model, n_heads=2, d_head=16, d_mlp=64, n_vocab=100)
     config = dataclasses.replace(config, **SCALES[choices])

@@ -1,6 +1,6 @@
 """Whole runs: never lost, never mixed up, and every failure a sentence."""
 
-import json
+import gc
 import os
 import signal
 import subprocess
@@ -52,9 +52,10 @@ def final_state(folder: Path, command: list[str]):
     tokenizer = load(folder / "model")[2]
     assert tokenizer is not None
     checkpoints = Checkpoints(folder)
-    state = checkpoints.restore(fresh_state(recipe, recipe.config.for_tokenizer(tokenizer)))
-    checkpoints.close()
-    return state
+    try:
+        return checkpoints.restore(fresh_state(recipe, recipe.config.for_tokenizer(tokenizer)))
+    finally:
+        checkpoints.close()
 
 
 def assert_same_run(corpus: Path, one: str, other: str, steps: int = 40) -> None:
@@ -114,17 +115,17 @@ def test_a_run_leaves_what_it_promises_and_its_model_is_the_best_one(corpus: Pat
 
 
 def test_a_killed_and_resumed_run_is_the_run_that_was_never_killed(corpus: Path):
-    assert main(options(corpus, "whole", 400)) == 0
-    command = options(corpus, "killed", 400)
+    assert main(options(corpus, "whole", 150)) == 0
+    command = options(corpus, "killed", 150)
     folder = corpus.parent / "runs" / "killed"
     process = start_process(command)
     wait_for_checkpoint(process, folder, 20)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert read_metrics(folder)[-1]["step"] < 400
+    assert read_metrics(folder)[-1]["step"] < 150
     assert main([*command, "--resume"]) == 0
-    assert_same_run(corpus, "whole", "killed", 400)
+    assert_same_run(corpus, "whole", "killed", 150)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(corpus: Path):
@@ -142,12 +143,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus: Path):
     step = int(final_state(folder, command).step)
     assert 10 <= step < steps
     assert step == read_metrics(folder)[-1]["step"]
-
-
-def test_a_run_on_the_same_recipe_is_the_same_run(corpus: Path):
-    for name in ("one", "two"):
-        assert main(options(corpus, name, 20)) == 0
-    assert_same_run(corpus, "one", "two", 20)
 
 
 def check_refused(capsys, command: list[str], *sentences: str) -> None:
@@ -272,7 +267,9 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [5, 10]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_a_sentence(corpus: Path):
+    """What orbax then leaves half open is collected here, where its complaint is expected."""
     command = options(corpus, "hurt", 10)
     assert main(command) == 0
     folder = corpus.parent / "runs" / "hurt"
@@ -281,12 +278,13 @@ def test_a_damaged_checkpoint_is_a_sentence(corpus: Path):
             os.truncate(file, 3)
     with pytest.raises(RunError, match=r"the checkpoint .* cannot be read"):
         final_state(folder, command)
+    gc.collect()
 
 
 # --- samples ---
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", ["seed", "classic"])
 def test_greedy_text_is_what_forward_alone_says(name: str):
     config = NAMED[name]
     params = init(config, jax.random.key(5))
@@ -347,9 +345,3 @@ def test_sample_continues_from_a_run(corpus: Path, capsys):
         assert sentence in capsys.readouterr().err
     assert sample.main([folder + "-not"]) == 1
     assert "holds no model" in capsys.readouterr().err
-
-
-def test_metrics_are_json_lines(corpus: Path):
-    assert main(options(corpus, "lines", 5)) == 0
-    for line in (corpus.parent / "runs" / "lines" / "metrics.jsonl").read_text().splitlines():
-        assert json.loads(line)["step"] >= 0
