@@ -198,6 +198,7 @@ BAD = {
     "no steps": (["--steps", "0"], "steps=0 must be at least 1"),
     "odd validation": (["--validate-every", "7"], "validate_every=7 is not a multiple of chunk=5"),
     "negative rate": (["--optimizer.learning-rate", "-1"], "learning_rate=-1.0 must be above 0"),
+    "a path": (["--name", "../up"], "name='../up' is not a folder's name"),
     "both": (["--resume", "--overwrite"], "give one of them"),
     "64 bits": (["--compute.dtype", "float64"], "needs 64-bit JAX"),
 }  # fmt: skip

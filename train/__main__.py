@@ -19,8 +19,8 @@ from train.runs import RunError, open_run
 class Command(Recipe):
     """A Recipe, and where its run goes."""
 
-    name: str = ""
-    """of the run; empty: the preset's"""
+    name: str = "run"
+    """of the run: the name of its folder"""
     runs: Path = Path("runs")
     """the folder of all runs"""
     resume: bool = False
@@ -30,6 +30,8 @@ class Command(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name={self.name!r} is not a folder's name; a path goes into --runs")
         if self.resume and self.overwrite:
             raise ValueError(
                 "--resume keeps the run that --overwrite would remove; give one of them"
