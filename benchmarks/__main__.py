@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -44,18 +45,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def table(rows: list[dict[str, Any]], dtype: str) -> Table:
     """The rows, for people."""
-    sheet = Table(title="forward pass: medians (quartiles)")
-    for name in ("size", "batch × context", "dtype", "ms", "tokens/s", "GFLOP/s", "of matmul"):
-        sheet.add_column(name, justify="left" if name == "size" else "right")
+    sheet = Table(title=f"forward pass, {dtype}: medians", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("size", "batch × context", "ms", "quartiles", "tokens/s", "GFLOP/s", "of matmul"):
+        sheet.add_column(name, justify="left" if name == "size" else "right", no_wrap=True)
     for row in rows:
-        low, mid, high = (1e3 * row[key] for key in ("low", "median", "high"))
+        low, mid, high = (f"{1e3 * row[key]:.4g}" for key in ("low", "median", "high"))
         sheet.add_row(
             row["size"],
             f"{row['batch']} × {row['context']}",
-            row["dtype"],
-            f"{mid:.2f} ({low:.2f}-{high:.2f})",
+            mid,
+            f"{low}-{high}",
             f"{row['tokens_per_second']:,.0f}",
             f"{row['flops_per_second'] / 1e9:.1f}",
             f"{row['fraction_of_matmul']:.0%}",
@@ -82,7 +83,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console = Console()
-    console.print(table(rows))
+    console.print(table(rows, command.dtype))
     rate = rows[0]["matmul_flops_per_second"] / 1e9 if rows else 0.0
     console.print(
         f"measured matmul rate {rate:.0f} GFLOP/s; {about['device']} ({about['platform']}), "

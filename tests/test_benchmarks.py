@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import forward as bench_forward
 from benchmarks.__main__ import main
 from benchmarks.forward import SIZES
-from benchmarks.roofline import forward_flops
+from benchmarks.roofline import forward_flops, matmul_rate
 from benchmarks.timing import interleave, summarize
 from jaxformer import abstract, forward
 from tests.models import NAMED, compiled_flops
@@ -57,7 +59,8 @@ def test_quartiles():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_forward_prints_a_table_and_writes_rows(tmp_path: Path, capsys, dtype: str):
+def test_forward_prints_a_table_and_writes_rows(tmp_path: Path, capsys, monkeypatch, dtype: str):
+    monkeypatch.setattr(bench_forward, "matmul_rate", partial(matmul_rate, sizes=(128,), repeats=2))
     path = tmp_path / "rows.jsonl"
     arguments = [
         "forward",
