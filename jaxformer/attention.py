@@ -79,8 +79,8 @@ def attend(
         q = tap("rot_q", rotary(positions, q, config.rotary_width, config.rotary_base))
         k = tap("rot_k", rotary(positions, k, config.rotary_width, config.rotary_base))
     if past is not None:
-        past = remember(past, k, v, positions[0])
-        k, v = past.k, past.v
+        past = remember(past, k, v, positions[0]) if len(positions) else past
+        k, v = past.k.astype(q.dtype), past.v.astype(q.dtype)
     visible = jnp.arange(len(k), dtype=jnp.int32) <= positions[:, None]
     mix = KERNELS[compute.kernel]
     z = tap("z", mix(config, q, k, v, visible, tap))

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,13 @@ import numpy as np
 from jaxformer.config import Config
 from jaxformer.spec import path_name
 from jaxformer.tokenizer import Tokenizer, from_json
-from jaxformer.transformer import Params, abstract
+from jaxformer.transformer import Params, abstract, check_params
 
 FORMAT = "jaxformer-1"
+OURS = re.compile(
+    r"params-[0-9a-f]{16}\.safetensors|\.(params-[0-9a-f]{16}\.safetensors|model\.json)\.\d+\.partial"
+)
+"""The names that only `save` gives: of parameters, and of files that it did not finish."""
 
 
 def save(
@@ -36,9 +41,13 @@ def save(
     """Write a model into a folder, in place of the one that may be there.
 
     Raises:
+        ValueError: parts that are not of one model; a model that was there stays whole.
         OSError: the folder cannot be made or written; a model that was there stays whole.
     """
     from safetensors.numpy import save as to_safetensors
+
+    check_params(params, config)
+    _check_tokenizer(tokenizer, config)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +66,8 @@ def save(
     }
     replace_file(folder / file, data)
     replace_file(folder / "model.json", json.dumps(model, indent=2).encode())
-    for old in [*folder.glob("params-*.safetensors"), *folder.glob(".*.partial")]:
-        if old.name != file:
+    for old in folder.iterdir():
+        if OURS.fullmatch(old.name) and old.name not in (file, "model.json"):
             old.unlink(missing_ok=True)
 
 
@@ -77,6 +86,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | No
     config = _explained(path, lambda: Config.from_json(json.dumps(model["config"])))
     kept = model["tokenizer"]
     tokenizer = None if kept is None else _explained(path, lambda: from_json(json.dumps(kept)))
+    _explained(path, lambda: _check_tokenizer(tokenizer, config))
     return config, _read_params(folder, model["parameters"], config), tokenizer
 
 
@@ -89,10 +99,24 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        with contextlib.suppress(OSError):  # where a folder can be synced, the new name is safe too
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def _check_tokenizer(tokenizer: Tokenizer | None, config: Config) -> None:
+    if tokenizer is not None and tokenizer.n_vocab > config.n_vocab:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.n_vocab} entries, the Config n_vocab={config.n_vocab}; "
+            "a model needs at least as many as its tokenizer"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Config:
             )
         _check_position(self)
         _check_unread(self)
-        if not self.norm_epsilon > 0:
+        if not 0 < self.norm_epsilon < math.inf:
             raise ValueError(f"norm_epsilon={self.norm_epsilon} must be positive; 1e-5 is usual")
         if self.attention_scale is not None and not 0 < self.attention_scale < math.inf:
             raise ValueError(
@@ -123,7 +123,7 @@ class Config:
     @property
     def rotary_width(self) -> int:
         """The number of each head's coordinates that rotary turns; 0 without rotary."""
-        return int(self.d_head * self.rotary_fraction) if self.position == "rotary" else 0
+        return round(self.d_head * self.rotary_fraction) if self.position == "rotary" else 0
 
     @property
     def score_scale(self) -> float:
@@ -178,7 +178,7 @@ class Compute:
     unroll: int = 1
     """residual blocks per turn of the layer loop: more compile time, sometimes less run time"""
     remat: Remat = "none"
-    """what the backward pass recomputes: nothing, each block, or each block but its matrix products"""
+    """what the backward pass recomputes: nothing, each block, or each block but its products with weights"""
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -264,7 +264,7 @@ def turner(config):
     """A function from a query or key and its position to the turned vector."""
     if config.position != "rotary":
         return lambda vector, p: vector
-    half = int(config.d_head * config.rotary_fraction) // 2
+    half = round(config.d_head * config.rotary_fraction) // 2
 
     def turn(vector, p):
         turned = list(vector)

@@ -22,7 +22,9 @@ WHOLE = frozenset({"embed", "pos_embed", "final_scale", "final", "logits"})
 class Site(str):
     """A site's name, as an edit receives it: comparing it with a name that is no site is an error.
 
-    So that a misspelt edit, `if site == "patern"`, fails while tracing instead of doing nothing.
+    So that a misspelt edit, `if site == "patern"`, fails while tracing instead of doing nothing. A set or a
+    dict of names compares hashes, not names, and cannot tell: prefer `==`, or `in` on a tuple. A site that
+    this Config lacks is never visited; `shown(config)` lists those that are.
     """
 
     __slots__ = ()
@@ -123,6 +125,10 @@ class Tap:
         edited = self.edit(Site(site), self.layer, value)
         if edited is value:
             return value
+        if edited is None:
+            raise ValueError(
+                f"the edit returned None at site {site!r}; return the value, changed or not"
+            )
         edited = jnp.asarray(edited)
         if edited.shape != value.shape:
             raise ValueError(

@@ -113,10 +113,16 @@ def count(config: Config) -> int:
 
 
 def empty_cache(config: Config, capacity: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache with room for `capacity` tokens and none in it."""
+    """A cache with room for `capacity` tokens and none in it.
+
+    Raises:
+        ValueError: a capacity below 1.
+    """
+    if capacity < 1:
+        raise ValueError(f"capacity={capacity} must be at least 1")
     sizes = config.sizes
-    zeros = jnp.zeros((sizes["l"], capacity, sizes["k"], sizes["h"]), dtype)
-    return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
+    shape = (sizes["l"], capacity, sizes["k"], sizes["h"])
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
 def forward(
@@ -134,7 +140,7 @@ def forward(
     Args:
         params: as `init` gives them.
         config: their architecture.
-        tokens: ids below n_vocab. Inside traced code any other id gives NaN.
+        tokens: ids below n_vocab. Inside traced code any other id makes the whole sequence NaN.
         cache: the tokens before these; theirs are then added to the one returned. More tokens than it
             has room for give NaN.
         capture: names of the sites to return.
@@ -156,7 +162,7 @@ def forward(
     capture = capture if isinstance(capture, str) else tuple(capture)
     check_capture(capture, config, compute)
     tokens = jnp.asarray(tokens)
-    _check_params(params, config)
+    check_params(params, config)
     _check_tokens(tokens, config, cache)
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
     params = jax.tree.map(lambda array: jnp.asarray(array).astype(dtype), params)
@@ -255,7 +261,12 @@ REMATS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _check_params(params: Params, config: Config) -> None:
+def check_params(params: Params, config: Config) -> None:
+    """Refuse parameters that are not those of this Config.
+
+    Raises:
+        ValueError: naming the first array that is missing, superfluous, of another shape or no float.
+    """
     expected = jax.tree_util.tree_leaves_with_path(abstract(config))
     given = dict(jax.tree_util.tree_leaves_with_path(params))
     for path, leaf in expected:
@@ -265,6 +276,9 @@ def _check_params(params: Params, config: Config) -> None:
                 f"this Config has {spec.path_name(path)} of shape {leaf.shape}, the parameters have {shape}; "
                 "both must come from one model"
             )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{spec.path_name(path)} is {leaf.dtype}; parameters are floats")
     if given:
         raise ValueError(
             f"the parameters have {spec.path_name(next(iter(given)))}, this Config does not"
@@ -288,6 +302,12 @@ def _check_tokens(tokens: Array, config: Config, cache: Cache | None) -> None:
     for why, longest in room.items():
         if longest is not None and len(tokens) > longest:
             raise ValueError(f"{len(tokens)} tokens are too many: {why}; give at most {longest}")
+    if cache is not None:
+        needed = (config.n_layers, cache.k.shape[1], config.sizes["k"], config.d_head)
+        if cache.k.shape != needed or cache.v.shape != needed:
+            raise ValueError(
+                f"the cache holds {cache.k.shape}, this Config needs {needed}; make it by empty_cache(config, ...)"
+            )
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(np.asarray(tokens), config.n_vocab)
 

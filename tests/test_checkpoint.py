@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from jaxformer import Bytes, Characters, load, save
 from tests.models import CLASSIC, MODERN, NAMED, SEED, random_params
@@ -51,7 +52,7 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, moment: int
 ):
     old, new = random_params(SEED, 0), random_params(MODERN, 1)
-    save(tmp_path, SEED, old, Bytes())
+    save(tmp_path, SEED, old, Characters.of("abc"))
     left = [moment]
     owner = os if call == "fsync" else Path
     real = getattr(owner, call)
@@ -65,7 +66,7 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_model(
     with monkeypatch.context() as patch:
         patch.setattr(owner, call, crash)
         try:
-            save(tmp_path, MODERN, new, Bytes())
+            save(tmp_path, MODERN, new, Characters.of("abc"))
         except Crash:
             crashed = True
         else:
@@ -111,6 +112,8 @@ def test_a_damaged_file_is_a_clear_error_or_the_right_model(saved, tmp_path: Pat
         (tmp_path / file).write_bytes(damaged if file == name else original)
     try:
         config, params, _ = load(tmp_path)
+    except TypeCheckError:  # the tests' own type checks spoke before Config's: refused as well
+        assert name == "model.json"
     except (ValueError, FileNotFoundError) as error:
         assert str(tmp_path) in str(error)
     else:  # a flip inside the JSON can leave another valid Config or alphabet
@@ -156,3 +159,22 @@ def test_a_folder_that_cannot_be_made_is_an_oserror(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         save(tmp_path / "file" / "model", SEED, random_params(SEED))
+
+
+def test_parts_of_two_models_are_not_saved_over_a_good_one(tmp_path: Path):
+    save(tmp_path, SEED, random_params(SEED))
+    with pytest.raises(ValueError, match="both must come from one model"):
+        save(tmp_path, MODERN, random_params(SEED))
+    with pytest.raises(ValueError, match="the tokenizer has 256 entries, the Config n_vocab=11"):
+        save(tmp_path, SEED, random_params(SEED), Bytes())
+    same(load(tmp_path)[1], random_params(SEED))
+
+
+def test_files_of_others_in_the_folder_are_left_alone(tmp_path: Path):
+    for name in ("params-mine.safetensors", ".thesis.partial"):
+        (tmp_path / name).write_text("years of work")
+    save(tmp_path, SEED, random_params(SEED))
+    save(tmp_path, SEED, random_params(SEED, 1))
+    assert (tmp_path / "params-mine.safetensors").exists()
+    assert (tmp_path / ".thesis.partial").exists()
+    assert len(list(tmp_path.iterdir())) == 4

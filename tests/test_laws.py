@@ -222,3 +222,28 @@ def test_parameters_of_another_architecture_are_refused():
 
 def test_an_empty_sequence_has_no_logits():
     assert forward(random_params(MODERN), MODERN, jnp.zeros(0, jnp.int32)).logits.shape == (0, 11)
+
+
+@pytest.mark.parametrize("kernel", ["einsum", "fused"])
+@pytest.mark.parametrize(("cached", "computed"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_cache_may_have_another_dtype(kernel, cached, computed, standard_promotion):
+    """jax.nn's own attention mixes dtypes inside."""
+    params, config, tokens = model("modern")
+    cache = empty_cache(config, LENGTH, jnp.dtype(cached))
+    compute = Compute(kernel=kernel, dtype=computed)
+    logits = forward(params, config, tokens, cache, compute=compute).logits
+    whole, _ = plain("modern")
+    np.testing.assert_allclose(logits, whole, rtol=0, atol=0.05 * float(jnp.abs(whole).max()))
+
+
+def test_a_cache_of_another_model_is_refused_and_one_s_buffers_can_be_donated():
+    params, config, tokens = model("modern")
+    other = empty_cache(dataclasses.replace(config, n_layers=3), LENGTH)
+    with pytest.raises(ValueError, match="make it by empty_cache"):
+        forward(params, config, tokens, other)
+    with pytest.raises(ValueError, match="capacity=0 must be at least 1"):
+        empty_cache(config, 0)
+    step = jax.jit(lambda cache: forward(params, config, tokens, cache).cache, donate_argnums=0)
+    assert int(step(empty_cache(config, LENGTH)).length) == LENGTH
+    nothing = forward(params, config, tokens[:0], empty_cache(config, LENGTH))
+    assert nothing.logits.shape == (0, config.n_vocab)

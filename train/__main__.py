@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -30,7 +31,7 @@ class Command(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.name or Path(self.name).name != self.name:
+        if Path(self.name).name != self.name or self.name in ("", ".", ".."):
             raise ValueError(f"name={self.name!r} is not a folder's name; a path goes into --runs")
         if self.resume and self.overwrite:
             raise ValueError(
@@ -64,6 +65,10 @@ def parse(args: list[str]) -> Command:
     )
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def main(args: list[str] | None = None) -> int:
     """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C."""
     args = sys.argv[1:] if args is None else args
@@ -83,12 +88,22 @@ def main(args: list[str] | None = None) -> int:
             "train",
             *(a for a in args if a not in ("--overwrite", "--resume")),
         ]
-        console.print(f"{interruption}; go on with: {shlex.join(again)} --resume", soft_wrap=True)
+        print(f"{interruption}; go on with: {shlex.join(again)} --resume")
         return 130
-    except (RunError, ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        print("stopped; what was saved before is whole", file=sys.stderr)
+        return 130
+    except jax.errors.JaxRuntimeError as error:
+        why = str(error).partition("\n")[0]
+        print(
+            f"error: the device cannot run this; lower --batch or --config.* ({why})",
+            file=sys.stderr,
+        )
+        return 1
+    except (RunError, ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console.print(f"best validation loss {best:.4f}; everything is in {folder}")
+    print(f"best validation loss {best:.4f}; everything is in {folder}")
     return 0
 
 

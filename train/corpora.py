@@ -98,7 +98,9 @@ def read_path(name: str) -> str:
         ValueError: nothing is there, or a file is not UTF-8.
         OSError: a file cannot be read.
     """
-    path = Path(name).expanduser()
+    if not name:
+        raise ValueError(f"the corpus has no name; give a path, or one of {', '.join(NAMED)}")
+    path = Path(name)
     if path.is_dir():
         files = sorted(
             f

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jaxformer.checkpoint import save
+from jaxformer.checkpoint import load, save
 from jaxformer.config import Config
-from jaxformer.transformer import count, init
+from jaxformer.transformer import Params, count, init
 from train.batches import cover
 from train.corpora import Corpus
 from train.ngrams import ngram_losses
@@ -69,14 +69,14 @@ def train(run: Run, *, resume: bool = False) -> float:
         validate = make_validation(run)
         if not resume:
             _validate_and_save(run, state, validate, metrics, checkpoints)
-            _write_sample(run, state, "before training")
+            _write_sample(run, state.params, "before training")
         elif int(state.step):
             console.print(f"going on from step {int(state.step)}")
         state = _steps(run, state, validate, metrics, checkpoints)
         checkpoints.finish()
     finally:
         checkpoints.close()
-    _finish(run, state, metrics)
+    _finish(run, metrics)
     return metrics.best()
 
 
@@ -156,6 +156,8 @@ def _validate_and_save(
     checkpoints: Checkpoints,
 ) -> None:
     step, loss = int(state.step), validate(state)
+    if not math.isfinite(loss):
+        raise RunError(diverged(run, "the validation loss", step))
     better = loss < metrics.best()
     if better:
         save(run.folder / "model", run.config, state.params, run.corpus.tokenizer)
@@ -171,31 +173,36 @@ def _check_finite(run: Run, history: dict[str, jax.Array], done: int) -> None:
     bad = ~(np.isfinite(losses) & np.isfinite(np.asarray(history["gradient_norm"])))
     if bad.any():
         step = done - len(losses) + int(bad.argmax()) + 1
-        raise RunError(
-            f"the loss or its gradient is no finite number at step {step}; nothing after the last validation was "
-            f"kept in {run.folder}. Lower --optimizer.learning-rate "
-            f"(it is {run.recipe.optimizer.learning_rate}), or lengthen --optimizer.warmup"
-        )
+        raise RunError(diverged(run, "the loss or its gradient", step))
 
 
-def _write_sample(run: Run, state: TrainState, title: str) -> str:
-    """Go on from the start of the validation text, and keep what came."""
+def diverged(run: Run, what: str, step: int) -> str:
+    """The sentence for a run that left the finite numbers."""
+    return (
+        f"{what} is no finite number at step {step}; nothing after the last validation was kept in {run.folder}. "
+        f"Lower --optimizer.learning-rate (it is {run.recipe.optimizer.learning_rate}), or lengthen --optimizer.warmup"
+    )
+
+
+def _write_sample(run: Run, params: Params, title: str) -> None:
+    """Go on from the start of the validation text, and keep what came in place of an older sample."""
     tokenizer = run.corpus.tokenizer
     prompt = tokenizer.decode(run.corpus.validation[: min(32, run.recipe.context)])
     text = continue_text(
-        state.params, run.config, tokenizer, prompt, 200, jax.random.key(run.recipe.seed + 2),
+        params, run.config, tokenizer, prompt, 200, jax.random.key(run.recipe.seed + 2),
         temperature=0.8, window=run.recipe.context,
     )  # fmt: skip
-    with (run.folder / "samples.txt").open("a", encoding="utf-8") as file:
-        file.write(f"--- {title}\n{prompt}|{text}\n")
-    return text
+    path = run.folder / "samples.txt"
+    older = path.read_text(encoding="utf-8") if path.is_file() else ""
+    kept = older.split(f"--- {title}\n")[0]
+    path.write_text(f"{kept}--- {title}\n{prompt}|{text}\n", encoding="utf-8")
 
 
-def _finish(run: Run, state: TrainState, metrics: Metrics) -> None:
+def _finish(run: Run, metrics: Metrics) -> None:
     corpus, console = run.corpus, run.console
     yardsticks = ngram_losses(corpus.train, corpus.validation, run.config.n_vocab)
     plot_losses(run.folder / "loss.png", metrics.lines, yardsticks)
-    _write_sample(run, state, f"after {int(state.step)} steps")
+    _write_sample(run, load(run.folder / "model")[1], "the best model")
     console.print(
         yardstick_table(yardsticks, {"this model": metrics.best()}, corpus.characters_per_token)
     )

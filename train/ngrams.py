@@ -36,6 +36,8 @@ def _witten_bell(
     lower: Float[np.ndarray, " m"],
 ) -> Float[np.ndarray, " m"]:
     """The probability of each held-out token given the order - 1 before it, smoothed by the order below."""
+    if len(train) < order or len(held_out) < order:
+        return lower
     grams, seen = np.unique(_grams(train, n_vocab, order), return_counts=True)
     histories, first = np.unique(grams // n_vocab, return_index=True)
     total = np.add.reduceat(seen, first)  # n(h): grams of one history lie side by side

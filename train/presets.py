@@ -1,6 +1,7 @@
 """What to train: each preset is one frozen `Recipe`, and its docstring-like comment says what it reached."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,9 +17,14 @@ def _bounded(
     *,
     least: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     most: float | None = None,
 ) -> None:
     value = getattr(record, name)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number")
+    if below is not None and not value < below:
+        raise ValueError(f"{name}={value} must be below {below}")
     if least is not None and not value >= least:
         raise ValueError(f"{name}={value} must be at least {least}")
     if above is not None and not value > above:
@@ -64,8 +70,9 @@ class AdamW:
         _bounded(self, "clip", above=0.0)
         _bounded(self, "warmup", least=0.0)
         _bounded(self, "weight_decay", least=0.0)
-        for name in ("last_share", "beta1", "beta2"):
-            _bounded(self, name, least=0.0, most=1.0)
+        _bounded(self, "last_share", least=0.0, most=1.0)
+        for name in ("beta1", "beta2"):
+            _bounded(self, name, least=0.0, below=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +103,7 @@ class Recipe:
     """of the first parameters, the batches and the samples"""
 
     def __post_init__(self) -> None:
+        _bounded(self, "seed", least=0.0, below=2.0**31)
         for name in ("context", "batch", "steps", "chunk", "validate_every"):
             _bounded(self, name, least=1.0)
         if self.validate_every % self.chunk:

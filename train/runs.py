@@ -11,6 +11,7 @@ samples.txt      a text from before the first step and one from the best model
 import dataclasses
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from jaxformer.checkpoint import replace_file
+from train.about import read_about
 from train.presets import Recipe
 from train.step import TrainState
 
@@ -59,7 +61,7 @@ def _check_same(folder: Path, about: dict[str, Any]) -> None:
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(f"there is no run to resume in {folder}; leave --resume out to start one")
-    was, now = _flat(json.loads(path.read_text())), _flat(about)
+    was, now = _flat(read_about(path)), _flat(about)
     if different := sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k)):
         changes = "; ".join(f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in different)
         raise RunError(
@@ -85,10 +87,12 @@ class Metrics:
         replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def write(self, **line: int | float) -> None:
-        """Add a line; it is on its way to the disk when this returns."""
+        """Add a line; it is on the disk when this returns."""
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def best(self) -> float:
         """The lowest validation loss so far."""

@@ -1,6 +1,5 @@
 """Continue a text with a trained model: `python -m train.sample runs/seed --prompt "..."`."""
 
-import json
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from jaxformer.checkpoint import load
 from jaxformer.config import Config
 from jaxformer.tokenizer import Tokenizer
 from jaxformer.transformer import Params, check_vocabulary, forward
+from train.about import read_about
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def continue_text(
         ValueError: an empty prompt, a character that the tokenizer never saw, n below 1, a temperature
             below 0.
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    if not 1 <= n <= 1_000_000:
+        raise ValueError(f"n={n} must be at least 1 and at most 1000000")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature={temperature} must be 0 or a positive number")
     tokens = tokenizer.encode(prompt)
@@ -97,8 +97,7 @@ def find_model(run: Path) -> tuple[Path, int | None]:
     """A model's folder, and the context that it was trained on if a run's folder says so."""
     folder = run / "model" if (run / "run.json").is_file() else run
     about = folder.parent / "run.json"
-    context = json.loads(about.read_text())["recipe"]["context"] if about.is_file() else None
-    return folder, context
+    return folder, read_about(about)["recipe"]["context"] if about.is_file() else None
 
 
 def main(args: list[str] | None = None) -> int:
@@ -114,7 +113,7 @@ def main(args: list[str] | None = None) -> int:
             params, config, tokenizer, command.prompt, command.n, jax.random.key(command.seed),
             temperature=command.temperature, window=window,
         )  # fmt: skip
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(command.prompt + text)
