@@ -65,10 +65,6 @@ def parse(args: list[str]) -> Command:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def main(args: list[str] | None = None) -> int:
     """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C."""
     args = sys.argv[1:] if args is None else args
