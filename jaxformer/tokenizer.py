@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from jaxformer.transformer import check_vocabulary
+
 Tokens = Int[np.ndarray, " t"]
 
 
@@ -80,7 +82,7 @@ class Characters:
         Raises:
             ValueError: an id outside the alphabet.
         """
-        _check_ids(tokens, self.n_vocab)
+        check_vocabulary(tokens, self.n_vocab)
         return "".join(self.alphabet[token] for token in tokens)
 
     def to_json(self) -> str:
@@ -107,7 +109,7 @@ class Bytes:
         Raises:
             ValueError: an id that is no byte.
         """
-        _check_ids(tokens, 256)
+        check_vocabulary(tokens, 256)
         return np.asarray(tokens).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def to_json(self) -> str:
@@ -135,10 +137,3 @@ KINDS = {
     "characters": lambda fields: Characters(fields["alphabet"]),
     "bytes": lambda fields: Bytes(),
 }
-
-
-def _check_ids(tokens: Tokens, n_vocab: int) -> None:
-    tokens = np.asarray(tokens)
-    outside = tokens[(tokens < 0) | (tokens >= n_vocab)]
-    if len(outside):
-        raise ValueError(f"token {outside[0]} is outside the vocabulary of {n_vocab} entries")
