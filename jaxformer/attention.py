@@ -15,7 +15,7 @@ from jaxformer.config import Compute, Config
 from jaxformer.position import rotary
 from jaxformer.sites import Tap
 from jaxformer.spec import constant, matrix, write_gain
-from jaxformer.stream import query, wide
+from jaxformer.stream import biased, product, query, widened
 
 
 class Attention(NamedTuple):
@@ -72,9 +72,14 @@ def attend(
 
     Source: Vaswani et al. 2017, §3.2; grouped queries: Ainslie et al. 2023, "GQA", §2.2.
     """
-    q = tap("q", _biased(query(state, attention.W_Q), attention.b_Q))
-    k = tap("k", _biased(query(state, attention.W_K), attention.b_K))
-    v = tap("v", _biased(query(state, attention.W_V), attention.b_V))
+    q, k, v = (
+        tap(site, biased(query(state, W), b).astype(state.dtype))
+        for site, W, b in (
+            ("q", attention.W_Q, attention.b_Q),
+            ("k", attention.W_K, attention.b_K),
+            ("v", attention.W_V, attention.b_V),
+        )
+    )
     if config.rotary_width:
         q = tap("rot_q", rotary(positions, q, config.rotary_width, config.rotary_base))
         k = tap("rot_k", rotary(positions, k, config.rotary_width, config.rotary_base))
@@ -83,8 +88,8 @@ def attend(
         k, v = past.k.astype(q.dtype), past.v.astype(q.dtype)
     visible = jnp.arange(len(k), dtype=jnp.int32) <= positions[:, None]
     mix = KERNELS[compute.kernel]
-    z = tap("z", mix(config, q, k, v, visible, tap))
-    return _biased(write_heads(z, attention.W_O, tap), attention.b_O), past
+    z = tap("z", mix(config, q, k, v, visible, tap, aligned=past is None))
+    return write_heads(z, attention, tap), past
 
 
 def remember(
@@ -105,17 +110,37 @@ def mix_einsum(
     v: Float[Array, "s k h"],
     visible: Bool[Array, "t s"],
     tap: Tap,
+    *,
+    aligned: bool,
 ) -> Float[Array, "t n h"]:
     """softmax(q·k · scale) · v for each head, written out; the softmax in float32 or wider."""
-    t, n, h = q.shape
-    s, groups, _ = k.shape
-    grouped = q.reshape(t, groups, n // groups, h)
-    products = jnp.einsum("tkgh,skh->kgts", grouped, k, preferred_element_type=wide(q.dtype))
-    scores = products.reshape(n, t, s) * config.score_scale
-    scores = tap("scores", jnp.where(visible, scores, -jnp.inf))
-    pattern = tap("pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
-    shares = pattern.reshape(groups, n // groups, t, s)
-    return jnp.einsum("kgts,skh->tkgh", shares, v).reshape(t, n, h)
+    del aligned
+    return _by_head(_mix(config, _by_head(q), _by_head(k), _by_head(v), visible, tap))
+
+
+def mix_blocked(
+    config: Config,
+    q: Float[Array, "t n h"],
+    k: Float[Array, "s k h"],
+    v: Float[Array, "s k h"],
+    visible: Bool[Array, "t s"],
+    tap: Tap,
+    *,
+    aligned: bool,
+) -> Float[Array, "t n h"]:
+    """The same for one block of queries after another: what comes after a block is never computed.
+
+    Raises:
+        ValueError: an edit of the scores or the pattern.
+    """
+    _refuse_unformed("blocked", q, k, tap)
+    queries, keys, values = _by_head(q), _by_head(k), _by_head(v)
+    mixed = []
+    for rows in query_blocks(len(q)):
+        seen = slice(rows.stop if aligned else None)
+        part = queries[:, rows], keys[:, seen], values[:, seen]
+        mixed.append(_mix(config, *part, visible[rows, seen], Tap()))
+    return _by_head(jnp.concatenate(mixed, axis=1))
 
 
 def mix_fused(
@@ -125,35 +150,75 @@ def mix_fused(
     v: Float[Array, "s k h"],
     visible: Bool[Array, "t s"],
     tap: Tap,
+    *,
+    aligned: bool,
 ) -> Float[Array, "t n h"]:
     """The same by `jax.nn.dot_product_attention`, which keeps scores and pattern to itself.
 
     Raises:
         ValueError: float64, which it would round to float32; an edit of the scores or the pattern.
     """
+    del aligned
     if q.dtype == jnp.float64:
         raise ValueError('kernel="fused" rounds float64 to float32; use Compute(kernel="einsum")')
-    unseen = jnp.zeros((q.shape[1], q.shape[0], k.shape[0]), q.dtype)
-    for site in ("scores", "pattern"):
-        tap.refuse(site, unseen, 'which kernel="fused" never forms; use Compute(kernel="einsum")')
+    _refuse_unformed("fused", q, k, tap)
     return jax.nn.dot_product_attention(q, k, v, mask=visible[None], scale=config.score_scale)
 
 
-KERNELS = {"einsum": mix_einsum, "fused": mix_fused}
+KERNELS = {"einsum": mix_einsum, "blocked": mix_blocked, "fused": mix_fused}
+"""By name. `aligned` says that there is no cache: the key at s is that of the query at s."""
 
 
-def write_heads(
-    z: Float[Array, "t n h"], W_O: Float[Array, "n h d"], tap: Tap
-) -> Float[Array, "t d"]:
+def query_blocks(length: int) -> list[slice]:
+    """A sequence cut into at most 16 blocks of at least 128 positions.
+
+    >>> query_blocks(300)
+    [slice(0, 150, None), slice(150, 300, None)]
+    """
+    number = min(max(length // 128, 1), 16)
+    return [slice(length * i // number, length * (i + 1) // number) for i in range(number)]
+
+
+def write_heads(z: Float[Array, "t n h"], attention: Attention, tap: Tap) -> Float[Array, "t d"]:
     """The sum of what the heads write. Each head's own part is formed only where it is asked for."""
-    each = jnp.einsum("tnh,nhd->tnd", z, W_O)
+    each = product("tnh,nhd->tnd", z, attention.W_O).astype(z.dtype)
     shown = tap("head_out", each)
     if shown is each and "head_out" not in tap.capture:
-        return jnp.einsum("tnh,nhd->td", z, W_O)  # `each` has no reader: the compiler drops it
-    return shown.sum(axis=1)
+        written = product("tnh,nhd->td", z, attention.W_O)  # `each` has no reader: it is dropped
+    else:
+        written = widened(shown).sum(axis=1)
+    return biased(written, attention.b_O).astype(z.dtype)
 
 
-def _biased(
-    values: Float[Array, "t *features"], bias: Float[Array, "*features"] | None
-) -> Float[Array, "t *features"]:
-    return values if bias is None else values + bias
+def _mix(
+    config: Config,
+    q: Float[Array, "n t h"],
+    k: Float[Array, "k s h"],
+    v: Float[Array, "k s h"],
+    visible: Bool[Array, "t s"],
+    tap: Tap,
+) -> Float[Array, "n t h"]:
+    """In the order of axes in which XLA runs it as one fusion on CPU, with no copies between."""
+    (n, t, h), (groups, s, _) = q.shape, k.shape
+    products = product("kqh,ksh->kqs", q.reshape(groups, n // groups * t, h), k).reshape(n, t, s)
+    mask = jnp.where(visible, 0.0, -jnp.inf).astype(
+        products.dtype
+    )  # adding fuses, choosing does not
+    scores = tap("scores", products * config.score_scale + mask)
+    pattern = tap("pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+    z = product("kqs,ksh->kqh", pattern.reshape(groups, n // groups * t, s), v)
+    return z.astype(q.dtype).reshape(n, t, h)
+
+
+def _by_head(x: Float[Array, "t n h"]) -> Float[Array, "n t h"]:
+    return x.transpose(1, 0, 2)  # its own inverse
+
+
+def _refuse_unformed(
+    kernel: str, q: Float[Array, "t n h"], k: Float[Array, "s k h"], tap: Tap
+) -> None:
+    unseen = jnp.zeros((q.shape[1], q.shape[0], k.shape[0]), q.dtype)
+    for site in ("scores", "pattern"):
+        tap.refuse(
+            site, unseen, f'which kernel="{kernel}" never forms; use Compute(kernel="einsum")'
+        )

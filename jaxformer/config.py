@@ -16,7 +16,7 @@ NormKind = Literal["none", "layer", "rms"]
 ActivationKind = Literal["relu", "gelu", "gelu_tanh", "silu", "relu_squared"]
 Bias = Literal["none", "qkv", "all"]
 DType = Literal["float16", "bfloat16", "float32", "float64"]
-Kernel = Literal["einsum", "fused"]
+Kernel = Literal["einsum", "blocked", "fused"]
 Remat = Literal["none", "block", "dots"]
 
 
@@ -174,7 +174,8 @@ class Compute:
     """of the stream and the matrix products; None: the parameters' own. Norms, softmax and logits
     are never narrower than float32"""
     kernel: Kernel = "einsum"
-    """attention written out, or jax.nn.dot_product_attention, which never shows scores and pattern"""
+    """attention written out; or in blocks of queries, without most of the masked half (less time and
+    memory for a long sequence); or jax.nn.dot_product_attention. Only the first shows scores and pattern"""
     unroll: int = 1
     """residual blocks per turn of the layer loop: more compile time, sometimes less run time"""
     remat: Remat = "none"

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxformer.config import Config
 from jaxformer.sites import Tap
 from jaxformer.spec import constant, matrix, write_gain
-from jaxformer.stream import query
+from jaxformer.stream import biased, product, query, widened
 
 
 class MLP(NamedTuple):
@@ -79,15 +79,12 @@ def feed_forward(
     "Primer", §3.
     """
     activate = ACTIVATIONS[config.activation].function
-    read = query(state, mlp.W_in)
-    if mlp.b_in is not None:
-        read = read + mlp.b_in
+    dtype = state.dtype
+    read = biased(query(state, mlp.W_in), mlp.b_in).astype(dtype)
     if mlp.W_gate is None:
-        post = activate(tap("pre", read))
+        post = activate(widened(tap("pre", read)))
     else:
-        gate = query(state, mlp.W_gate)
-        if mlp.b_gate is not None:
-            gate = gate + mlp.b_gate
-        post = activate(tap("pre", gate)) * tap("pre_linear", read)
-    written = jnp.einsum("tf,fd->td", tap("post", post), mlp.W_out)
-    return written if mlp.b_out is None else written + mlp.b_out
+        gate = biased(query(state, mlp.W_gate), mlp.b_gate).astype(dtype)
+        post = activate(widened(tap("pre", gate))) * widened(tap("pre_linear", read))
+    written = product("tf,fd->td", tap("post", post.astype(dtype)), mlp.W_out)
+    return biased(written, mlp.b_out).astype(dtype)

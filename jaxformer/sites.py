@@ -72,7 +72,7 @@ def shown(config: Config, compute: Compute | None = None) -> tuple[str, ...]:
         hidden |= {"pre_linear"}
     if config.parallel:
         hidden |= {"resid_mid"}
-    if compute is not None and compute.kernel == "fused":
+    if compute is not None and compute.kernel != "einsum":
         hidden |= {"scores", "pattern"}
     return tuple(site for site in SITES if site not in hidden)
 

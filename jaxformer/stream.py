@@ -1,7 +1,9 @@
 """The residual stream's two operations. All that a layer can do to a state is built from them."""
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -9,12 +11,12 @@ from jaxtyping import Array, Float
 def query(
     state: Float[Array, "t d"], directions: Float[Array, "d *features"]
 ) -> Float[Array, "t *features"]:
-    """How much of each direction is in each state: Σ_d state·direction.
+    """How much of each direction is in each state: Σ_d state·direction, in float32 or wider.
 
     >>> query(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 0.5]))
     Array([5.], dtype=float32)
     """
-    return jnp.einsum("td,d...->t...", state, directions)
+    return product("td,d...->t...", state, directions)
 
 
 def update(state: Float[Array, "t d"], change: Float[Array, "t d"]) -> Float[Array, "t d"]:
@@ -33,3 +35,45 @@ def wide(dtype: Any) -> Any:
     (dtype('float32'), dtype('float64'))
     """
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
+
+
+def product(
+    formula: str, left: Float[Array, "..."], right: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The einsum of two arrays of one dtype, summed and returned in float32 or wider.
+
+    Rounding once, after bias and nonlinearity, is as exact as narrow inputs allow, and on CPU it is
+    also faster than rounding every product.
+
+    >>> product("td,d->t", jnp.ones((1, 2), jnp.bfloat16), jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    if wide(left.dtype) == left.dtype:
+        return jnp.einsum(formula, left, right)
+    return _wide_product(formula, left, right)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _wide_product(formula: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(formula, left, right, preferred_element_type=wide(left.dtype))
+
+
+@_wide_product.defjvp
+def _(formula: str, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
+    """Its own rule: JAX's would run the backward pass's products in float32, at a fraction of the speed."""
+    (left, right), (d_left, d_right) = primals, tangents
+    tangent = jnp.einsum(formula, d_left, right) + jnp.einsum(formula, left, d_right)
+    out = _wide_product(formula, left, right)
+    return out, tangent.astype(out.dtype)
+
+
+def biased(
+    values: Float[Array, "t *features"], bias: Float[Array, "*features"] | None
+) -> Float[Array, "t *features"]:
+    """The values plus a bias, where there is one."""
+    return values if bias is None else values + bias.astype(values.dtype)
+
+
+def widened(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The values in float32 or wider, for a nonlinearity."""
+    return values.astype(wide(values.dtype))

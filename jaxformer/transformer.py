@@ -17,7 +17,7 @@ from jaxformer.mlp import MLP, feed_forward, mlp_spec
 from jaxformer.norm import Norm, norm_spec, normalize
 from jaxformer.position import position_embedding, position_spec
 from jaxformer.sites import Edit, Tap, check_capture, keep
-from jaxformer.stream import query, update, wide
+from jaxformer.stream import query, update
 
 
 class Block(NamedTuple):
@@ -223,7 +223,7 @@ def unembed(
     """One query per vocabulary entry, in float32 or wider."""
     final = tap("final", normalize(params.final_norm, config, state, tap, "final_scale"))
     directions = params.W_E.T if params.W_U is None else params.W_U
-    return tap("logits", query(final, directions).astype(wide(final.dtype)))
+    return tap("logits", query(final, directions))
 
 
 def _blocks(

@@ -103,7 +103,7 @@ def test_a_config_is_static_under_jit_and_compiles_once_per_value():
     [
         ({"dtype": "float8"}, "dtype='float8' must be one of"),
         ({"dtype": "float64"}, "needs 64-bit JAX"),
-        ({"kernel": "flash"}, "kernel='flash' must be one of 'einsum', 'fused'"),
+        ({"kernel": "flash"}, "kernel='flash' must be one of 'einsum', 'blocked', 'fused'"),
         ({"unroll": 0}, "unroll=0 must be at least 1"),
         ({"remat": True}, "remat=True must be one of"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from jaxformer import SITES, Compute, Config, forward, shown
+from jaxformer.config import Kernel
 from jaxformer.sites import WHOLE
 from tests.models import (
     ATTENTION_ONLY,
@@ -238,12 +239,13 @@ def test_an_edit_that_cannot_be_right_is_refused(what: str):
         forward(params, SEED, tokens, edit=edit)
 
 
+@pytest.mark.parametrize("kernel", ["blocked", "fused"])
 @pytest.mark.parametrize("target", ["scores", "pattern"])
-def test_an_edit_of_what_the_kernel_hides_is_refused(target: str):
+def test_an_edit_of_what_the_kernel_hides_is_refused(target: str, kernel: Kernel):
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
-    run = partial(forward, params, SEED, tokens, compute=Compute(kernel="fused"))
+    run = partial(forward, params, SEED, tokens, compute=Compute(kernel=kernel))
     with pytest.raises(
-        ValueError, match=f"the edit acts on '{target}', which kernel=\"fused\" never forms"
+        ValueError, match=f"the edit acts on '{target}', which kernel=\"{kernel}\" never forms"
     ):
         run(edit=lambda site, layer, value: {target: value * 2}.get(site, value))
     run(edit=lambda site, layer, value: value * 2 if site == "z" else value)
