@@ -1,96 +1,150 @@
-"""The command line of the benchmarks: `python -m benchmarks forward`."""
+"""The command line of the benchmarks: `python -m benchmarks`."""
 
+import dataclasses
 import json
-import platform
 import sys
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import forward
+from benchmarks import decode, forward, growth, parity, train_step
+from benchmarks.cases import cases
+from benchmarks.device import Device, about, choose
+from benchmarks.options import Options
+from benchmarks.peers import chosen
+from benchmarks.plots import draw
+from benchmarks.report import table
+from benchmarks.roofline import Ceilings, measure
+
+WORKLOADS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "forward": forward.rows,
+    "train-step": train_step.rows,
+    "decode": decode.rows,
+    "compile": growth.rows,
+    "parity": lambda case, *_: parity.rows(case),
+}
+DEFAULT_SIZES = {
+    "forward": ("baby", "char", "gpt2-124m"),
+    "train-step": ("baby",),
+    "decode": ("baby",),
+    "compile": ("baby",),
+    "parity": ("baby",),
+}
+SUITE_PEERS = ("flax-nnx", "torch", "torch-compile", "hf-sdpa")
+"""One of each kind; `--peers` chooses others."""
+SUITE: dict[str, dict[str, Any]] = {
+    "forward": {"seconds": 6.0},
+    "train-step": {"seconds": 4.0},
+    "decode": {"seconds": 4.0},
+    "compile": {"depths": (4, 48), "lengths": (64, 1024), "repeats": 3},
+    "parity": {},
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """Time the jitted, vmapped forward pass beside this device's own matrix products."""
+def run(workload: str, options: Options, device: Device, out: Console) -> list[dict[str, Any]]:
+    """One workload's rows, written to --json as they come, and its tables."""
+    peers, facts = chosen(options.peers), about(device)
+    heard: set[str] = set()
 
-    workload: Annotated[Literal["forward"], tyro.conf.Positional] = "forward"
-    """what to time"""
-    sizes: tuple[str, ...] = tuple(forward.SIZES)
-    """which sizes"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of stream and matrix products"""
-    repeats: int = 10
-    """timed calls of each; the median is reported"""
-    json: Path | None = None
-    """a file to add one JSON line per row to"""
+    def say(sentence: str) -> None:
+        if sentence not in heard:
+            heard.add(sentence)
+            out.print(sentence, style="dim", highlight=False)
+
+    every = []
+    for dtype in ("float32",) if workload == "parity" else options.dtype:
+        ceilings = measure(device, dtype)
+        rows = []
+        for case in selected(workload, options):
+            for row in WORKLOADS[workload](case, dtype, options, device, ceilings, peers, say):
+                named = {
+                    "workload": workload,
+                    "size": case.name,
+                    "dtype": dtype,
+                    "batch": case.batch,
+                    "seq": case.seq,
+                }
+                rows.append(named | row | facts)
+                keep(rows[-1], options)
+        compare_compiling(rows)
+        title = workload if workload == "parity" else f"{workload}, {dtype}"
+        out.print(table(workload, rows, title))
+        if workload != "parity":
+            out.print(summary(ceilings, dtype), highlight=False)
+        every += rows
+    return every
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "devices": jax.device_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "jaxlib", "numpy")},
-    }
+def selected(workload: str, options: Options) -> Any:
+    """The cases that the options name, or the workload's own."""
+    own = DEFAULT_SIZES[workload] if options.config is None else ()
+    half = workload == "decode" and not options.seq  # a prompt that leaves room for what follows
+    for case in cases(
+        options.sizes or own, config=options.config, changes=options.set,
+        batch=options.batch, seq=options.seq,
+    ):  # fmt: skip
+        yield case._replace(seq=max(case.seq // 2, 1)) if half else case
 
 
-def table(rows: list[dict[str, Any]], dtype: str) -> Table:
-    """The rows, for people."""
-    sheet = Table(title=f"forward pass, {dtype}: medians", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name in ("size", "batch × context", "ms", "quartiles", "tokens/s", "GFLOP/s", "of matmul"):
-        sheet.add_column(name, justify="left" if name == "size" else "right", no_wrap=True)
+def keep(row: dict[str, Any], options: Options) -> None:
+    """Add one JSON line."""
+    if options.json is not None:
+        with options.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, default=str) + "\n")
+
+
+def compare_compiling(rows: list[dict[str, Any]]) -> None:
+    """How much longer each point of a sweep took to compile than the first."""
+    first: dict[str, float] = {}
     for row in rows:
-        low, mid, high = (f"{1e3 * row[key]:.4g}" for key in ("low", "median", "high"))
-        sheet.add_row(
-            row["size"],
-            f"{row['batch']} × {row['context']}",
-            mid,
-            f"{low}-{high}",
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['flops_per_second'] / 1e9:.1f}",
-            f"{row['fraction_of_matmul']:.0%}",
-        )
-    return sheet
+        if "sweep" in row:
+            start = first.setdefault(row["sweep"], row["compile_seconds"])
+            row["compile_over_first"] = row["compile_seconds"] / start
+
+
+def summary(ceilings: Ceilings, dtype: str) -> str:
+    """The ceilings in one line."""
+    peak = "" if ceilings.peak is None else f"; datasheet peak {ceilings.peak / 1e12:.0f} TFLOP/s"
+    return (
+        f"measured in this run: matmul {ceilings.matmul / 1e9:,.0f} GFLOP/s ({dtype}), "
+        f"copy {ceilings.copy / 1e9:.0f} GB/s{peak}"
+    )
 
 
 def main(args: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    command = tyro.cli(Command, prog="python -m benchmarks", args=args)
+    options = tyro.cli(Options, prog="python -m benchmarks", args=args)
+    out = Console(width=None if sys.stdout.isatty() else 150)
     try:
-        if unknown := [name for name in command.sizes if name not in forward.SIZES]:
-            raise ValueError(f"no size {unknown[0]!r}; choose from {', '.join(forward.SIZES)}")  # noqa: TRY301
-        if command.repeats < 1:
-            raise ValueError(f"repeats={command.repeats} must be at least 1")  # noqa: TRY301
-        about = machine()
+        options.check()
+        device = choose(options.device)
+        chosen(options.peers)
+        plan = {options.workload: {}}
+        if options.workload == "suite":
+            plan = SUITE
+            if options.peers == ("all",):
+                options = dataclasses.replace(options, peers=SUITE_PEERS)
         rows = []
-        for row in forward.measure(list(command.sizes), command.dtype, command.repeats):
-            rows.append(row)
-            if command.json is not None:
-                with command.json.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row | about) + "\n")
+        with jax.default_device(device):
+            for workload, own in plan.items():
+                rows += run(workload, dataclasses.replace(options, **own), device, out)
+        facts = about(device)
+        caption = (
+            f"{facts['processor'] or facts['device']}, {facts['cores']} cores ({facts['platform']}); "
+            f"jax {jax.__version__}, Python {facts['python']}"
+        )
+        out.print(caption, highlight=False)
+        if options.plot is not None:
+            draw(rows, options.plot, caption)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console = Console()
-    console.print(table(rows, command.dtype))
-    rate = rows[0]["matmul_flops_per_second"] / 1e9 if rows else 0.0
-    console.print(
-        f"measured matmul rate {rate:.0f} GFLOP/s; {about['device']} ({about['platform']}), "
-        f"jax {about['jax']}, Python {about['python']}"
-    )
     return 0
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)
     sys.exit(main())

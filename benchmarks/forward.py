@@ -1,70 +1,60 @@
-"""The jitted, vmapped forward pass over a table of sizes."""
+"""The jitted, vmapped forward pass: ours and the peers', on the same weights and tokens."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.roofline import forward_flops, matmul_rate
-from benchmarks.timing import time_calls
-from jaxformer.config import Compute, Config
-from jaxformer.transformer import forward, init
+from benchmarks.cases import Case
+from benchmarks.contest import Work, contest, enter, gather
+from benchmarks.device import Device
+from benchmarks.options import Options
+from benchmarks.program import batched_logits, every_site, prepare, random_tokens
+from benchmarks.roofline import Ceilings, forward_bytes, forward_flops
+from jaxformer.config import Compute
+from jaxformer.transformer import abstract, init
+
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
+"""Largest difference of logits, relative to the largest logit."""
 
 
-def sized(n_layers: int, n_heads: int, d_model: int, n_vocab: int, **choices: Any) -> Config:
-    """A Config with heads that fill the stream and an MLP four times as wide."""
-    return Config(
-        n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_head=d_model // n_heads,
-        d_mlp=4 * d_model, n_vocab=n_vocab, **choices,
+def rows(
+    case: Case,
+    dtype: Any,
+    options: Options,
+    device: Device,
+    ceilings: Ceilings,
+    peers: list[str],
+    say: Any,
+) -> Iterator[dict[str, Any]]:
+    """One row per implementation. `say` is told why a peer is left out."""
+    name, config, batch, seq = case
+    kernel = options.compute_kernel(device.platform)
+    function = batched_logits(config, Compute(kernel=kernel), options.map)
+    shapes = abstract(config, jnp.dtype(dtype)), jax.ShapeDtypeStruct((batch, seq), jnp.int32)
+    what = f"forward {name} {batch} x {seq}"
+    program = prepare(what, function, shapes, device=device, options=options)
+    params = init(config, jax.random.key(0), jnp.dtype(dtype))
+    tokens = random_tokens(config, batch, seq, seed=time.time_ns() % 2**31)
+    notes = {"kernel": kernel, **program.notes()}
+    ours = enter("jaxformer", lambda: lambda: program.run(params, tokens), **notes)
+    ours = ours._replace(first_seconds=ours.first_seconds + program.seconds)
+    others = gather(peers, "forward", (config, params, tokens, device), say)
+    if options.capture:
+        seeing = every_site(config, Compute(kernel=kernel))
+        watched = prepare(f"{what}, every site", seeing, shapes, device=device, options=options)
+        entered = enter(
+            "jaxformer, every site", lambda: lambda: watched.run(params, tokens), **watched.notes()
+        )
+        others.insert(0, entered._replace(result=entered.result[0]))
+    work = Work(
+        tokens=batch * seq,
+        flops=batch * forward_flops(config, seq),
+        traffic=forward_bytes(config, batch, seq, jnp.dtype(dtype).itemsize),
+    )
+    yield from contest(
+        ours, others, work=work, ceilings=ceilings, tolerance=TOLERANCES[dtype],
+        repeats=options.repeats, seconds=options.seconds, device=device,
     )  # fmt: skip
-
-
-GPT2: dict[str, Any] = {
-    "position": "learned", "norm": "layer", "activation": "gelu_tanh", "bias": "all", "tied": True,
-}  # fmt: skip
-
-SIZES: dict[str, tuple[Config, int, int]] = {
-    "seed": (sized(4, 4, 128, 65), 12, 64),
-    "baby": (sized(4, 4, 128, 65, **GPT2, n_context=64), 12, 64),
-    "char": (sized(6, 6, 384, 65, **GPT2, n_context=256), 16, 256),
-    "gpt2-124m": (sized(12, 12, 768, 50_257, **GPT2, n_context=1024), 1, 512),
-}
-"""By name: Config, sequences in a batch, tokens in a sequence."""
-
-
-def measure(names: list[str], dtype: Any, repeats: int) -> Iterator[dict[str, Any]]:
-    """One row per size; times in seconds, rates per second."""
-    ceiling = matmul_rate(dtype)
-    for name in names:
-        config, batch, context = SIZES[name]
-        params = init(config, jax.random.key(0))
-        tokens = jax.random.randint(
-            jax.random.key(1), (batch, context), 0, config.n_vocab, jnp.int32
-        )
-        compute = Compute(dtype=dtype)
-
-        @jax.jit
-        def run(
-            params: Any, tokens: Any, config: Config = config, compute: Compute = compute
-        ) -> Any:
-            one = lambda sequence: forward(params, config, sequence, compute=compute).logits  # noqa: E731
-            return jax.vmap(one)(tokens)
-
-        timing = time_calls(
-            lambda run=run, params=params, tokens=tokens: run(params, tokens), repeats=repeats
-        )
-        flops = batch * forward_flops(config, context)
-        yield {
-            "workload": "forward",
-            "size": name,
-            "batch": batch,
-            "context": context,
-            "dtype": dtype,
-            **timing._asdict(),
-            "tokens_per_second": batch * context / timing.median,
-            "flops": flops,
-            "flops_per_second": flops / timing.median,
-            "matmul_flops_per_second": ceiling,
-            "fraction_of_matmul": flops / timing.median / ceiling,
-        }

@@ -1,15 +1,16 @@
-"""How every benchmark here times: warm up, then take turns, and report medians."""
+"""How every benchmark here times: warm up, then take turns, and report medians with quartiles."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 
 class Timing(NamedTuple):
-    """Seconds per call: the median and the quartiles around it."""
+    """The median of some measurements (seconds per call, or a ratio), the quartiles, and their number."""
 
     median: float
     low: float
@@ -17,38 +18,68 @@ class Timing(NamedTuple):
     calls: int
 
 
-def time_calls(function: Callable[[], Any], *, warmup: int = 2, repeats: int = 20) -> Timing:
-    """One function's times, each call waited for."""
-    return interleave({"it": function}, warmup=warmup, repeats=repeats)["it"]
-
-
 def interleave(
-    functions: Mapping[str, Callable[[], Any]], *, warmup: int = 2, repeats: int = 20
-) -> dict[str, Timing]:
-    """Several functions' times, measured in turns (A B A B ...), so that a drift of the machine hits all alike.
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    warmup: int = 1,
+    repeats: int = 10,
+    seconds: float = math.inf,
+    settle: float = 0.1,
+) -> dict[str, list[float]]:
+    """Each function's seconds per call, in turns (A B A B ...): a drift of the machine hits all alike.
 
-    >>> interleave({"a": lambda: 1, "b": lambda: 2}, repeats=5)["a"].calls
+    Args:
+        functions: by name; each is called without arguments and its result waited for.
+        warmup: rounds that are not counted.
+        repeats: counted rounds.
+        seconds: start no further round after this long, once there are three.
+        settle: a call that takes less than this is made once uncounted in its turn before the counted one.
+            Whoever came before leaves the caches full and, if it is another library, its threads
+            spinning for a while on the cores.
+
+    >>> len(interleave({"a": lambda: 1, "b": lambda: 2}, repeats=5)["a"])
     5
     """
-    for _ in range(warmup):
-        for function in functions.values():
-            jax.block_until_ready(function())
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    last = {
+        name: min(clock(function) for _ in range(max(warmup, 1)))
+        for name, function in functions.items()
+    }
+    begun = time.perf_counter()
+    for done in range(repeats):
+        if done >= 3 and time.perf_counter() - begun > seconds:
+            break
         for name, function in functions.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: summarize(times) for name, times in seconds.items()}
+            if last[name] < settle:
+                clock(function)
+            last[name] = clock(function)
+            taken[name].append(last[name])
+    return taken
 
 
-def summarize(times: list[float]) -> Timing:
+def clock(function: Callable[[], Any]) -> float:
+    """The seconds of one call, its result waited for."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def summarize(values: Sequence[float]) -> Timing:
     """Median and quartiles.
 
     >>> summarize([3.0, 1.0, 2.0]).median
     2.0
     """
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0], 1)
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return Timing(median, low, high, len(times))
+    if len(values) == 1:
+        return Timing(values[0], values[0], values[0], 1)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(median, low, high, len(values))
+
+
+def paired(times: Sequence[float], base: Sequence[float]) -> Timing:
+    """The ratio times/base, formed round by round before its median is taken.
+
+    >>> paired([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]).median
+    2.0
+    """
+    return summarize([a / b for a, b in zip(times, base, strict=True)])

@@ -5,6 +5,7 @@ K is asked, V says, O writes. A token's new reading is the average of what earli
 say, weighted by how well their keys answer its query.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jaxformer.config import Compute, Config
 from jaxformer.position import rotary
 from jaxformer.sites import Tap
 from jaxformer.spec import constant, matrix, write_gain
-from jaxformer.stream import biased, product, query, widened
+from jaxformer.stream import biased, product, query, wide, widened
 
 
 class Attention(NamedTuple):
@@ -155,14 +156,29 @@ def mix_fused(
 ) -> Float[Array, "t n h"]:
     """The same by `jax.nn.dot_product_attention`, which keeps scores and pattern to itself.
 
+    On CUDA, in bfloat16 or float16 and without a cache, it is cuDNN's flash attention.
+
     Raises:
         ValueError: float64, which it would round to float32; an edit of the scores or the pattern.
     """
-    del aligned
     if q.dtype == jnp.float64:
         raise ValueError('kernel="fused" rounds float64 to float32; use Compute(kernel="einsum")')
     _refuse_unformed("fused", q, k, tap)
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[None], scale=config.score_scale)
+    visibility = {"is_causal": True} if aligned else {"mask": visible[None]}
+    attention = partial(jax.nn.dot_product_attention, scale=config.score_scale, **visibility)
+    if not (aligned and _cudnn_takes(q)):
+        return attention(q, k, v)
+    flash = partial(attention, implementation="cudnn")
+    return jax.lax.platform_dependent(q, k, v, cuda=flash, default=attention)
+
+
+def _cudnn_takes(q: Float[Array, "t n h"]) -> bool:
+    """Narrow floats, on a machine with CUDA, in heads of a width that cuDNN knows."""
+    narrow = wide(q.dtype) != q.dtype
+    width_fits = q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+    if not (narrow and width_fits and q.shape[0] and jax.default_backend() == "gpu"):
+        return False
+    return "cuda" in jax.devices("gpu")[0].client.platform_version
 
 
 KERNELS = {"einsum": mix_einsum, "blocked": mix_blocked, "fused": mix_fused}
@@ -181,12 +197,12 @@ def query_blocks(length: int) -> list[slice]:
 
 def write_heads(z: Float[Array, "t n h"], attention: Attention, tap: Tap) -> Float[Array, "t d"]:
     """The sum of what the heads write. Each head's own part is formed only where it is asked for."""
-    each = product("tnh,nhd->tnd", z, attention.W_O).astype(z.dtype)
-    shown = tap("head_out", each)
-    if shown is each and "head_out" not in tap.capture:
-        written = product("tnh,nhd->td", z, attention.W_O)  # `each` has no reader: it is dropped
-    else:
-        written = widened(shown).sum(axis=1)
+    each = product("nth,nhd->ntd", _by_head(z), attention.W_O).astype(z.dtype)
+    own = each.transpose(1, 0, 2)
+    shown = tap("head_out", own)
+    unchanged = shown is own  # then, unless captured, it has no reader and is never computed
+    whole = product("tnh,nhd->td", z, attention.W_O)
+    written = whole if unchanged else widened(shown).sum(axis=1)
     return biased(written, attention.b_O).astype(z.dtype)
 
 

@@ -1,21 +1,47 @@
-"""The benchmarks' arithmetic and their command line."""
+"""The benchmarks: their arithmetic, their fairness, their command line."""
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import tyro
 
-from benchmarks import forward as bench_forward
-from benchmarks.__main__ import main
-from benchmarks.forward import SIZES
-from benchmarks.roofline import forward_flops, matmul_rate
-from benchmarks.timing import interleave, summarize
-from jaxformer import abstract, forward
-from tests.models import NAMED, compiled_flops
+import benchmarks.__main__ as command
+from benchmarks import device, peers
+from benchmarks.cases import SIZES, cases, change
+from benchmarks.contest import Contender, Work, contest, difference
+from benchmarks.decode import greedy
+from benchmarks.decode import work as decode_work
+from benchmarks.options import Options
+from benchmarks.program import every_site
+from benchmarks.roofline import Ceilings, forward_flops, matmul_rate, peak, train_flops
+from benchmarks.timing import interleave, paired, summarize
+from jaxformer import Compute, abstract, forward, shown
+from tests.models import CLASSIC, MODERN, NAMED, compiled_flops, random_params, random_tokens
+
+TINY = ["--sizes", "baby", "--set", "n_layers=1", "d_model=8", "n_heads=2", "d_head=4", "d_mlp=8",
+        "--batch", "2", "--seq", "6", "--repeats", "3"]  # fmt: skip
+CEILINGS = Ceilings(matmul=1e11, copy=1e10, peak=None)
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path, standard_promotion, capsys):
+    """`python -m benchmarks` with ceilings that cost nothing: its rows and what it printed."""
+    monkeypatch.setattr(command, "measure", lambda *_: CEILINGS)
+
+    def run(*arguments: str, status: int = 0):
+        path = tmp_path / "rows.jsonl"
+        path.unlink(missing_ok=True)
+        assert command.main([*arguments, "--json", str(path)]) == status
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        out, err = capsys.readouterr()
+        return [json.loads(line) for line in text.splitlines()], out + err
+
+    return run
 
 
 @pytest.mark.parametrize("size", ["seed", "baby", "char"])
@@ -32,6 +58,17 @@ def test_counted_flops_are_those_of_the_compiled_program(size: str):
     assert per_layer % (config.n_layers - 1) == 0
 
 
+def test_a_training_step_is_counted_as_three_forward_passes():
+    config = dataclasses.replace(SIZES["char"][0], n_layers=1)
+    tokens = jax.ShapeDtypeStruct((256,), jnp.int32)
+
+    def gradient(params, tokens):
+        return jax.grad(lambda p: jnp.square(forward(p, config, tokens).logits).mean())(params)
+
+    counted = compiled_flops(gradient, abstract(config), tokens)
+    assert train_flops(config, 256) == pytest.approx(counted, rel=0.1)
+
+
 def test_gated_and_grouped_models_are_counted_by_their_parameters():
     """Without attention's mixing, each weight of a matrix does one multiply-add per token."""
     config = NAMED["modern"]
@@ -45,50 +82,204 @@ def test_gated_and_grouped_models_are_counted_by_their_parameters():
     )
 
 
-def test_calls_take_turns():
-    order = []
-    interleave(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, warmup=1, repeats=2
-    )
+def test_decoding_counts_a_prompt_and_one_token_after_another():
+    config = NAMED["modern"]
+    whole, alone = forward_flops(config, 5), forward_flops(config, 1, past=5)
+    assert decode_work(config, 3, 5, 2, 4).flops == 3 * (whole + alone)
+    assert decode_work(config, 3, 5, 2, 4).tokens == 6
+
+
+def test_calls_take_turns_and_settle_uncounted():
+    order: list[str] = []
+    functions = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = interleave(functions, warmup=1, repeats=2, settle=0.0)
     assert order == ["a", "b"] * 3
+    assert [len(taken) for taken in times.values()] == [2, 2]
+    order.clear()
+    assert len(interleave(functions, warmup=1, repeats=2, settle=10.0)["a"]) == 2
+    assert order == ["a", "b", *["a", "a", "b", "b"] * 2]
+    assert len(interleave(functions, repeats=9, seconds=0.0)["a"]) == 3
 
 
-def test_quartiles():
+def test_medians_quartiles_and_ratios_pair_by_pair():
     assert summarize([1.0, 2.0, 3.0, 4.0, 5.0])[:3] == (3.0, 2.0, 4.0)
     assert summarize([7.0])[:3] == (7.0, 7.0, 7.0)
+    # The machine slows down by 10 x; each pair still says 2.
+    assert paired([2.0, 20.0, 200.0], [1.0, 10.0, 100.0])[:3] == (2.0, 2.0, 2.0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_forward_prints_a_table_and_writes_rows(tmp_path: Path, capsys, monkeypatch, dtype: str):
-    monkeypatch.setattr(bench_forward, "matmul_rate", partial(matmul_rate, sizes=(128,), repeats=2))
-    path = tmp_path / "rows.jsonl"
-    arguments = [
-        "forward",
-        "--sizes",
-        "seed",
-        "baby",
-        "--repeats",
-        "2",
-        "--dtype",
-        dtype,
-        "--json",
-        str(path),
-    ]
-    assert main(arguments) == 0
-    out = capsys.readouterr().out
-    assert "of matmul" in out
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["size"] for row in rows] == ["seed", "baby"]
-    for row in rows:
-        assert row["dtype"] == dtype
-        assert row["low"] <= row["median"] <= row["high"]
-        assert (
-            row["fraction_of_matmul"]
-            == row["flops"] / row["median"] / row["matmul_flops_per_second"]
+def test_a_peer_that_computes_something_else_is_marked_and_not_timed():
+    calls = {"right": 0, "wrong": 0}
+
+    def entrant(name: str, result: float) -> Contender:
+        def call():
+            calls[name] = calls.get(name, 0) + 1
+            return jnp.float32(result)
+
+        return Contender(name, call, jnp.float32(result), 0.0, {})
+
+    rows = contest(
+        entrant("ours", 1.0), [entrant("right", 1.0 + 1e-6), entrant("wrong", 1.1)],
+        work=Work(tokens=1, flops=10, traffic=1), ceilings=CEILINGS, tolerance=1e-4,
+        repeats=3, seconds=1.0, device=jax.devices()[0],
+    )  # fmt: skip
+    assert [row["agrees"] for row in rows] == [True, True, False]
+    assert calls["wrong"] == 0
+    assert "median" not in rows[2]
+    assert rows[2]["difference"] == pytest.approx(0.1)
+    assert rows[0]["time_over_ours"] == 1.0
+    assert rows[0]["of_matmul"] == rows[0]["flops"] / rows[0]["median"] / CEILINGS.matmul
+    assert command.table("forward", [row | {"size": "x", "batch": 1, "seq": 1} for row in rows], "")
+
+
+def test_shapes_that_differ_are_infinitely_different():
+    assert difference(jnp.ones(2), jnp.ones(3)) == float("inf")
+    assert difference(jnp.zeros(2), jnp.zeros(2)) == 0.0
+
+
+def test_greedy_decoding_is_the_uncached_argmax(x64):
+    params, prompt = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, 5)
+    tokens = prompt
+    for _ in range(4):
+        tokens = jnp.append(
+            tokens, jnp.argmax(forward(params, MODERN, tokens).logits[-1]).astype(jnp.int32)
         )
-        assert row["jax"] == jax.__version__
+    added = greedy(MODERN, Compute(), 4, jnp.float64)(params, prompt[None])[0]
+    np.testing.assert_array_equal(added, tokens[5:])
 
 
-def test_an_unknown_size_is_a_sentence(capsys):
-    assert main(["forward", "--sizes", "huge"]) == 1
-    assert "no size 'huge'; choose from seed, baby" in capsys.readouterr().err
+def test_every_site_comes_out_with_layers_in_front():
+    params = random_params(CLASSIC)
+    tokens = jnp.stack([random_tokens(CLASSIC, 5, seed) for seed in range(3)])
+    logits, seen = every_site(CLASSIC, Compute())(params, tokens)
+    assert set(seen) == set(shown(CLASSIC))
+    assert seen["head_out"].shape == (2, 3, 5, 4, 8)  # l b t n d
+    np.testing.assert_allclose(seen["logits"], logits)
+    np.testing.assert_allclose(
+        seen["head_out"].sum(3) + params.blocks.attn.b_O[:, None, None],  # pyright: ignore[reportOptionalSubscript]
+        seen["attn_out"],
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("workload", ["forward", "train-step"])
+def test_a_race_against_flax_is_printed_written_and_drawn(bench, tmp_path: Path, workload: str):
+    picture = tmp_path / "plot.png"
+    rows, out = bench(workload, *TINY, "--peers", "flax-nnx", "--plot", str(picture))
+    assert [row["implementation"] for row in rows] == ["jaxformer", "flax-nnx"]
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "time / ours" in out
+    for row in rows:
+        assert row["agrees"]
+        assert row["difference"] < 1e-5
+        assert row["low"] <= row["median"] <= row["high"]
+        assert row["versions"]["jax"] == jax.__version__
+        assert {"device", "cores", "dtype", "flags", "revision", "command", "python"} <= row.keys()
+    ours = rows[0]
+    assert ours["compile_seconds"] > 0
+    assert ours["first_seconds"] > ours["compile_seconds"]
+    assert ours["peak_bytes"] > 0
+
+
+def test_narrow_dtypes_batches_lengths_and_what_is_seen(bench):
+    rows, _ = bench(
+        "forward", "--sizes", "seed", "--set", "n_layers=1", "d_model=8", "d_mlp=8", "n_heads=1",
+        "d_head=8", "--dtype", "float32", "bfloat16", "--batch", "1", "2", "--seq", "4", "8",
+        "--peers", "none", "--repeats", "3", "--capture", "--map", "1",
+    )  # fmt: skip
+    assert len(rows) == 2 * 2 * 2 * 2
+    assert {(row["dtype"], row["batch"], row["seq"]) for row in rows} == {
+        (dtype, b, t) for dtype in ("float32", "bfloat16") for b in (1, 2) for t in (4, 8)
+    }
+    assert {row["implementation"] for row in rows} == {"jaxformer", "jaxformer, every site"}
+    assert {row["kernel"] for row in rows if "kernel" in row} == {"einsum"}
+
+
+def test_compile_sweeps_depth_and_length(bench):
+    rows, out = bench("compile", *TINY, "--depths", "1", "3", "--lengths", "4", "16")
+    assert [(row["n_layers"], row["batch"], row["seq"]) for row in rows] == [
+        (1, 2, 6), (3, 2, 6), (1, 1, 4), (1, 1, 16),
+    ]  # fmt: skip
+    assert all(row["compile_seconds"] > 0 for row in rows)
+    assert "/ first row" in out
+
+
+def test_parity_covers_every_way_of_running(bench):
+    rows, _ = bench("parity", *TINY)
+    assert len({(r["compute_dtype"], r["kernel"], r["precision"]) for r in rows}) == len(rows) == 27
+    error = {row["compute_dtype"]: row["error"] for row in rows if "error" in row}
+    assert error["float32"] < 1e-5 < error["float16"] < error["bfloat16"] < 0.1
+
+
+def test_decoding_is_timed(bench):
+    rows, out = bench("decode", *TINY, "--new", "3", "--peers", "flax-nnx")
+    assert [row["tokens"] for row in rows] == [6]
+    assert "flax-nnx skipped: takes no part in decode" in out
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_what_to_install(bench, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    rows, out = bench("forward", *TINY, "--peers", "torch")
+    assert [row["implementation"] for row in rows] == ["jaxformer"]
+    assert "torch skipped: needs torch; pip install torch" in out
+
+
+BAD = {
+    "a size": (["--sizes", "huge"], "no size 'huge'; choose from seed, baby"),
+    "a peer": (["--peers", "tf"], "no peer 'tf'; choose from flax-nnx, torch"),
+    "a device": (["--device", "tpu"], "no device 'tpu' here; JAX sees cpu"),
+    "a field": (["--set", "layers=3"], "cannot set 'layers=3'; write FIELD=VALUE"),
+    "a value": (["--set", "n_heads=0"], "n_heads=0 must be at least 1"),
+    "no rounds": (["--repeats", "0"], "repeats=0 must be at least 1"),
+    "an empty batch": (["--batch", "0"], "give at least 1"),
+    "no such file": (["--config", "/nowhere.json"], "No such file"),
+    "an XLA option": (["--xla", "no_such_option=1"], "XLA refuses --xla"),
+    "half an XLA option": (["--xla", "fast"], "write OPTION=VALUE"),
+    "a kernel that hides": (["--capture", "--kernel", "fused"], "--capture needs einsum"),
+    "too much memory": (["--batch", "1000000000"], "GB free; choose a smaller --batch"),
+    "too much to hold": (["--set", "d_mlp=100000000000"], "GB free; choose a smaller --batch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_a_sentence(bench, what: str):
+    arguments, sentence = BAD[what]
+    _, out = bench("forward", "--sizes", "seed", "--peers", "none", *arguments, status=1)
+    assert sentence in out
+    assert out.count("error: ") == 1
+
+
+def test_a_plot_of_rows_without_a_roofline_is_a_sentence(bench, tmp_path: Path):
+    _, out = bench("parity", *TINY, "--plot", str(tmp_path / "x.png"), status=1)
+    assert "--plot needs a forward, train-step or decode row" in out
+
+
+def test_an_own_config_and_a_longer_table(tmp_path: Path):
+    path = tmp_path / "mine.json"
+    path.write_text(CLASSIC.to_json(), encoding="utf-8")
+    (case,) = cases((), config=path, changes=["norm=rms"], seq=(20,))
+    assert (case.name, case.config.norm, case.config.n_context) == ("mine", "rms", 20)
+    assert change(CLASSIC, ["tied=false", "n_kv_heads=2"]).n_kv_heads == 2
+
+
+def test_only_known_devices_have_a_datasheet_peak():
+    assert peak("NVIDIA H200", "bfloat16") == 989e12
+    assert peak("NVIDIA H200", "float32") is None
+    assert peak("cpu", "bfloat16") is None
+
+
+def test_ceilings_are_measured():
+    assert matmul_rate("float32", sizes=(64,), repeats=3) > 1e6
+
+
+def test_a_row_can_be_repeated_from_what_it_says(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_xnnpack=false")
+    facts = device.about(jax.devices()[0])
+    assert facts["flags"]["XLA_FLAGS"] == "--xla_cpu_use_xnnpack=false"
+    assert facts["platform"] == "cpu"
+    assert json.dumps(facts)
+
+
+def test_the_suite_runs_every_workload():
+    assert set(command.SUITE) == set(command.WORKLOADS) == set(command.DEFAULT_SIZES)
+    assert tyro.cli(Options, args=[]).workload == "suite"

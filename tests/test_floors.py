@@ -19,7 +19,8 @@ FLOORS = [
     ("jaxformer.tokenizer",),
     ("jaxformer.checkpoint",),
     ("jaxformer",),
-    ("train", "benchmarks"),
+    ("train",),
+    ("benchmarks",),
     ("tests",),
 ]
 """From the ground up. A module imports from floors below its own; train, benchmarks and tests also from

@@ -1,1 +1,65 @@
-"""Other people's implementations of the same architectures, run with our weights."""
+"""Other people's implementations of the same architectures, run with our weights.
+
+Each module below has a function for each workload that it takes part in (`forward`, `train_step`,
+`decode`): it is given our Config, weights and tokens, and returns the call to time.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+
+class UnsupportedError(ValueError):
+    """This peer has no such architecture, or not on this device."""
+
+
+class Peer(NamedTuple):
+    """Where a peer lives, what it needs, and how to get that."""
+
+    module: str
+    needs: str
+    install: str
+    options: dict[str, Any]
+
+
+TORCH = "pip install torch"
+HF = "pip install torch transformers"
+
+PEERS: dict[str, Peer] = {
+    "flax-nnx": Peer("flax_nnx", "flax", "pip install flax", {}),
+    "torch": Peer("torch_gpt", "torch", TORCH, {}),
+    "torch-compile": Peer("torch_gpt", "torch", TORCH, {"compiled": True}),
+    "hf-eager": Peer("huggingface", "transformers", HF, {"attention": "eager"}),
+    "hf-sdpa": Peer("huggingface", "transformers", HF, {"attention": "sdpa"}),
+    "hf-compile": Peer("huggingface", "transformers", HF, {"attention": "sdpa", "compiled": True}),
+}
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """The peers' names, with `all` and `none` resolved.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    names = tuple(names)
+    if names == ("none",):
+        return []
+    if names == ("all",):
+        return list(PEERS)
+    if unknown := [name for name in names if name not in PEERS]:
+        raise ValueError(f"no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all, none")
+    return list(names)
+
+
+def entrance(name: str, workload: str) -> Callable[..., Any] | str:
+    """A peer's function for a workload, or a sentence that says why there is none."""
+    peer = PEERS[name]
+    if importlib.util.find_spec(peer.needs) is None:
+        return f"{name} skipped: needs {peer.needs}; {peer.install}"
+    module = importlib.import_module(f"benchmarks.peers.{peer.module}")
+    function = getattr(module, workload, None)
+    if function is None:
+        return f"{name} skipped: takes no part in {workload.replace('_', '-')}"
+    return partial(function, **peer.options)

@@ -4,14 +4,18 @@ Embedding, linear layers, norms and attention are nnx's; what nnx lacks (positio
 scale) is written here in another way than in `jaxformer`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from benchmarks.device import Device
 from jaxformer import attention, mlp, norm, transformer
 from jaxformer.config import Config
 from jaxformer.transformer import Params
@@ -158,6 +162,34 @@ def build(config: Config, params: Params) -> NNXTransformer:
 
     jax.tree.map(put, places(model, config), params, is_leaf=_is_place)
     return model
+
+
+def forward(config: Config, params: Params, tokens: Any, device: Device) -> Callable[[], Array]:
+    """Logits of a batch."""
+    del device  # JAX's default device
+    model = nnx.jit(lambda model, tokens: model(tokens))
+    return partial(model, build(config, params), jnp.asarray(tokens))
+
+
+def train_step(config: Config, params: Params, windows: Any, device: Device) -> Callable[[], Array]:
+    """One AdamW step on the same batch at every call; its loss."""
+    del device
+    model = build(config, params)
+    adamw = optax.adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+    optimizer = nnx.Optimizer(model, adamw, wrt=nnx.Param)
+    losses = optax.softmax_cross_entropy_with_integer_labels
+
+    @nnx.jit
+    def step(model: NNXTransformer, optimizer: Any, windows: Array) -> Array:
+        def loss(model: NNXTransformer) -> Array:
+            logits = model(windows[:, :-1]).astype(jnp.float32)
+            return losses(logits, windows[:, 1:]).mean()
+
+        value, gradient = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradient)
+        return value
+
+    return partial(step, model, optimizer, jnp.asarray(windows))
 
 
 def read(model: NNXTransformer, config: Config) -> Params:

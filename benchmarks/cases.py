@@ -1,0 +1,95 @@
+"""What is benchmarked: named sizes, and any other Config by flag."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxformer.config import Config
+
+
+class Case(NamedTuple):
+    """One model on one shape of batch."""
+
+    name: str
+    config: Config
+    batch: int
+    seq: int
+
+
+def sized(n_layers: int, n_heads: int, d_model: int, n_vocab: int, **choices: Any) -> Config:
+    """A Config with heads that fill the stream and an MLP four times as wide."""
+    return Config(
+        n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_head=d_model // n_heads,
+        d_mlp=4 * d_model, n_vocab=n_vocab, **choices,
+    )  # fmt: skip
+
+
+GPT2: dict[str, Any] = {
+    "position": "learned", "norm": "layer", "activation": "gelu_tanh", "bias": "all", "tied": True,
+}  # fmt: skip
+
+SIZES: dict[str, tuple[Config, int, int]] = {
+    "seed": (sized(4, 4, 128, 65), 12, 64),
+    "baby": (sized(4, 4, 128, 65, **GPT2, n_context=64), 12, 64),
+    "char": (sized(6, 6, 384, 65, **GPT2, n_context=256), 16, 256),
+    "gpt2-124m": (sized(12, 12, 768, 50_257, **GPT2, n_context=1024), 1, 512),
+}
+"""By name: Config, sequences in a batch, tokens in a sequence."""
+
+
+def cases(
+    sizes: Iterable[str],
+    *,
+    config: Path | None = None,
+    changes: Sequence[str] = (),
+    batch: Sequence[int] = (),
+    seq: Sequence[int] = (),
+) -> Iterator[Case]:
+    """Every size at every batch and sequence length; a learned position table grows to the sequence.
+
+    Raises:
+        ValueError: an unknown size, a Config that cannot be, a batch or length below 1.
+    """
+    if low := [n for n in (*batch, *seq) if n < 1]:
+        raise ValueError(f"{low[0]} sequences or tokens cannot be timed; give at least 1")
+    if unknown := [name for name in sizes if name not in SIZES]:
+        raise ValueError(f"no size {unknown[0]!r}; choose from {', '.join(SIZES)}")
+    table = {name: SIZES[name] for name in sizes}
+    if config is not None:
+        read = Config.from_json(config.read_text(encoding="utf-8"))
+        table = {config.stem: (read, 1, min(read.n_context or 512, 512))}
+    for name, (start, own_batch, own_seq) in table.items():
+        changed = change(start, changes)
+        for b in batch or (own_batch,):
+            for t in seq or (own_seq,):
+                yield Case(name, stretched(changed, t), b, t)
+
+
+def change(config: Config, changes: Sequence[str]) -> Config:
+    """The Config with some fields set, each by `name=value`.
+
+    >>> change(SIZES["seed"][0], ["n_layers=2", "norm=rms"]).norm
+    'rms'
+    """
+    fields = {field.name for field in dataclasses.fields(config)}
+    values: dict[str, Any] = {}
+    for text in changes:
+        name, equals, value = text.partition("=")
+        if not equals or name not in fields:
+            raise ValueError(
+                f"cannot set {text!r}; write FIELD=VALUE, with a field of {', '.join(fields)}"
+            )
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return dataclasses.replace(config, **values)
+
+
+def stretched(config: Config, seq: int) -> Config:
+    """The Config with a position table that holds a sequence this long."""
+    if config.n_context is None or config.n_context >= seq:
+        return config
+    return dataclasses.replace(config, n_context=seq)

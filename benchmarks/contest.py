@@ -1,0 +1,145 @@
+"""One workload on one case: ours and the peers', checked against each other, then timed in turns."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.device import Device
+from benchmarks.peers import UnsupportedError, entrance
+from benchmarks.roofline import Ceilings
+from benchmarks.timing import interleave, paired, summarize
+
+
+class Contender(NamedTuple):
+    """An implementation, ready to be timed."""
+
+    name: str
+    call: Callable[[], Any]
+    result: Any
+    first_seconds: (
+        float  # from weights and tokens in memory to the first result: build, compile, run
+    )
+    notes: dict[str, Any]
+
+
+class Work(NamedTuple):
+    """What one call does, whoever does it."""
+
+    tokens: int
+    flops: int
+    traffic: int  # bytes
+
+
+def enter(
+    name: str, build: Callable[[], Callable[[], Any]], *, calls: int = 1, **notes: Any
+) -> Contender:
+    """Build an implementation and let it give its first result, on the clock.
+
+    Args:
+        name: of the implementation.
+        build: makes the call to be timed.
+        calls: how many results to keep for the comparison; the clock stops after the first.
+        notes: what else its rows say.
+    """
+    start = time.perf_counter()
+    call = build()
+    results = [jax.block_until_ready(call())]
+    first = time.perf_counter() - start
+    results += [jax.block_until_ready(call()) for _ in range(calls - 1)]
+    kept = results[0] if calls == 1 else np.stack([as_array(result) for result in results])
+    return Contender(name, call, kept, first, notes)
+
+
+def gather(
+    names: list[str],
+    workload: str,
+    arguments: tuple[Any, ...],
+    say: Callable[[str], None],
+    *,
+    calls: int = 1,
+    **options: Any,
+) -> list[Contender]:
+    """The peers that take part in a workload; `say` is told why another does not."""
+    entered = []
+    for name in names:
+        function = entrance(name, workload)
+        if isinstance(function, str):
+            say(function)
+            continue
+        try:
+            build = partial(function, *arguments, **options)
+            entered.append(enter(name, build, calls=calls))
+        except UnsupportedError as error:
+            say(f"{name} skipped: {error}")
+    return entered
+
+
+def difference(result: Any, expected: Any) -> float:
+    """The largest difference, relative to the largest value expected; inf where shapes differ."""
+    a, b = as_array(result), as_array(expected)
+    if a.shape != b.shape:
+        return float("inf")
+    return float(np.abs(a - b).max(initial=0.0) / max(np.abs(b).max(initial=0.0), 1e-30))
+
+
+def as_array(result: Any) -> np.ndarray:
+    """A JAX array or a PyTorch tensor as float64."""
+    if hasattr(result, "detach"):
+        result = result.detach().double().cpu().numpy()
+    return np.asarray(result).astype(np.float64)
+
+
+def contest(
+    ours: Contender,
+    peers: list[Contender],
+    *,
+    work: Work,
+    ceilings: Ceilings,
+    tolerance: float,
+    repeats: int,
+    seconds: float,
+    device: Device,
+) -> list[dict[str, Any]]:
+    """One row per contender. One that does not compute what ours computes is marked, not timed."""
+    off = {peer.name: difference(peer.result, ours.result) for peer in peers}
+    agreeing = [ours, *(peer for peer in peers if off[peer.name] <= tolerance)]
+    calls: Mapping[str, Callable[[], Any]] = {c.name: c.call for c in agreeing}
+    times = interleave(calls, repeats=repeats, seconds=seconds)
+    device_peak = (device.memory_stats() or {}).get("peak_bytes_in_use")  # of the whole run so far
+    rows = []
+    for one in [ours, *peers]:
+        row = {
+            "implementation": one.name,
+            "first_seconds": one.first_seconds,
+            "difference": off.get(one.name, 0.0),
+            "agrees": one.name in times,
+            **work._asdict(),
+            **one.notes,
+            "device_peak_bytes": device_peak,
+        }
+        if one.name in times:
+            row |= timed(times[one.name], times[ours.name], work, ceilings)
+        rows.append(row | {f"{key}_ceiling": rate for key, rate in ceilings._asdict().items()})
+    return rows
+
+
+def timed(times: list[float], ours: list[float], work: Work, ceilings: Ceilings) -> dict[str, Any]:
+    """A timed row's figures: seconds, rates, shares of the ceilings, and the ratio to ours."""
+    timing, ratio = summarize(times), paired(times, ours)
+    rate = work.flops / timing.median
+    return {
+        **timing._asdict(),
+        "tokens_per_second": work.tokens / timing.median,
+        "flops_per_second": rate,
+        "of_matmul": rate / ceilings.matmul,
+        "of_copy": work.traffic / timing.median / ceilings.copy,
+        "of_roofline": ceilings.bound(work.flops, work.traffic) / timing.median,
+        "of_peak": None if ceilings.peak is None else rate / ceilings.peak,
+        "time_over_ours": ratio.median,
+        "time_over_ours_low": ratio.low,
+        "time_over_ours_high": ratio.high,
+    }

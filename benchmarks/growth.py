@@ -1,0 +1,92 @@
+"""How compile time and cost grow: with the number of layers, and with the length of a sequence."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.cases import Case, stretched
+from benchmarks.device import Device
+from benchmarks.options import Options
+from benchmarks.program import Program, batched_logits, prepare, random_tokens
+from benchmarks.roofline import Ceilings, forward_flops
+from benchmarks.timing import interleave, summarize
+from jaxformer.config import Compute
+from jaxformer.transformer import abstract, init
+
+
+def rows(
+    case: Case,
+    dtype: Any,
+    options: Options,
+    device: Device,
+    ceilings: Ceilings,
+    peers: list[str],
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """A row per depth at this case's batch, then a row per length of one sequence."""
+    del say, peers  # nobody else's
+    deeper = [
+        case._replace(config=dataclasses.replace(case.config, n_layers=n)) for n in options.depths
+    ]
+    longer = [
+        case._replace(config=stretched(case.config, t), batch=1, seq=t) for t in options.lengths
+    ]
+    for sweep, points in (("depth", deeper), ("length", longer)):
+        if points:
+            yield from swept(sweep, points, dtype, options, device, ceilings)
+
+
+def swept(
+    sweep: str,
+    points: list[Case],
+    dtype: Any,
+    options: Options,
+    device: Device,
+    ceilings: Ceilings,
+) -> Iterator[dict[str, Any]]:
+    """Compile all points in turns, several times; then run them in turns."""
+    kernel = options.compute_kernel(device.platform)
+
+    def compiled(point: Case) -> Program:
+        function = batched_logits(point.config, Compute(kernel=kernel))
+        shapes = (
+            abstract(point.config, jnp.dtype(dtype)),
+            jax.ShapeDtypeStruct((point.batch, point.seq), jnp.int32),
+        )
+        what = f"{sweep} {point.config.n_layers} layers, {point.batch} x {point.seq}"
+        return prepare(what, function, shapes, device=device, options=options)
+
+    compiled(points[0])  # the first trace of a process also imports
+    rounds = [[compiled(point) for point in points] for _ in range(min(options.repeats, 5))]
+    programs = rounds[-1]
+    runs = {str(i): running(points[i], programs[i], dtype) for i in range(len(points))}
+    times = interleave(runs, repeats=options.repeats, seconds=options.seconds)
+    for i, point in enumerate(points):
+        run = summarize(times[str(i)])
+        flops = point.batch * forward_flops(point.config, point.seq)
+        yield {
+            "implementation": "jaxformer",
+            "sweep": sweep,
+            "kernel": kernel,
+            "n_layers": point.config.n_layers,
+            "batch": point.batch,
+            "seq": point.seq,
+            **run._asdict(),
+            **programs[i].notes(),
+            "trace_seconds": summarize([one[i].trace_seconds for one in rounds]).median,
+            "compile_seconds": summarize([one[i].compile_seconds for one in rounds]).median,
+            "flops": flops,
+            "tokens_per_second": point.batch * point.seq / run.median,
+            "flops_per_second": flops / run.median,
+            "of_matmul": flops / run.median / ceilings.matmul,
+        }
+
+
+def running(point: Case, program: Program, dtype: Any) -> Callable[[], Any]:
+    """A call on weights and tokens of its own."""
+    params = init(point.config, jax.random.key(0), jnp.dtype(dtype))
+    tokens = random_tokens(point.config, point.batch, point.seq, seed=1)
+    return lambda: program.run(params, tokens)

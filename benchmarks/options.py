@@ -1,0 +1,102 @@
+"""The options of every workload."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxformer.config import Kernel
+
+Workload = Literal["suite", "forward", "train-step", "decode", "compile", "parity"]
+KERNELS: dict[str, Kernel] = {"cpu": "blocked", "gpu": "fused", "cuda": "fused"}
+"""The attention kernel of each platform; elsewhere einsum."""
+DTypeName = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Time jaxformer beside its peers and beside what this device can do.
+
+    Without a workload: a suite of the most telling ones, in under four minutes on two CPU cores.
+    """
+
+    workload: Annotated[Workload, tyro.conf.Positional] = "suite"
+    """forward: the jitted, vmapped pass; train-step: gradient and AdamW; decode: greedy, with a cache;
+    compile: how compile time and cost grow with depth and length; parity: errors against float64"""
+    sizes: tuple[str, ...] = ()
+    """seed, baby, char, gpt2-124m; each workload has its own default"""
+    config: Path | None = None
+    """a Config as JSON, in place of a size"""
+    set: tuple[str, ...] = ()
+    """FIELD=VALUE: changes to the Config of every size"""
+    dtype: tuple[DTypeName, ...] = ("float32",)
+    """of parameters and matrix products"""
+    batch: tuple[int, ...] = ()
+    """sequences in a batch; several are each timed"""
+    seq: tuple[int, ...] = ()
+    """tokens in a sequence (decode: in the prompt); several are each timed"""
+    new: int = 32
+    """decode: tokens to add to each prompt"""
+    depths: tuple[int, ...] = (2, 4, 8, 16, 32, 48)
+    """compile: layers to try"""
+    lengths: tuple[int, ...] = (64, 256, 1024, 4096, 8192)
+    """compile: tokens in one sequence to try"""
+    kernel: Literal["auto", "einsum", "blocked", "fused"] = "auto"
+    """our attention; auto: blocked on CPU, fused on GPU, einsum elsewhere"""
+    map: int | None = None
+    """forward: run our batch so many sequences at a time (`jax.lax.map`): less memory, often less time"""
+    capture: bool = False
+    """forward: add a row that also returns every site, and use the kernel that shows them all"""
+    xla: tuple[str, ...] = ()
+    """OPTION=VALUE: XLA options to compile our programs with"""
+    peers: tuple[str, ...] = ("all",)
+    """flax-nnx, torch, torch-compile, hf-eager, hf-sdpa, hf-compile; all; none"""
+    device: str | None = None
+    """cpu, gpu, cuda, rocm or tpu; JAX's first choice if left out"""
+    repeats: int = 10
+    """timed rounds, in each of which every implementation has its turn"""
+    seconds: float = 20.0
+    """start no further round of one row after this long, once there are three"""
+    json: Path | None = None
+    """a file to add one JSON line per row to"""
+    plot: Path | None = None
+    """a PNG to draw: the roofline, and the ratios as bars"""
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: a number below what makes sense, options that exclude each other, or no VALUE.
+        """
+        for name in ("repeats", "new", "map"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        for name in ("depths", "lengths"):
+            if low := [n for n in getattr(self, name) if n < 1]:
+                raise ValueError(f"{name}={low[0]} must be at least 1")
+        if self.capture and self.kernel not in ("auto", "einsum"):
+            raise ValueError(
+                f"kernel={self.kernel} does not show every site; --capture needs einsum"
+            )
+        self.compiler_options()
+
+    def compiler_options(self) -> dict[str, str | bool | int]:
+        """The XLA options, as `jax.jit(..., compiler_options=...)` takes them."""
+        parsed: dict[str, str | bool | int] = {}
+        for text in self.xla:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise ValueError(f"cannot set {text!r}; write OPTION=VALUE")
+            words = {"true": True, "false": False}
+            parsed[name] = words.get(value.lower(), int(value) if value.isdigit() else value)
+        return parsed
+
+    def compute_kernel(self, platform: str) -> Kernel:
+        """The attention kernel on a platform."""
+        if self.kernel != "auto":
+            return self.kernel
+        if self.capture:
+            return "einsum"
+        return KERNELS.get(platform, "einsum")

@@ -1,0 +1,82 @@
+"""What every PyTorch peer shares: a model's forward pass and training step as calls to time."""
+# pyright: reportMissingImports=false
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  the field's own name
+from torch import Tensor, nn
+
+from benchmarks.device import Device
+from benchmarks.peers import UnsupportedError
+
+ADAMW = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+"""Decay on every parameter, as optax.adamw has it."""
+
+
+def place(device: Device) -> str:
+    """PyTorch's name of the device that JAX runs on.
+
+    Raises:
+        UnsupportedError: a device that this PyTorch does not have.
+    """
+    if device.platform == "cpu":
+        return "cpu"
+    if device.platform in ("gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    raise UnsupportedError(f"this PyTorch has no {device.platform}")
+
+
+def tensor(array: Any) -> Tensor:
+    """A copy of one of our arrays; narrow floats become float32, which holds them exactly."""
+    array = np.asarray(array)
+    exact = array.dtype.kind in "iu" or array.dtype in (np.float64, np.float32)
+    return torch.from_numpy(np.array(array if exact else array.astype(np.float32)))
+
+
+def waited(call: Callable[[], Any], device: Device) -> Callable[[], Any]:
+    """The call, with the wait for a GPU in it."""
+    if device.platform == "cpu":
+        return call
+
+    def wait() -> Any:
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return wait
+
+
+def run_forward(
+    model: nn.Module, tokens: Any, device: Device, *, compiled: bool
+) -> Callable[[], Tensor]:
+    """Logits of a batch, without gradients."""
+    batch = tensor(tokens).long().to(place(device))
+    run = torch.compile(model.eval()) if compiled else model.eval()
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return run(batch)
+
+    return waited(call, device)
+
+
+def run_train_step(
+    model: nn.Module, windows: Any, device: Device, *, compiled: bool
+) -> Callable[[], Tensor]:
+    """One AdamW step on the same batch at every call; its loss."""
+    batch = tensor(windows).long().to(place(device))
+    run = torch.compile(model.train()) if compiled else model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **ADAMW)
+
+    def call() -> Tensor:
+        logits = run(batch[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return waited(call, device)

@@ -1,0 +1,99 @@
+"""The rows, for people: tables on a terminal."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+Row = dict[str, Any]
+
+
+def milliseconds(row: Row) -> str:
+    """Median and quartiles."""
+    if "median" not in row:
+        return "not timed"
+    return f"{1e3 * row['median']:.4g} ({1e3 * row['low']:.4g}-{1e3 * row['high']:.4g})"
+
+
+def ratio(row: Row) -> str:
+    """A peer's time over ours, pair by pair; above 1 ours is faster."""
+    if row["implementation"] == "jaxformer":
+        return "1"
+    if not row["agrees"]:
+        return f"DISAGREES by {row['difference']:.1e}"
+    return f"{row['time_over_ours']:.2f} ({row['time_over_ours_low']:.2f}-{row['time_over_ours_high']:.2f})"
+
+
+def figure(key: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
+    """A column that formats one number, blank where a row has none."""
+
+    def show(row: Row) -> str:
+        value = row.get(key)
+        return "" if value is None else format(value * scale if scale != 1 else value, form)
+
+    return show
+
+
+def shape(row: Row) -> str:
+    """Sequences times tokens."""
+    return f"{row['batch']} × {row['seq']}"
+
+
+def error(row: Row) -> str:
+    """A parity row's error, or that this device has no such product."""
+    return "not on this device" if "unsupported" in row else f"{row['error']:.1e}"
+
+
+MILLISECONDS = {"ms (quartiles)": milliseconds}
+RACE: dict[str, Callable[[Row], str]] = {
+    "size": figure("size", ""),
+    "batch × seq": shape,
+    "implementation": figure("implementation", ""),
+    **MILLISECONDS,
+    "time / ours": ratio,
+    "tokens/s": figure("tokens_per_second", ",.0f"),
+    "GFLOP/s": figure("flops_per_second", ",.0f", 1e-9),
+    "of matmul": figure("of_matmul", ".0%"),
+    "of roofline": figure("of_roofline", ".0%"),
+    "compile s": figure("compile_seconds", ".2f"),
+    "first s": figure("first_seconds", ".2f"),
+    "MB": figure("peak_bytes", ",.0f", 1e-6),
+}
+COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
+    "forward": RACE,
+    "train-step": RACE,
+    "decode": RACE,
+    "compile": {
+        "size": figure("size", ""),
+        "layers": figure("n_layers", ""),
+        "batch × seq": shape,
+        "trace s": figure("trace_seconds", ".3f"),
+        "compile s": figure("compile_seconds", ".3f"),
+        "/ first row": figure("compile_over_first", ".2f"),
+        **MILLISECONDS,
+        "tokens/s": figure("tokens_per_second", ",.0f"),
+        "of matmul": figure("of_matmul", ".0%"),
+        "peak MB": figure("peak_bytes", ",.0f", 1e-6),
+    },
+    "parity": {
+        "size": figure("size", ""),
+        "dtype": figure("compute_dtype", ""),
+        "kernel": figure("kernel", ""),
+        "precision": figure("precision", ""),
+        "largest error / largest logit": error,
+        "same first choice": figure("argmax_agrees", ".2%"),
+    },
+}
+
+
+def table(workload: str, rows: list[Row], title: str) -> Table:
+    """The rows of one workload."""
+    sheet = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    columns = COLUMNS[workload]
+    for name in columns:
+        text = name in ("size", "implementation", "dtype", "kernel", "precision")
+        sheet.add_column(name, justify="left" if text else "right", no_wrap=True)
+    for row in rows:
+        sheet.add_row(*(show(row) for show in columns.values()))
+    return sheet

@@ -1,0 +1,85 @@
+"""One training step: gradient of the mean loss, AdamW, new parameters; the step that `train` runs."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.cases import Case
+from benchmarks.contest import Work, contest, enter, gather
+from benchmarks.device import Device
+from benchmarks.options import Options
+from benchmarks.program import Program, prepare, random_tokens
+from benchmarks.roofline import Ceilings, forward_bytes, train_flops
+from jaxformer.config import Compute
+from jaxformer.transformer import count, init
+from train.step import TrainState, train_step
+
+STEPS_COMPARED = 3
+TOLERANCE = 1e-4
+
+
+def rows(
+    case: Case,
+    dtype: Any,
+    options: Options,
+    device: Device,
+    ceilings: Ceilings,
+    peers: list[str],
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """One row per implementation; the losses of the first three steps must agree.
+
+    Parameters and optimizer are float32; a narrower dtype is that of our products alone, and peers,
+    which would train something else, are left out.
+    """
+    name, config, batch, seq = case
+    optimizer = optax.adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+    compute = Compute(kernel=options.compute_kernel(device.platform), dtype=dtype)
+
+    def fresh() -> TrainState:
+        params: Any = init(config, jax.random.key(0))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def step(state: TrainState, windows: Any) -> Any:
+        return train_step(state, config, windows, optimizer, compute)
+
+    shapes = jax.eval_shape(fresh), jax.ShapeDtypeStruct((batch, seq + 1), jnp.int32)
+    what = f"train-step {name} {batch} x {seq}"
+    program = prepare(what, step, shapes, device=device, options=options, donate=(0,))
+    windows = random_tokens(config, batch, seq + 1, seed=time.time_ns() % 2**31)
+    notes = {"kernel": compute.kernel, **program.notes()}
+    ours = enter(
+        "jaxformer", lambda: stepping(program, fresh(), windows), calls=STEPS_COMPARED, **notes
+    )
+    ours = ours._replace(first_seconds=ours.first_seconds + program.seconds)
+    if dtype != "float32" and peers:
+        say("peers skipped: they train in float32 only")
+    arguments = config, init(config, jax.random.key(0)), windows, device
+    others = gather(
+        peers if dtype == "float32" else [], "train_step", arguments, say, calls=STEPS_COMPARED
+    )
+    states = 3 * 2 * 4 * count(config)  # parameters and both moments, read and written
+    work = Work(
+        tokens=batch * seq,
+        flops=batch * train_flops(config, seq),
+        traffic=forward_bytes(config, batch, seq, 4) + states,
+    )
+    yield from contest(
+        ours, others, work=work, ceilings=ceilings, tolerance=TOLERANCE,
+        repeats=options.repeats, seconds=options.seconds, device=device,
+    )  # fmt: skip
+
+
+def stepping(program: Program, state: TrainState, windows: Any) -> Callable[[], Any]:
+    """A call that trains one step further each time and returns the loss."""
+    held = [state]
+
+    def call() -> Any:
+        held[0], metrics = program.run(held[0], windows)
+        return metrics["loss"]
+
+    return call
