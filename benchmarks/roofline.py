@@ -1,6 +1,7 @@
 """What a run costs in arithmetic and in memory traffic, and how fast this device does either."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,15 +57,17 @@ def measure(device: Device, dtype: Any, repeats: int = 7) -> Ceilings:
 
 
 def matmul_rate(dtype: Any, sizes: tuple[int, ...] = (1024, 2048, 3072), repeats: int = 7) -> float:
-    """The best median rate of square matrix products, in FLOP/s."""
+    """The best median rate of square matrix products, in FLOP/s; narrow ones also with a float32 result."""
 
-    def product(size: int) -> Callable[[], Any]:
+    def product(size: int, result: Any) -> Callable[[], Any]:
         a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
-        multiply = jax.jit(jnp.matmul)
+        multiply = jax.jit(partial(jnp.matmul, preferred_element_type=result))
         return lambda: multiply(a, b)
 
-    times = interleave({str(size): product(size) for size in sizes}, repeats=repeats)
-    return max(2 * int(size) ** 3 / summarize(taken).median for size, taken in times.items())
+    results = {jnp.dtype(dtype), jnp.promote_types(dtype, jnp.float32)}
+    products = {f"{size} {to}": product(size, to) for size in sizes for to in results}
+    times = interleave(products, repeats=repeats)
+    return max(2 * int(name.split()[0]) ** 3 / summarize(t).median for name, t in times.items())
 
 
 def copy_rate(size: int = 2**28, repeats: int = 7) -> float:
