@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks import decode, forward, growth, parity, train_step
 from benchmarks.cases import cases
+from benchmarks.contest import Setting
 from benchmarks.device import Device, about, choose
 from benchmarks.options import Options
 from benchmarks.peers import chosen
@@ -24,7 +25,7 @@ WORKLOADS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "train-step": train_step.rows,
     "decode": decode.rows,
     "compile": growth.rows,
-    "parity": lambda case, *_: parity.rows(case),
+    "parity": lambda case, _: parity.rows(case),
 }
 DEFAULT_SIZES = {
     "forward": ("baby", "char", "gpt2-124m"),
@@ -57,9 +58,10 @@ def run(workload: str, options: Options, device: Device, out: Console) -> list[d
     every = []
     for dtype in ("float32",) if workload == "parity" else options.dtype:
         ceilings = measure(device, dtype)
+        setting = Setting(options, device, dtype, ceilings, peers, say)
         rows = []
         for case in selected(workload, options):
-            for row in WORKLOADS[workload](case, dtype, options, device, ceilings, peers, say):
+            for row in WORKLOADS[workload](case, setting):
                 named = {
                     "workload": workload,
                     "size": case.name,

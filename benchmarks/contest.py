@@ -9,9 +9,28 @@ import jax
 import numpy as np
 
 from benchmarks.device import Device
+from benchmarks.options import Options
 from benchmarks.peers import UnsupportedError, entrance
+from benchmarks.program import Program
 from benchmarks.roofline import Ceilings
 from benchmarks.timing import interleave, paired, summarize
+from jaxformer.config import Kernel
+
+
+class Setting(NamedTuple):
+    """What every case of a run shares."""
+
+    options: Options
+    device: Device
+    dtype: str
+    ceilings: Ceilings
+    peers: list[str]
+    say: Callable[[str], None]  # tells the user why a peer is left out
+
+    @property
+    def kernel(self) -> Kernel:
+        """Our attention, on this device."""
+        return self.options.compute_kernel(self.device.platform)
 
 
 class Contender(NamedTuple):
@@ -54,28 +73,34 @@ def enter(
     return Contender(name, call, kept, first, notes)
 
 
+def enter_ours(
+    program: Program, build: Callable[[], Callable[[], Any]], *, calls: int = 1, **notes: Any
+) -> Contender:
+    """Ours, which was compiled ahead of time: that belongs to the time of its first result."""
+    ours = enter("jaxformer", build, calls=calls, **notes, **program.notes())
+    return ours._replace(first_seconds=ours.first_seconds + program.seconds)
+
+
 def gather(
-    names: list[str],
-    workload: str,
-    arguments: tuple[Any, ...],
-    say: Callable[[str], None],
-    *,
-    calls: int = 1,
-    **options: Any,
+    setting: Setting, workload: str, arguments: tuple[Any, ...], *, calls: int = 1, **options: Any
 ) -> list[Contender]:
-    """The peers that take part in a workload; `say` is told why another does not."""
+    """The peers that take part in a workload; the user is told why another does not."""
     entered = []
-    for name in names:
-        function = entrance(name, workload)
-        if isinstance(function, str):
-            say(function)
-            continue
+    for name in setting.peers:
         try:
-            build = partial(function, *arguments, **options)
+            build = partial(entrance(name, workload), *arguments, **options)
             entered.append(enter(name, build, calls=calls))
         except UnsupportedError as error:
-            say(f"{name} skipped: {error}")
+            setting.say(f"{name} skipped: {error}")
     return entered
+
+
+def in_float32_only(setting: Setting, why: str) -> Setting:
+    """The setting, without peers in another dtype."""
+    if setting.dtype == "float32" or not setting.peers:
+        return setting
+    setting.say(f"peers skipped: {why}")
+    return setting._replace(peers=[])
 
 
 def difference(result: Any, expected: Any) -> float:
@@ -105,22 +130,15 @@ def as_array(result: Any) -> np.ndarray:
 
 
 def contest(
-    ours: Contender,
-    peers: list[Contender],
-    *,
-    work: Work,
-    ceilings: Ceilings,
-    tolerance: float,
-    repeats: int,
-    seconds: float,
-    device: Device,
+    ours: Contender, peers: list[Contender], work: Work, tolerance: float, setting: Setting
 ) -> list[dict[str, Any]]:
     """One row per contender. One that does not compute what ours computes is marked, not timed."""
+    options, ceilings = setting.options, setting.ceilings
     off = {peer.name: difference(peer.result, ours.result) for peer in peers}
     agreeing = [ours, *(peer for peer in peers if off[peer.name] <= tolerance)]
     calls: Mapping[str, Callable[[], Any]] = {c.name: c.call for c in agreeing}
-    times = interleave(calls, repeats=repeats, seconds=seconds)
-    device_peak = (device.memory_stats() or {}).get("peak_bytes_in_use")  # of the whole run so far
+    times = interleave(calls, repeats=options.repeats, seconds=options.seconds)
+    used = setting.device.memory_stats() or {}
     rows = []
     for one in [ours, *peers]:
         row = {
@@ -130,7 +148,7 @@ def contest(
             "agrees": one.name in times,
             **work._asdict(),
             **one.notes,
-            "device_peak_bytes": device_peak,
+            "device_peak_bytes": used.get("peak_bytes_in_use"),  # of the whole process so far
         }
         if one.name in times:
             row |= timed(times[one.name], times[ours.name], work, ceilings)

@@ -2,55 +2,43 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case, stretched
-from benchmarks.contest import Work, contest, enter, gather
-from benchmarks.device import Device
-from benchmarks.options import Options
+from benchmarks.contest import Setting, Work, contest, enter_ours, gather, in_float32_only
 from benchmarks.program import prepare, random_tokens
-from benchmarks.roofline import Ceilings, forward_flops
+from benchmarks.roofline import forward_flops
 from jaxformer.config import Compute, Config
 from jaxformer.transformer import abstract, count, empty_cache, forward, init
 
 
-def rows(
-    case: Case,
-    dtype: Any,
-    options: Options,
-    device: Device,
-    ceilings: Ceilings,
-    peers: list[str],
-    say: Callable[[str], None],
-) -> Iterator[dict[str, Any]]:
+def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     """One row per implementation; every added token must be the same.
 
     In a narrow dtype two right implementations may choose different tokens, so peers run in float32 only.
     """
     name, _, batch, seq = case
-    new = options.new
+    new, dtype = setting.options.new, jnp.dtype(setting.dtype)
     config = stretched(case.config, seq + new)
-    kernel = options.compute_kernel(device.platform)
-    shapes = abstract(config, jnp.dtype(dtype)), jax.ShapeDtypeStruct((batch, seq), jnp.int32)
-    function = greedy(config, Compute(kernel=kernel), new, jnp.dtype(dtype))
-    what = f"decode {name} {batch} x {seq}"
-    program = prepare(what, function, shapes, device=device, options=options)
-    params = init(config, jax.random.key(0), jnp.dtype(dtype))
+    program = prepare(
+        f"decode {name} {batch} x {seq}",
+        greedy(config, Compute(kernel=setting.kernel), new, dtype),
+        (abstract(config, dtype), jax.ShapeDtypeStruct((batch, seq), jnp.int32)),
+        device=setting.device,
+        options=setting.options,
+    )
+    params = init(config, jax.random.key(0), dtype)
     prompts = random_tokens(config, batch, seq, seed=time.time_ns() % 2**31)
-    notes = {"kernel": kernel, "new": new, **program.notes()}
-    ours = enter("jaxformer", lambda: lambda: program.run(params, prompts), **notes)
-    ours = ours._replace(first_seconds=ours.first_seconds + program.seconds)
-    if dtype != "float32" and peers:
-        say("peers skipped: greedy choices are compared in float32 only")
-    arguments = config, params, prompts, device
-    others = gather(peers if dtype == "float32" else [], "decode", arguments, say, new=new)
-    yield from contest(
-        ours, others, work=work(config, batch, seq, new, jnp.dtype(dtype).itemsize),
-        ceilings=ceilings, tolerance=0.0, repeats=options.repeats, seconds=options.seconds, device=device,
-    )  # fmt: skip
+    build = lambda: partial(program.run, params, prompts)  # noqa: E731
+    ours = enter_ours(program, build, kernel=setting.kernel, new=new)
+    setting = in_float32_only(setting, "greedy choices are compared in float32 only")
+    others = gather(setting, "decode", (config, params, prompts, setting.device), new=new)
+    done = work(config, batch, seq, new, dtype.itemsize)
+    yield from contest(ours, others, done, 0.0, setting)
 
 
 def greedy(config: Config, compute: Compute, new: int, dtype: Any) -> Callable[..., Any]:

@@ -2,17 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case
-from benchmarks.contest import Work, contest, enter, gather
-from benchmarks.device import Device
-from benchmarks.options import Options
+from benchmarks.contest import Setting, Work, contest, enter_ours, gather
 from benchmarks.program import batched_logits, every_site, prepare, random_tokens
-from benchmarks.roofline import Ceilings, forward_bytes, forward_flops
+from benchmarks.roofline import forward_bytes, forward_flops
 from jaxformer.config import Compute
 from jaxformer.transformer import abstract, init
 
@@ -20,41 +19,30 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference of logits, relative to the largest logit."""
 
 
-def rows(
-    case: Case,
-    dtype: Any,
-    options: Options,
-    device: Device,
-    ceilings: Ceilings,
-    peers: list[str],
-    say: Any,
-) -> Iterator[dict[str, Any]]:
-    """One row per implementation. `say` is told why a peer is left out."""
+def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
+    """One row per implementation."""
     name, config, batch, seq = case
-    kernel = options.compute_kernel(device.platform)
-    function = batched_logits(config, Compute(kernel=kernel), options.map)
-    shapes = abstract(config, jnp.dtype(dtype)), jax.ShapeDtypeStruct((batch, seq), jnp.int32)
+    options, dtype, compute = (
+        setting.options,
+        jnp.dtype(setting.dtype),
+        Compute(kernel=setting.kernel),
+    )
     what = f"forward {name} {batch} x {seq}"
-    program = prepare(what, function, shapes, device=device, options=options)
-    params = init(config, jax.random.key(0), jnp.dtype(dtype))
+    shapes = abstract(config, dtype), jax.ShapeDtypeStruct((batch, seq), jnp.int32)
+    compiled = partial(prepare, arguments=shapes, device=setting.device, options=options)
+    program = compiled(what, batched_logits(config, compute, options.map))
+    params = init(config, jax.random.key(0), dtype)
     tokens = random_tokens(config, batch, seq, seed=time.time_ns() % 2**31)
-    notes = {"kernel": kernel, **program.notes()}
-    ours = enter("jaxformer", lambda: lambda: program.run(params, tokens), **notes)
-    ours = ours._replace(first_seconds=ours.first_seconds + program.seconds)
-    others = gather(peers, "forward", (config, params, tokens, device), say)
+    ours = enter_ours(program, lambda: partial(program.run, params, tokens), kernel=compute.kernel)
+    others = gather(setting, "forward", (config, params, tokens, setting.device))
     if options.capture:
-        seeing = every_site(config, Compute(kernel=kernel))
-        watched = prepare(f"{what}, every site", seeing, shapes, device=device, options=options)
-        entered = enter(
-            "jaxformer, every site", lambda: lambda: watched.run(params, tokens), **watched.notes()
-        )
-        others.insert(0, entered._replace(result=entered.result[0]))
+        watched = compiled(f"{what}, every site", every_site(config, compute))
+        entered = enter_ours(watched, lambda: partial(watched.run, params, tokens))
+        seen = entered._replace(name="jaxformer, every site", result=entered.result[0])
+        others.insert(0, seen)
     work = Work(
         tokens=batch * seq,
         flops=batch * forward_flops(config, seq),
-        traffic=forward_bytes(config, batch, seq, jnp.dtype(dtype).itemsize),
+        traffic=forward_bytes(config, batch, seq, dtype.itemsize),
     )
-    yield from contest(
-        ours, others, work=work, ceilings=ceilings, tolerance=TOLERANCES[dtype],
-        repeats=options.repeats, seconds=options.seconds, device=device,
-    )  # fmt: skip
+    yield from contest(ours, others, work, TOLERANCES[setting.dtype], setting)

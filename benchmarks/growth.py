@@ -8,26 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case, stretched
-from benchmarks.device import Device
-from benchmarks.options import Options
+from benchmarks.contest import Setting
 from benchmarks.program import Program, batched_logits, prepare, random_tokens
-from benchmarks.roofline import Ceilings, forward_flops
+from benchmarks.roofline import forward_flops
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Compute
 from jaxformer.transformer import abstract, init
 
 
-def rows(
-    case: Case,
-    dtype: Any,
-    options: Options,
-    device: Device,
-    ceilings: Ceilings,
-    peers: list[str],
-    say: Callable[[str], None],
-) -> Iterator[dict[str, Any]]:
+def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     """A row per depth at this case's batch, then a row per length of one sequence."""
-    del say, peers  # nobody else's
+    options = setting.options
     deeper = [
         case._replace(config=dataclasses.replace(case.config, n_layers=n)) for n in options.depths
     ]
@@ -36,28 +27,21 @@ def rows(
     ]
     for sweep, points in (("depth", deeper), ("length", longer)):
         if points:
-            yield from swept(sweep, points, dtype, options, device, ceilings)
+            yield from swept(sweep, points, setting)
 
 
-def swept(
-    sweep: str,
-    points: list[Case],
-    dtype: Any,
-    options: Options,
-    device: Device,
-    ceilings: Ceilings,
-) -> Iterator[dict[str, Any]]:
+def swept(sweep: str, points: list[Case], setting: Setting) -> Iterator[dict[str, Any]]:
     """Compile all points in turns, several times; then run them in turns."""
-    kernel = options.compute_kernel(device.platform)
+    options, dtype, kernel = setting.options, jnp.dtype(setting.dtype), setting.kernel
 
     def compiled(point: Case) -> Program:
         function = batched_logits(point.config, Compute(kernel=kernel))
         shapes = (
-            abstract(point.config, jnp.dtype(dtype)),
+            abstract(point.config, dtype),
             jax.ShapeDtypeStruct((point.batch, point.seq), jnp.int32),
         )
         what = f"{sweep} {point.config.n_layers} layers, {point.batch} x {point.seq}"
-        return prepare(what, function, shapes, device=device, options=options)
+        return prepare(what, function, shapes, device=setting.device, options=options)
 
     compiled(points[0])  # the first trace of a process also imports
     rounds = [[compiled(point) for point in points] for _ in range(min(options.repeats, 5))]
@@ -81,12 +65,12 @@ def swept(
             "flops": flops,
             "tokens_per_second": point.batch * point.seq / run.median,
             "flops_per_second": flops / run.median,
-            "of_matmul": flops / run.median / ceilings.matmul,
+            "of_matmul": flops / run.median / setting.ceilings.matmul,
         }
 
 
 def running(point: Case, program: Program, dtype: Any) -> Callable[[], Any]:
     """A call on weights and tokens of its own."""
-    params = init(point.config, jax.random.key(0), jnp.dtype(dtype))
+    params = init(point.config, jax.random.key(0), dtype)
     tokens = random_tokens(point.config, point.batch, point.seq, seed=1)
     return lambda: program.run(params, tokens)

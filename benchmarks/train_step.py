@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.cases import Case
-from benchmarks.contest import Work, contest, enter, gather
-from benchmarks.device import Device
-from benchmarks.options import Options
+from benchmarks.contest import Setting, Work, contest, enter_ours, gather, in_float32_only
 from benchmarks.program import Program, prepare, random_tokens
-from benchmarks.roofline import Ceilings, forward_bytes, train_flops
+from benchmarks.roofline import forward_bytes, train_flops
 from jaxformer.config import Compute
 from jaxformer.transformer import count, init
 from train.step import TrainState, train_step
@@ -22,15 +20,7 @@ STEPS_COMPARED = 3
 TOLERANCE = 1e-4
 
 
-def rows(
-    case: Case,
-    dtype: Any,
-    options: Options,
-    device: Device,
-    ceilings: Ceilings,
-    peers: list[str],
-    say: Callable[[str], None],
-) -> Iterator[dict[str, Any]]:
+def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     """One row per implementation; the losses of the first three steps must agree.
 
     Parameters and optimizer are float32; a narrower dtype is that of our products alone, and peers,
@@ -38,7 +28,8 @@ def rows(
     """
     name, config, batch, seq = case
     optimizer = optax.adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-    compute = Compute(kernel=options.compute_kernel(device.platform), dtype=dtype)
+    narrow: Any = setting.dtype
+    compute = Compute(kernel=setting.kernel, dtype=narrow)
 
     def fresh() -> TrainState:
         params: Any = init(config, jax.random.key(0))
@@ -47,31 +38,31 @@ def rows(
     def step(state: TrainState, windows: Any) -> Any:
         return train_step(state, config, windows, optimizer, compute)
 
-    shapes = jax.eval_shape(fresh), jax.ShapeDtypeStruct((batch, seq + 1), jnp.int32)
-    what = f"train-step {name} {batch} x {seq}"
-    program = prepare(what, step, shapes, device=device, options=options, donate=(0,))
+    program = prepare(
+        f"train-step {name} {batch} x {seq}",
+        step,
+        (jax.eval_shape(fresh), jax.ShapeDtypeStruct((batch, seq + 1), jnp.int32)),
+        device=setting.device,
+        options=setting.options,
+        donate=(0,),
+    )
     windows = random_tokens(config, batch, seq + 1, seed=time.time_ns() % 2**31)
-    notes = {"kernel": compute.kernel, **program.notes()}
-    ours = enter(
-        "jaxformer", lambda: stepping(program, fresh(), windows), calls=STEPS_COMPARED, **notes
+    ours = enter_ours(
+        program,
+        lambda: stepping(program, fresh(), windows),
+        calls=STEPS_COMPARED,
+        kernel=compute.kernel,
     )
-    ours = ours._replace(first_seconds=ours.first_seconds + program.seconds)
-    if dtype != "float32" and peers:
-        say("peers skipped: they train in float32 only")
-    arguments = config, init(config, jax.random.key(0)), windows, device
-    others = gather(
-        peers if dtype == "float32" else [], "train_step", arguments, say, calls=STEPS_COMPARED
-    )
+    setting = in_float32_only(setting, "they train in float32 only")
+    arguments = config, init(config, jax.random.key(0)), windows, setting.device
+    others = gather(setting, "train_step", arguments, calls=STEPS_COMPARED)
     states = 3 * 2 * 4 * count(config)  # parameters and both moments, read and written
     work = Work(
         tokens=batch * seq,
         flops=batch * train_flops(config, seq),
         traffic=forward_bytes(config, batch, seq, 4) + states,
     )
-    yield from contest(
-        ours, others, work=work, ceilings=ceilings, tolerance=TOLERANCE,
-        repeats=options.repeats, seconds=options.seconds, device=device,
-    )  # fmt: skip
+    yield from contest(ours, others, work, TOLERANCE, setting)
 
 
 def stepping(program: Program, state: TrainState, windows: Any) -> Callable[[], Any]:

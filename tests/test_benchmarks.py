@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import tyro
 import benchmarks.__main__ as command
 from benchmarks import device, peers
 from benchmarks.cases import SIZES, cases, change
-from benchmarks.contest import Contender, Work, contest, difference
+from benchmarks.contest import Contender, Setting, Work, contest, difference
 from benchmarks.decode import greedy
 from benchmarks.decode import work as decode_work
 from benchmarks.options import Options
@@ -118,11 +119,9 @@ def test_a_peer_that_computes_something_else_is_marked_and_not_timed():
 
         return Contender(name, call, jnp.float32(result), 0.0, {})
 
-    rows = contest(
-        entrant("ours", 1.0), [entrant("right", 1.0 + 1e-6), entrant("wrong", 1.1)],
-        work=Work(tokens=1, flops=10, traffic=1), ceilings=CEILINGS, tolerance=1e-4,
-        repeats=3, seconds=1.0, device=jax.devices()[0],
-    )  # fmt: skip
+    setting = Setting(Options(repeats=3), jax.devices()[0], "float32", CEILINGS, [], print)
+    entrants = [entrant("right", 1.0 + 1e-6), entrant("wrong", 1.1)]
+    rows = contest(entrant("ours", 1.0), entrants, Work(1, 10, 1), 1e-4, setting)
     assert [row["agrees"] for row in rows] == [True, True, False]
     assert calls["wrong"] == 0
     assert "median" not in rows[2]
@@ -155,11 +154,9 @@ def test_every_site_comes_out_with_layers_in_front():
     assert set(seen) == set(shown(CLASSIC))
     assert seen["head_out"].shape == (2, 3, 5, 4, 8)  # l b t n d
     np.testing.assert_allclose(seen["logits"], logits)
-    np.testing.assert_allclose(
-        seen["head_out"].sum(3) + params.blocks.attn.b_O[:, None, None],  # pyright: ignore[reportOptionalSubscript]
-        seen["attn_out"],
-        atol=1e-4,
-    )
+    b_O: Any = params.blocks.attn.b_O
+    whole = seen["head_out"].sum(3) + b_O[:, None, None]
+    np.testing.assert_allclose(whole, seen["attn_out"], atol=1e-4)
 
 
 @pytest.mark.parametrize("workload", ["forward", "train-step"])

@@ -1,5 +1,7 @@
 """Without the hardware at hand: the same functions lower for CPU, CUDA and TPU, and travel as bytes."""
 
+from typing import Any
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -30,10 +32,10 @@ def passing(config: Config, compute: Compute):
 def decoding(config: Config, compute: Compute):
     """One token more, from a cache."""
     params, tokens = random_params(config), random_tokens(config, 6)
-    cache = forward(params, config, tokens[:5], empty_cache(config, 6)).cache
+    cache: Any = forward(params, config, tokens[:5], empty_cache(config, 6)).cache
 
     def run(params, tokens, cache):
-        out = forward(params, config, tokens, cache, compute=compute)
+        out: Any = forward(params, config, tokens, cache, compute=compute)
         return out.logits, tuple(out.cache)
 
     return run, (params, tokens[5:], cache)
@@ -42,10 +44,9 @@ def decoding(config: Config, compute: Compute):
 def training(config: Config, compute: Compute):
     """A training step; a state travels as its leaves."""
     optimizer = optax.adamw(1e-3, eps=1.0)  # at 1e-8 a first step is the sign of rounding errors
-    params = random_params(config)
-    leaves, tree = jax.tree.flatten(
-        TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    )  # pyright: ignore[reportArgumentType]
+    params: Any = random_params(config)
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    leaves, tree = jax.tree.flatten(state)
     windows = jnp.stack([random_tokens(config, 6, seed) for seed in range(2)])
 
     def run(leaves, windows):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class UnsupportedError(ValueError):
-    """This peer has no such architecture, or not on this device."""
+    """This peer is not installed, or does not do what is asked; the message says which."""
 
 
 class Peer(NamedTuple):
@@ -53,13 +53,17 @@ def chosen(names: Iterable[str]) -> list[str]:
     return list(names)
 
 
-def entrance(name: str, workload: str) -> Callable[..., Any] | str:
-    """A peer's function for a workload, or a sentence that says why there is none."""
+def entrance(name: str, workload: str) -> Callable[..., Callable[[], Any]]:
+    """A peer's function for a workload.
+
+    Raises:
+        UnsupportedError: it is not installed, or takes no part.
+    """
     peer = PEERS[name]
     if importlib.util.find_spec(peer.needs) is None:
-        return f"{name} skipped: needs {peer.needs}; {peer.install}"
+        raise UnsupportedError(f"needs {peer.needs}; {peer.install}")
     module = importlib.import_module(f"benchmarks.peers.{peer.module}")
     function = getattr(module, workload, None)
     if function is None:
-        return f"{name} skipped: takes no part in {workload.replace('_', '-')}"
+        raise UnsupportedError(f"takes no part in {workload.replace('_', '-')}")
     return partial(function, **peer.options)
