@@ -71,7 +71,6 @@ def run(workload: str, options: Options, device: Device, out: Console) -> list[d
                 }
                 rows.append(named | row | facts)
                 keep(rows[-1], options)
-        compare_compiling(rows)
         title = workload if workload == "parity" else f"{workload}, {dtype}"
         out.print(table(workload, rows, title))
         if workload != "parity":
@@ -91,20 +90,20 @@ def selected(workload: str, options: Options) -> Any:
         yield case._replace(seq=max(case.seq // 2, 1)) if half else case
 
 
+def unless_given(options: Options, own: dict[str, Any]) -> Options:
+    """The options with the suite's own values in the place of defaults."""
+    plain = Options()
+    free = {
+        name: value for name, value in own.items() if getattr(options, name) == getattr(plain, name)
+    }
+    return dataclasses.replace(options, **free)
+
+
 def keep(row: dict[str, Any], options: Options) -> None:
     """Add one JSON line."""
     if options.json is not None:
         with options.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, default=str) + "\n")
-
-
-def compare_compiling(rows: list[dict[str, Any]]) -> None:
-    """How much longer each point of a sweep took to compile than the first."""
-    first: dict[str, float] = {}
-    for row in rows:
-        if "sweep" in row:
-            start = first.setdefault(row["sweep"], row["compile_seconds"])
-            row["compile_over_first"] = row["compile_seconds"] / start
 
 
 def summary(ceilings: Ceilings, dtype: str) -> str:
@@ -126,13 +125,11 @@ def main(args: list[str] | None = None) -> int:
         chosen(options.peers)
         plan = {options.workload: {}}
         if options.workload == "suite":
-            plan = SUITE
-            if options.peers == ("all",):
-                options = dataclasses.replace(options, peers=SUITE_PEERS)
+            plan, options = SUITE, unless_given(options, {"peers": SUITE_PEERS})
         rows = []
         with jax.default_device(device):
             for workload, own in plan.items():
-                rows += run(workload, dataclasses.replace(options, **own), device, out)
+                rows += run(workload, unless_given(options, own), device, out)
         facts = about(device)
         caption = (
             f"{facts['processor'] or facts['device']}, {facts['cores']} cores ({facts['platform']}); "

@@ -48,6 +48,9 @@ def swept(sweep: str, points: list[Case], setting: Setting) -> Iterator[dict[str
     programs = rounds[-1]
     runs = {str(i): running(points[i], programs[i], dtype) for i in range(len(points))}
     times = interleave(runs, repeats=options.repeats, seconds=options.seconds)
+    compiling = [
+        summarize([one[i].compile_seconds for one in rounds]).median for i in range(len(points))
+    ]
     for i, point in enumerate(points):
         run = summarize(times[str(i)])
         flops = point.batch * forward_flops(point.config, point.seq)
@@ -61,7 +64,8 @@ def swept(sweep: str, points: list[Case], setting: Setting) -> Iterator[dict[str
             **run._asdict(),
             **programs[i].notes(),
             "trace_seconds": summarize([one[i].trace_seconds for one in rounds]).median,
-            "compile_seconds": summarize([one[i].compile_seconds for one in rounds]).median,
+            "compile_seconds": compiling[i],
+            "compile_over_first": compiling[i] / compiling[0],
             "flops": flops,
             "tokens_per_second": point.batch * point.seq / run.median,
             "flops_per_second": flops / run.median,

@@ -198,6 +198,7 @@ def test_compile_sweeps_depth_and_length(bench):
         (1, 2, 6), (3, 2, 6), (1, 1, 4), (1, 1, 16),
     ]  # fmt: skip
     assert all(row["compile_seconds"] > 0 for row in rows)
+    assert [rows[i]["compile_over_first"] for i in (0, 2)] == [1.0, 1.0]
     assert "/ first row" in out
 
 
@@ -275,6 +276,11 @@ def test_a_row_can_be_repeated_from_what_it_says(monkeypatch):
     assert facts["flags"]["XLA_FLAGS"] == "--xla_cpu_use_xnnpack=false"
     assert facts["platform"] == "cpu"
     assert json.dumps(facts)
+
+
+def test_the_suite_s_own_values_yield_to_the_user_s():
+    assert command.unless_given(Options(), {"seconds": 4.0}).seconds == 4.0
+    assert command.unless_given(Options(seconds=1.0), {"seconds": 4.0}).seconds == 1.0
 
 
 def test_the_suite_runs_every_workload():
