@@ -25,7 +25,7 @@ WORKLOADS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "train-step": train_step.rows,
     "decode": decode.rows,
     "compile": growth.rows,
-    "parity": lambda case, _: parity.rows(case),
+    "parity": parity.rows,
 }
 DEFAULT_SIZES = {
     "forward": ("baby", "char", "gpt2-124m"),
@@ -68,6 +68,7 @@ def run(workload: str, options: Options, device: Device, out: Console) -> list[d
                     "dtype": dtype,
                     "batch": case.batch,
                     "seq": case.seq,
+                    "config": dataclasses.asdict(case.config),
                 }
                 rows.append(named | row | facts)
                 keep(rows[-1], options)
@@ -138,8 +139,8 @@ def main(args: list[str] | None = None) -> int:
         out.print(caption, highlight=False)
         if options.plot is not None:
             draw(rows, options.plot, caption)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, OverflowError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     return 0
 

@@ -92,6 +92,9 @@ def gather(
             entered.append(enter(name, build, calls=calls))
         except UnsupportedError as error:
             setting.say(f"{name} skipped: {error}")
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            setting.say(f"{name} failed: {type(error).__name__}: {lines[0]}")
     return entered
 
 

@@ -32,9 +32,10 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         options=setting.options,
     )
     params = init(config, jax.random.key(0), dtype)
-    prompts = random_tokens(config, batch, seq, seed=time.time_ns() % 2**31)
+    seed = time.time_ns() % 2**31
+    prompts = random_tokens(config, batch, seq, seed=seed)
     build = lambda: partial(program.run, params, prompts)  # noqa: E731
-    ours = enter_ours(program, build, kernel=setting.kernel, new=new)
+    ours = enter_ours(program, build, kernel=setting.kernel, new=new, seed=seed)
     setting = in_float32_only(setting, "greedy choices are compared in float32 only")
     others = gather(setting, "decode", (config, params, prompts, setting.device), new=new)
     done = work(config, batch, seq, new, dtype.itemsize)

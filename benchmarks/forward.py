@@ -32,8 +32,11 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     compiled = partial(prepare, arguments=shapes, device=setting.device, options=options)
     program = compiled(what, batched_logits(config, compute, options.map))
     params = init(config, jax.random.key(0), dtype)
-    tokens = random_tokens(config, batch, seq, seed=time.time_ns() % 2**31)
-    ours = enter_ours(program, lambda: partial(program.run, params, tokens), kernel=compute.kernel)
+    seed = time.time_ns() % 2**31
+    tokens = random_tokens(config, batch, seq, seed=seed)
+    ours = enter_ours(
+        program, lambda: partial(program.run, params, tokens), kernel=compute.kernel, seed=seed
+    )
     others = gather(setting, "forward", (config, params, tokens, setting.device))
     if options.capture:
         watched = compiled(f"{what}, every site", every_site(config, compute))

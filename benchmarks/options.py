@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -73,6 +73,19 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if not self.seconds >= 0:
+            raise ValueError(f"seconds={self.seconds} must be a number of at least 0")
+        for name in ("sizes", "dtype", "peers"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given) or (name == "dtype" and not given):
+                raise ValueError(f"--{name} {' '.join(given)}: give each once, and at least one")
+        for path in (self.json, self.plot):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise ValueError(
+                    f"{path} cannot be written: there is no folder {path.absolute().parent}"
+                )
+        if self.capture and (self.map is not None or self.workload != "forward"):
+            raise ValueError("--capture is for forward, and without --map: it runs the whole batch")
         for name in ("depths", "lengths"):
             if low := [n for n in getattr(self, name) if n < 1]:
                 raise ValueError(f"{name}={low[0]} must be at least 1")
@@ -82,15 +95,15 @@ class Options:
             )
         self.compiler_options()
 
-    def compiler_options(self) -> dict[str, str | bool | int]:
+    def compiler_options(self) -> dict[str, Any]:
         """The XLA options, as `jax.jit(..., compiler_options=...)` takes them."""
-        parsed: dict[str, str | bool | int] = {}
+        parsed: dict[str, Any] = {}
         for text in self.xla:
             name, equals, value = text.partition("=")
             if not equals:
                 raise ValueError(f"cannot set {text!r}; write OPTION=VALUE")
             words = {"true": True, "false": False}
-            parsed[name] = words.get(value.lower(), int(value) if value.isdigit() else value)
+            parsed[name] = words.get(value.lower(), int(value) if value.isdecimal() else value)
         return parsed
 
     def compute_kernel(self, platform: str) -> Kernel:

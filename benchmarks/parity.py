@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case
-from benchmarks.contest import difference
+from benchmarks.contest import Setting, difference
+from benchmarks.device import check_fits
 from benchmarks.options import DTypeName
 from benchmarks.program import batched_logits, random_tokens
 from jaxformer.config import Compute, Config, Kernel
@@ -16,13 +17,16 @@ from jaxformer.transformer import Params, init
 PRECISIONS = ("default", "high", "highest")
 
 
-def rows(case: Case) -> Iterator[dict[str, Any]]:
+def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     """A row per way of running: the largest logit error, relative to the largest logit.
 
     The weights are float32 numbers in every row; float64 on the CPU judges. A precision other than the
     default is the user's `jax.default_matmul_precision`.
     """
     _, config, batch, seq = case
+    scores = config.n_heads * seq * seq
+    needed = 8 * batch * (3 * seq * config.n_vocab + 2 * scores)  # float64's share is the largest
+    check_fits(f"parity {batch} x {seq}", needed, setting.device)
     params = init(config, jax.random.key(0))
     tokens = random_tokens(config, batch, seq, seed=1)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):

@@ -57,6 +57,8 @@ def prepare(
     start = time.perf_counter()
     lowered = jitted.lower(*arguments)
     traced = time.perf_counter()
+    known += sum(out.size * out.dtype.itemsize for out in jax.tree.leaves(lowered.out_info))
+    check_fits(what, known, device)
     try:
         compiled = lowered.compile(compiler_options=options.compiler_options())
     except jax.errors.JaxRuntimeError as error:

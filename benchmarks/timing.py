@@ -26,7 +26,7 @@ def interleave(
     seconds: float = math.inf,
     settle: float = 0.1,
 ) -> dict[str, list[float]]:
-    """Each function's seconds per call, in turns (A B A B ...): a drift of the machine hits all alike.
+    """Each function's seconds per call, in turns (A B C, B C A, ...): a drift of the machine hits all alike.
 
     Args:
         functions: by name; each is called without arguments and its result waited for.
@@ -49,7 +49,10 @@ def interleave(
     for done in range(repeats):
         if done >= 3 and time.perf_counter() - begun > seconds:
             break
-        for name, function in functions.items():
+        names = list(functions)
+        turn = done % len(names)  # nobody always follows the same one
+        for name in names[turn:] + names[:turn]:
+            function = functions[name]
             if last[name] < settle:
                 clock(function)
             last[name] = clock(function)

@@ -46,12 +46,14 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         options=setting.options,
         donate=(0,),
     )
-    windows = random_tokens(config, batch, seq + 1, seed=time.time_ns() % 2**31)
+    seed = time.time_ns() % 2**31
+    windows = random_tokens(config, batch, seq + 1, seed=seed)
     ours = enter_ours(
         program,
         lambda: stepping(program, fresh(), windows),
         calls=STEPS_COMPARED,
         kernel=compute.kernel,
+        seed=seed,
     )
     setting = in_float32_only(setting, "they train in float32 only")
     arguments = config, init(config, jax.random.key(0)), windows, setting.device

@@ -48,9 +48,9 @@ def product(
     >>> product("td,d->t", jnp.ones((1, 2), jnp.bfloat16), jnp.ones(2, jnp.bfloat16)).dtype
     dtype('float32')
     """
-    if wide(left.dtype) == left.dtype:
-        return jnp.einsum(formula, left, right)
-    return _wide_product(formula, left, right)
+    if left.dtype == jnp.bfloat16:
+        return _wide_product(formula, left, right)
+    return jnp.einsum(formula, left, right, preferred_element_type=wide(left.dtype))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -60,7 +60,11 @@ def _wide_product(formula: str, left: Array, right: Array) -> Array:
 
 @_wide_product.defjvp
 def _(formula: str, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
-    """Its own rule: JAX's would run the backward pass's products in float32, at a fraction of the speed."""
+    """Its own rule: derivatives are rounded to bfloat16, and their products stay narrow.
+
+    JAX's rule would run the backward pass's products in float32: half the rounding error, at a fraction
+    of the speed. float16 keeps JAX's rule, for in its range small derivatives would vanish.
+    """
     (left, right), (d_left, d_right) = primals, tangents
     tangent = jnp.einsum(formula, d_left, right) + jnp.einsum(formula, left, d_right)
     out = _wide_product(formula, left, right)

@@ -94,11 +94,11 @@ def test_calls_take_turns_and_settle_uncounted():
     order: list[str] = []
     functions = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     times = interleave(functions, warmup=1, repeats=2, settle=0.0)
-    assert order == ["a", "b"] * 3
+    assert order == ["a", "b", "a", "b", "b", "a"]  # warm-up, then rounds that begin with the next
     assert [len(taken) for taken in times.values()] == [2, 2]
     order.clear()
     assert len(interleave(functions, warmup=1, repeats=2, settle=10.0)["a"]) == 2
-    assert order == ["a", "b", *["a", "a", "b", "b"] * 2]
+    assert order == ["a", "b", "a", "a", "b", "b", "b", "b", "a", "a"]
     assert len(interleave(functions, repeats=9, seconds=0.0)["a"]) == 3
 
 
@@ -182,7 +182,7 @@ def test_narrow_dtypes_batches_lengths_and_what_is_seen(bench):
     rows, _ = bench(
         "forward", "--sizes", "seed", "--set", "n_layers=1", "d_model=8", "d_mlp=8", "n_heads=1",
         "d_head=8", "--dtype", "float32", "bfloat16", "--batch", "1", "2", "--seq", "4", "8",
-        "--peers", "none", "--repeats", "3", "--capture", "--map", "1",
+        "--peers", "none", "--repeats", "3", "--capture",
     )  # fmt: skip
     assert len(rows) == 2 * 2 * 2 * 2
     assert {(row["dtype"], row["batch"], row["seq"]) for row in rows} == {
@@ -222,7 +222,23 @@ def test_a_peer_that_is_not_installed_is_skipped_with_what_to_install(bench, mon
     assert "torch skipped: needs torch; pip install torch" in out
 
 
+def test_a_peer_that_fails_does_not_take_the_others_with_it(bench, monkeypatch):
+    def broken(*_: Any, **__: Any):
+        raise RuntimeError("no compiler\nand much more")
+
+    monkeypatch.setattr("benchmarks.peers.flax_nnx.forward", broken)
+    rows, out = bench("forward", *TINY, "--peers", "flax-nnx")
+    assert [row["implementation"] for row in rows] == ["jaxformer"]
+    assert rows[0]["config"]["d_model"] == 8
+    assert rows[0]["seed"] >= 0
+    assert "flax-nnx failed: RuntimeError: no compiler" in out
+
+
 BAD = {
+    "seconds": (["--seconds", "nan"], "seconds=nan must be a number"),
+    "a peer twice": (["--peers", "torch", "torch"], "give each once"),
+    "nowhere to write": (["--plot", "/nowhere/x.png"], "there is no folder /nowhere"),
+    "what sees all at once": (["--capture", "--map", "1"], "--capture is for forward"),
     "a size": (["--sizes", "huge"], "no size 'huge'; choose from seed, baby"),
     "a peer": (["--peers", "tf"], "no peer 'tf'; choose from flax-nnx, torch"),
     "a device": (["--device", "tpu"], "no device 'tpu' here; JAX sees cpu"),
@@ -245,6 +261,11 @@ def test_bad_input_is_a_sentence(bench, what: str):
     _, out = bench("forward", "--sizes", "seed", "--peers", "none", *arguments, status=1)
     assert sentence in out
     assert out.count("error: ") == 1
+
+
+def test_a_parity_that_does_not_fit_is_a_sentence(bench):
+    _, out = bench("parity", "--sizes", "seed", "--seq", "2000000", status=1)
+    assert "GB free; choose a smaller --batch" in out
 
 
 def test_a_plot_of_rows_without_a_roofline_is_a_sentence(bench, tmp_path: Path):

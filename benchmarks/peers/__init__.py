@@ -19,7 +19,7 @@ class Peer(NamedTuple):
     """Where a peer lives, what it needs, and how to get that."""
 
     module: str
-    needs: str
+    needs: tuple[str, ...]
     install: str
     options: dict[str, Any]
 
@@ -28,12 +28,14 @@ TORCH = "pip install torch"
 HF = "pip install torch transformers"
 
 PEERS: dict[str, Peer] = {
-    "flax-nnx": Peer("flax_nnx", "flax", "pip install flax", {}),
-    "torch": Peer("torch_gpt", "torch", TORCH, {}),
-    "torch-compile": Peer("torch_gpt", "torch", TORCH, {"compiled": True}),
-    "hf-eager": Peer("huggingface", "transformers", HF, {"attention": "eager"}),
-    "hf-sdpa": Peer("huggingface", "transformers", HF, {"attention": "sdpa"}),
-    "hf-compile": Peer("huggingface", "transformers", HF, {"attention": "sdpa", "compiled": True}),
+    "flax-nnx": Peer("flax_nnx", ("flax",), "pip install flax", {}),
+    "torch": Peer("torch_gpt", ("torch",), TORCH, {}),
+    "torch-compile": Peer("torch_gpt", ("torch",), TORCH, {"compiled": True}),
+    "hf-eager": Peer("huggingface", ("torch", "transformers"), HF, {"attention": "eager"}),
+    "hf-sdpa": Peer("huggingface", ("torch", "transformers"), HF, {"attention": "sdpa"}),
+    "hf-compile": Peer(
+        "huggingface", ("torch", "transformers"), HF, {"attention": "sdpa", "compiled": True}
+    ),
 }
 
 
@@ -60,8 +62,8 @@ def entrance(name: str, workload: str) -> Callable[..., Callable[[], Any]]:
         UnsupportedError: it is not installed, or takes no part.
     """
     peer = PEERS[name]
-    if importlib.util.find_spec(peer.needs) is None:
-        raise UnsupportedError(f"needs {peer.needs}; {peer.install}")
+    if missing := [package for package in peer.needs if not importlib.util.find_spec(package)]:
+        raise UnsupportedError(f"needs {missing[0]}; {peer.install}")
     module = importlib.import_module(f"benchmarks.peers.{peer.module}")
     function = getattr(module, workload, None)
     if function is None:
