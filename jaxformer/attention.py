@@ -219,9 +219,8 @@ def _mix(
     """In the order of axes in which XLA runs it as one fusion on CPU, with no copies between."""
     (n, t, h), (groups, s, _) = q.shape, k.shape
     products = product("kqh,ksh->kqs", q.reshape(groups, n // groups * t, h), k).reshape(n, t, s)
-    mask = jnp.where(visible, 0.0, -jnp.inf).astype(
-        products.dtype
-    )  # adding fuses, choosing does not
+    # Added, not chosen by: XLA fuses an addition into the products on CPU, a choice it does not.
+    mask = jnp.where(visible, 0.0, -jnp.inf).astype(products.dtype)
     scores = tap("scores", products * config.score_scale + mask)
     pattern = tap("pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
     z = product("kqs,ksh->kqh", pattern.reshape(groups, n // groups * t, s), v)
