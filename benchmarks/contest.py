@@ -39,9 +39,7 @@ class Contender(NamedTuple):
     name: str
     call: Callable[[], Any]
     result: Any
-    first_seconds: (
-        float  # from weights and tokens in memory to the first result: build, compile, run
-    )
+    first_seconds: float  # from weights and tokens to the first result: build, compile, run
     notes: dict[str, Any]
 
 
@@ -111,9 +109,8 @@ def difference(result: Any, expected: Any) -> float:
     if result.shape != expected.shape:
         return float("inf")
     off, largest = 0.0, 1e-30
-    for one, other in zip(
-        parts(result), parts(expected), strict=True
-    ):  # whole, float64 logits may not fit
+    # In parts: as float64, the logits of a large batch may not fit into memory.
+    for one, other in zip(parts(result), parts(expected), strict=True):
         a, b = as_array(one), as_array(other)
         off = max(off, float(np.abs(a - b).max(initial=0.0)))
         largest = max(largest, float(np.abs(b).max(initial=0.0)))

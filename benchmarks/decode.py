@@ -1,6 +1,5 @@
 """Greedy decoding with a cache: a prompt is read, then one token follows another."""
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks.cases import Case, stretched
 from benchmarks.contest import Setting, Work, contest, enter_ours, gather, in_float32_only
-from benchmarks.program import prepare, random_tokens
+from benchmarks.program import fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_flops
 from jaxformer.config import Compute, Config
 from jaxformer.transformer import abstract, count, empty_cache, forward, init
@@ -32,7 +31,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         options=setting.options,
     )
     params = init(config, jax.random.key(0), dtype)
-    seed = time.time_ns() % 2**31
+    seed = fresh_seed()
     prompts = random_tokens(config, batch, seq, seed=seed)
     build = lambda: partial(program.run, params, prompts)  # noqa: E731
     ours = enter_ours(program, build, kernel=setting.kernel, new=new, seed=seed)

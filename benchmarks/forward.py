@@ -1,6 +1,5 @@
 """The jitted, vmapped forward pass: ours and the peers', on the same weights and tokens."""
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks.cases import Case
 from benchmarks.contest import Setting, Work, contest, enter_ours, gather
-from benchmarks.program import batched_logits, every_site, prepare, random_tokens
+from benchmarks.program import batched_logits, every_site, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes, forward_flops
 from jaxformer.config import Compute
 from jaxformer.transformer import abstract, init
@@ -22,17 +21,14 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     """One row per implementation."""
     name, config, batch, seq = case
-    options, dtype, compute = (
-        setting.options,
-        jnp.dtype(setting.dtype),
-        Compute(kernel=setting.kernel),
-    )
+    options, dtype = setting.options, jnp.dtype(setting.dtype)
+    compute = Compute(kernel=setting.kernel)
     what = f"forward {name} {batch} x {seq}"
     shapes = abstract(config, dtype), jax.ShapeDtypeStruct((batch, seq), jnp.int32)
     compiled = partial(prepare, arguments=shapes, device=setting.device, options=options)
     program = compiled(what, batched_logits(config, compute, options.map))
     params = init(config, jax.random.key(0), dtype)
-    seed = time.time_ns() % 2**31
+    seed = fresh_seed()
     tokens = random_tokens(config, batch, seq, seed=seed)
     ours = enter_ours(
         program, lambda: partial(program.run, params, tokens), kernel=compute.kernel, seed=seed

@@ -86,13 +86,13 @@ class Options:
                 )
         if self.capture and (self.map is not None or self.workload != "forward"):
             raise ValueError("--capture is for forward, and without --map: it runs the whole batch")
-        for name in ("depths", "lengths"):
-            if low := [n for n in getattr(self, name) if n < 1]:
-                raise ValueError(f"{name}={low[0]} must be at least 1")
         if self.capture and self.kernel not in ("auto", "einsum"):
             raise ValueError(
                 f"kernel={self.kernel} does not show every site; --capture needs einsum"
             )
+        for name in ("depths", "lengths"):
+            if low := [n for n in getattr(self, name) if n < 1]:
+                raise ValueError(f"{name}={low[0]} must be at least 1")
         self.compiler_options()
 
     def compiler_options(self) -> dict[str, Any]:

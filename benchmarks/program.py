@@ -110,6 +110,11 @@ def every_site(config: Config, compute: Compute) -> Callable[..., Any]:
     return seen
 
 
+def fresh_seed() -> int:
+    """Another one in every run; a row keeps it."""
+    return time.time_ns() % 2**31
+
+
 def random_tokens(config: Config, batch: int, seq: int, seed: int) -> Any:
     """Fresh ids, [b t]."""
     return jax.random.randint(jax.random.key(seed), (batch, seq), 0, config.n_vocab, jnp.int32)

@@ -1,6 +1,5 @@
 """One training step: gradient of the mean loss, AdamW, new parameters; the step that `train` runs."""
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,8 @@ import optax
 
 from benchmarks.cases import Case
 from benchmarks.contest import Setting, Work, contest, enter_ours, gather, in_float32_only
-from benchmarks.program import Program, prepare, random_tokens
+from benchmarks.peers import ADAMW
+from benchmarks.program import Program, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes, train_flops
 from jaxformer.config import Compute
 from jaxformer.transformer import count, init
@@ -27,7 +27,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     which would train something else, are left out.
     """
     name, config, batch, seq = case
-    optimizer = optax.adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+    optimizer = optax.adamw(**ADAMW)
     narrow: Any = setting.dtype
     compute = Compute(kernel=setting.kernel, dtype=narrow)
 
@@ -46,7 +46,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         options=setting.options,
         donate=(0,),
     )
-    seed = time.time_ns() % 2**31
+    seed = fresh_seed()
     windows = random_tokens(config, batch, seq + 1, seed=seed)
     ours = enter_ours(
         program,

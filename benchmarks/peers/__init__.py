@@ -10,6 +10,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+ADAMW: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "b1": 0.9,
+    "b2": 0.95,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+}
+"""Of every training step, ours too, as `optax.adamw` takes it: decay on every parameter."""
+
 
 class UnsupportedError(ValueError):
     """This peer is not installed, or does not do what is asked; the message says which."""

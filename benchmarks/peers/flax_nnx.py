@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from benchmarks.device import Device
+from benchmarks.peers import ADAMW
 from jaxformer import attention, mlp, norm, transformer
 from jaxformer.config import Config
 from jaxformer.transformer import Params
@@ -175,7 +176,7 @@ def train_step(config: Config, params: Params, windows: Any, device: Device) -> 
     """One AdamW step on the same batch at every call; its loss."""
     del device
     model = build(config, params)
-    adamw = optax.adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+    adamw = optax.adamw(**ADAMW)
     optimizer = nnx.Optimizer(model, adamw, wrt=nnx.Param)
     losses = optax.softmax_cross_entropy_with_integer_labels
 

@@ -10,10 +10,7 @@ import torch.nn.functional as F  # noqa: N812  the field's own name
 from torch import Tensor, nn
 
 from benchmarks.device import Device
-from benchmarks.peers import UnsupportedError
-
-ADAMW = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-"""Decay on every parameter, as optax.adamw has it."""
+from benchmarks.peers import ADAMW, UnsupportedError
 
 
 def place(device: Device) -> str:
@@ -69,7 +66,10 @@ def run_train_step(
     """One AdamW step on the same batch at every call; its loss."""
     batch = tensor(windows).long().to(place(device))
     run = torch.compile(model.train()) if compiled else model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **ADAMW)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=ADAMW["learning_rate"], betas=(ADAMW["b1"], ADAMW["b2"]),
+        eps=ADAMW["eps"], weight_decay=ADAMW["weight_decay"], fused=True,
+    )  # fmt: skip
 
     def call() -> Tensor:
         logits = run(batch[:, :-1])
