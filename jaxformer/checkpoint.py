@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -91,13 +91,21 @@ def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | No
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it: readers see the old bytes or the new ones."""
+    """Write a file's new bytes; readers see the old ones or the new ones."""
+    with replacement(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacement(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name, renamed to its own when all was written, removed if not."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    file = partial.open("wb")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
         partial.replace(path)
         with contextlib.suppress(OSError):  # where a folder can be synced, the new name is safe too
             descriptor = os.open(path.parent, os.O_RDONLY)
@@ -106,6 +114,8 @@ def replace_file(path: Path, data: bytes) -> None:
             finally:
                 os.close(descriptor)
     except BaseException:
+        with contextlib.suppress(OSError):  # on a full disk closing fails as writing did
+            file.close()
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise

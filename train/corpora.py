@@ -1,10 +1,12 @@
 """Texts to train on: one that every Python brings along, one to download once, or any of your own."""
 
+import codecs
 import glob
 import hashlib
+import io
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,36 +102,69 @@ def read_path(name: str) -> str:
     """
     if not name:
         raise ValueError(f"the corpus has no name; give a path, or one of {', '.join(NAMED)}")
-    path = Path(name)
-    if path.is_dir():
-        files = sorted(
-            f
-            for f in path.rglob("*")
-            if f.is_file() and not any(part.startswith(".") for part in f.relative_to(path).parts)
-        )
-    elif path.exists():
-        files = [path]
-    else:
-        files = sorted(
-            Path(f)
-            for f in glob.glob(str(path), recursive=True)  # noqa: PTH207  may be absolute
-            if Path(f).is_file()
-        )
+    files = find_files(name)
     if not files:
         raise ValueError(
             f"no corpus {name!r}: it is no file, folder or glob with files in it, nor one of {', '.join(NAMED)}"
         )
-    return "\n".join(_read_text(f) for f in files)
+    return "".join(piece for _, piece in read_files(files))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}; "
-            "convert it, for example with iconv -t utf-8"
-        ) from error
+def find_files(name: str) -> list[Path]:
+    """A file, all files in a folder but the hidden ones, or all that a glob finds; sorted, maybe none."""
+    path = Path(name)
+    if path.is_dir():
+        return sorted(
+            f
+            for f in path.rglob("*")
+            if f.is_file() and not any(part.startswith(".") for part in f.relative_to(path).parts)
+        )
+    if path.exists():
+        return [path]
+    found = glob.glob(str(path), recursive=True)  # noqa: PTH207  may be absolute
+    return sorted(Path(f) for f in found if Path(f).is_file())
+
+
+def read_files(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """The text of many files with a newline between them, as pieces, each with the file that it is from.
+
+    Raises:
+        ValueError: a file is not UTF-8.
+        OSError: a file cannot be read.
+    """
+    for i, path in enumerate(files):
+        if i:
+            yield files[i - 1], "\n"
+        for piece in read_pieces(path):
+            yield path, piece
+
+
+def read_pieces(path: Path, size: int = 2**18) -> Iterator[str]:
+    """A file's text in order, decoded from `size` bytes at a time; every line ends in a newline alone.
+
+    Raises:
+        ValueError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()  # keeps the half of a character for later
+    lines = io.IncrementalNewlineDecoder(None, translate=True)
+    done = 0
+    with path.open("rb") as file:
+        while True:
+            data = file.read(size)
+            done += len(data)
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                offset = done - len(error.object) + error.start
+                raise ValueError(
+                    f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {offset}; "
+                    "convert it, for example with iconv -t utf-8"
+                ) from error
+            if text := lines.decode(text, final=not data):
+                yield text
+            if not data:
+                return
 
 
 def _download(url: str, path: Path) -> bytes:

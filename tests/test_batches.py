@@ -1,0 +1,73 @@
+"""Batches from a file: the same as from memory, at any size, and a validation that fits into time."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer import Bytes
+from train.batches import cover, draw_batch, draw_windows, held_out_starts, host_starts
+from train.tokenfile import write_tokens
+
+KEY = jax.random.key(0)
+
+
+def test_a_file_and_a_corpus_in_memory_give_the_same_batches(tmp_path: Path):
+    text = "The same text, in memory and in a file. " * 30
+    tokens = write_tokens(tmp_path / "corpus.tokens", Bytes(), [text]).tokens
+    starts = host_starts(KEY, np.arange(20, 25), len(tokens) - 9, 6)
+    windows = draw_windows(tokens, starts, 9)
+    assert windows.shape == (5, 6, 10)
+    in_memory = jnp.asarray(Bytes().encode(text))
+    for i, step in enumerate(range(20, 25)):
+        np.testing.assert_array_equal(
+            windows[i], draw_batch(KEY, jnp.asarray(step), in_memory, 6, 9)
+        )
+
+
+@pytest.mark.parametrize("last", [2**31 - 1, 2**31, 10**11])
+def test_starts_are_a_function_of_key_and_step_and_reach_every_part(last: int):
+    starts = host_starts(KEY, np.arange(64), last, 64)
+    assert starts.dtype == np.int64
+    np.testing.assert_array_equal(starts[7:9], host_starts(KEY, np.arange(7, 9), last, 64))
+    assert len(np.unique(starts)) == 64 * 64
+    tenths = np.bincount((starts.ravel() // (last / 10)).astype(int), minlength=10)
+    expected = 64 * 64 / 10
+    assert len(tenths) == 10
+    assert (np.square(tenths - expected) / expected).sum() < 27.9  # 1 in 1000 for 9 degrees
+
+
+@pytest.mark.parametrize("starts", [[-1], [3, 96]])
+def test_windows_that_leave_the_corpus_are_refused(starts: list[int]):
+    with pytest.raises(ValueError, match="windows of 5 of 100 tokens begin at 0 to 95; the starts"):
+        draw_windows(np.arange(100), np.array(starts), 4)
+
+
+@given(n=st.integers(50, 10**12), context=st.integers(1, 3000), most=st.integers(1, 2**20))
+def test_held_out_windows_lie_apart_in_the_last_tenth(n: int, context: int, most: int):
+    held = n - n * 9 // 10
+    if held <= context:
+        with pytest.raises(ValueError, match=f"a context of {context} needs at least"):
+            held_out_starts(n, context, most)
+        return
+    starts = held_out_starts(n, context, most)
+    assert starts[0] == n * 9 // 10
+    assert starts[-1] + context < n
+    gaps = np.diff(starts)
+    assert (gaps >= context).all()
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= context  # evenly
+    assert len(starts) * context <= max(most, context)
+    whole = (held - 1) // context
+    assert len(starts) == min(whole, max(1, most // context))
+
+
+def test_held_out_windows_are_those_of_cover_if_they_fit():
+    tokens = np.arange(1000)
+    windows = draw_windows(tokens, held_out_starts(1000, 9), 9)
+    covered = cover(tokens[900:], 1, 9)[0][:, 0]
+    np.testing.assert_array_equal(windows, covered[: len(windows)])
+    assert len(windows) == 11

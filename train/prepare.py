@@ -1,0 +1,196 @@
+"""Write texts of any size as a token file: `python -m train.prepare texts/ --out corpus.tokens`."""
+
+import bisect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from jaxformer.tokenizer import Bytes, Characters, Tokenizer, from_json
+from train.corpora import find_files, read_files
+from train.tokenfile import TokenFile, UnknownCharacter, is_token_file, write_tokens
+
+LARGE = 2**24
+"""Bytes of text from which on progress is shown."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Write text files as one file of tokens, to train on without holding the text in memory."""
+
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """text files, folders or globs, in this order; each file is taken once"""
+    out: Path
+    """the token file"""
+    tokenizer: str = "characters"
+    """characters, bytes, or the JSON file of a tokenizer or of a model that has one"""
+    overwrite: bool = False
+    """replace the token file that has this name"""
+
+
+def prepare(command: Command, console: Console) -> TokenFile:
+    """The token file that a command asks for, written and opened.
+
+    Raises:
+        ValueError: no text, text that the tokenizer or UTF-8 cannot hold, or a name that is taken.
+        OSError: a file cannot be read or written.
+    """
+    files = _find_all(command.paths)
+    _check_target(command.out, files, overwrite=command.overwrite)
+    with _progress_bar(console, shown=_size(files) >= LARGE) as bar:
+        reading = Reading(files, bar)
+        tokenizer = make_tokenizer(command.tokenizer, lambda: reading.pieces("finding characters"))
+        command.out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return write_tokens(command.out, tokenizer, reading.pieces("writing tokens"))
+        except UnknownCharacter as error:
+            path, position = reading.place(error.position)
+            raise ValueError(
+                f"{path} holds {error.character!r} at position {position}, which is not among the "
+                f"{tokenizer.n_vocab} entries of the tokenizer; take another tokenizer or another text"
+            ) from error
+
+
+def make_tokenizer(name: str, pieces: Callable[[], Iterable[str]]) -> Tokenizer:
+    """The tokenizer of this name or file; `characters` reads the pieces for their alphabet.
+
+    Raises:
+        ValueError: there is no such tokenizer, or no text to find characters in.
+        OSError: its file cannot be read.
+    """
+    if name == "bytes":
+        return Bytes()
+    if name == "characters":
+        return Characters(find_alphabet(pieces()))
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"no tokenizer {name!r}: it is no file, nor one of characters, bytes")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if (
+            isinstance(fields, dict) and "kind" not in fields
+        ):  # a model's, which holds a tokenizer's
+            fields = fields.get("tokenizer")
+        return from_json(json.dumps(fields))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no tokenizer: {error}") from error
+
+
+def find_alphabet(pieces: Iterable[str]) -> str:
+    """The characters of a text, each once, sorted.
+
+    >>> find_alphabet(["ban", "ana"])
+    'abn'
+    """
+    seen = np.zeros(sys.maxunicode + 1, bool)
+    for piece in pieces:
+        seen[np.frombuffer(piece.encode("utf-32-le"), "<u4")] = True
+    if not seen.any():
+        raise ValueError("there is no text to find characters in; give some")
+    return "".join(chr(i) for i in np.flatnonzero(seen))
+
+
+class Reading:
+    """Files read one after another, perhaps twice, with a bar that shows how far."""
+
+    def __init__(self, files: Sequence[Path], bar: Progress):
+        self.files = files
+        self.bar = bar
+        self._starts: list[tuple[int, Path]] = []
+
+    def pieces(self, what: str) -> Iterator[str]:
+        """The text; what it is read for stands beside the bar."""
+        task = self.bar.add_task(what, total=_size(self.files))
+        self._starts = []
+        position = 0
+        for path, piece in read_files(self.files):
+            if not self._starts or self._starts[-1][1] != path:
+                self._starts.append((position, path))
+            yield piece
+            position += len(piece)
+            self.bar.advance(task, len(piece.encode()))
+
+    def place(self, position: int) -> tuple[Path, int]:
+        """The file that a position in the text last read is in, and the position in that file."""
+        i = bisect.bisect_right(self._starts, position, key=lambda start: start[0]) - 1
+        start, path = self._starts[i]
+        return path, position - start
+
+
+def _size(files: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def _find_all(names: Sequence[str]) -> list[Path]:
+    files: dict[Path, None] = {}
+    for name in names:
+        found = find_files(name) if name else []
+        if not found:
+            raise ValueError(f"no text {name!r}: it is no file, folder or glob with files in it")
+        files |= dict.fromkeys(found)
+    if not files:
+        raise ValueError("no text was named; give files, folders or globs")
+    return list(files)
+
+
+def _check_target(out: Path, files: Sequence[Path], *, overwrite: bool) -> None:
+    if not out.exists():
+        folder = next(parent for parent in out.parents if parent.exists())
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; choose another --out than {out}")
+        return
+    if any(out.samefile(path) for path in files):
+        raise ValueError(f"{out} is among the texts to read; choose another place for --out")
+    if not overwrite:
+        raise ValueError(f"{out} exists; choose another --out or replace it (--overwrite)")
+    if not out.is_file() or not is_token_file(out):
+        raise ValueError(f"{out} is no token file; nothing was replaced, choose another --out")
+
+
+def _progress_bar(console: Console, *, shown: bool) -> Progress:
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C."""
+    command = tyro.cli(
+        Command, prog="python -m train.prepare", args=args, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    try:
+        file = prepare(command, Console(stderr=True))
+    except KeyboardInterrupt:
+        print(f"stopped; {command.out} is as it was before", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{len(file.tokens):,} tokens, {file.tokens.nbytes:,} bytes, "
+        f"vocabulary {file.tokenizer.n_vocab}, in {command.out}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
