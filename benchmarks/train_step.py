@@ -14,6 +14,7 @@ from benchmarks.program import Program, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes, train_flops
 from jaxformer.config import Compute
 from jaxformer.transformer import count, init
+from train.batches import Batch
 from train.step import TrainState, train_step
 
 STEPS_COMPARED = 3
@@ -26,7 +27,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     Parameters and optimizer are float32; a narrower dtype is that of our products alone, and peers,
     which would train something else, are left out.
     """
-    name, config, batch, seq = case
+    name, config, batch_size, seq = case
     optimizer = optax.adamw(**ADAMW)
     narrow: Any = setting.dtype
     compute = Compute(kernel=setting.kernel, dtype=narrow)
@@ -36,18 +37,19 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def step(state: TrainState, windows: Any) -> Any:
-        return train_step(state, config, windows, optimizer, compute)
+        batch = Batch(windows, jnp.ones((batch_size, seq), bool))
+        return train_step(state, config, batch, optimizer, compute)
 
     program = prepare(
-        f"train-step {name} {batch} x {seq}",
+        f"train-step {name} {batch_size} x {seq}",
         step,
-        (jax.eval_shape(fresh), jax.ShapeDtypeStruct((batch, seq + 1), jnp.int32)),
+        (jax.eval_shape(fresh), jax.ShapeDtypeStruct((batch_size, seq + 1), jnp.int32)),
         device=setting.device,
         options=setting.options,
         donate=(0,),
     )
     seed = fresh_seed()
-    windows = random_tokens(config, batch, seq + 1, seed=seed)
+    windows = random_tokens(config, batch_size, seq + 1, seed=seed)
     ours = enter_ours(
         program,
         lambda: stepping(program, fresh(), windows),
@@ -60,9 +62,9 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     others = gather(setting, "train_step", arguments, calls=STEPS_COMPARED)
     states = 3 * 2 * 4 * count(config)  # parameters and both moments, read and written
     work = Work(
-        tokens=batch * seq,
-        flops=batch * train_flops(config, seq),
-        traffic=forward_bytes(config, batch, seq, 4) + states,
+        tokens=batch_size * seq,
+        flops=batch_size * train_flops(config, seq),
+        traffic=forward_bytes(config, batch_size, seq, 4) + states,
     )
     yield from contest(ours, others, work, TOLERANCE, setting)
 

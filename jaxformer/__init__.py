@@ -18,7 +18,7 @@ from jaxformer.checkpoint import load, save
 from jaxformer.config import Compute, Config
 from jaxformer.sites import SITES, Edit, keep, shown
 from jaxformer.stream import query, update
-from jaxformer.tokenizer import Bytes, Characters, Tokenizer
+from jaxformer.tokenizer import Bytes, Characters, Tokenizer, Words
 from jaxformer.transformer import (
     Block,
     Cache,
@@ -48,6 +48,7 @@ __all__ = [
     "Output",
     "Params",
     "Tokenizer",
+    "Words",
     "abstract",
     "block",
     "count",

@@ -1,6 +1,7 @@
-"""Between text and token ids: characters and bytes."""
+"""Between text and token ids: characters, words and bytes."""
 
 import json
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -90,6 +91,67 @@ class Characters:
         return json.dumps({"kind": "characters", "alphabet": self.alphabet})
 
 
+class Words:
+    """One id per word of a vocabulary, in the vocabulary's order; white space parts the words.
+
+    >>> Words(["the", "cat", "sat"]).encode("the cat  sat")
+    array([0, 1, 2], dtype=int32)
+    """
+
+    def __init__(self, vocabulary: Sequence[str]):
+        whole = all(word.split() == [word] for word in vocabulary)
+        if not vocabulary or not whole or len(set(vocabulary)) != len(vocabulary):
+            raise ValueError(
+                "a vocabulary is one or more words without white space in them, each once; "
+                "Words.of(text) finds it"
+            )
+        self.vocabulary = tuple(vocabulary)
+        self._ids = {word: i for i, word in enumerate(self.vocabulary)}
+
+    @classmethod
+    def of(cls, text: str) -> "Words":
+        """The tokenizer whose vocabulary is the words of this text, sorted."""
+        if not text.split():
+            raise ValueError("no words to make a vocabulary of: the text is empty")
+        return cls(sorted(set(text.split())))
+
+    @property
+    def n_vocab(self) -> int:
+        """The number of words."""
+        return len(self.vocabulary)
+
+    def encode(self, text: str) -> Tokens:
+        """The ids of a text.
+
+        Raises:
+            ValueError: a word that is not in the vocabulary, with its place.
+        """
+        words = text.split()
+        try:
+            return np.array([self._ids[word] for word in words], np.int32)
+        except KeyError as error:
+            unknown = error.args[0]
+            known = " ".join(self.vocabulary)
+            shown = known if len(known) <= 120 else known[:120] + "..."
+            raise ValueError(
+                f"the word {unknown!r} at position {words.index(unknown)} is not in the vocabulary "
+                f"of {self.n_vocab}: {shown!r}"
+            ) from None
+
+    def decode(self, tokens: Tokens) -> str:
+        """The words of some ids, one space between them.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        check_vocabulary(tokens, self.n_vocab)
+        return " ".join(self.vocabulary[token] for token in tokens)
+
+    def to_json(self) -> str:
+        """The vocabulary."""
+        return json.dumps({"kind": "words", "vocabulary": self.vocabulary})
+
+
 class Bytes:
     """The 256 bytes of UTF-8: every text has ids, and no alphabet has to be kept.
 
@@ -129,11 +191,12 @@ def from_json(text: str) -> Tokenizer:
     try:
         fields = json.loads(text)
         return KINDS[fields["kind"]](fields)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a tokenizer of ours ({', '.join(KINDS)}): {text[:80]!r}") from error
 
 
 KINDS = {
     "characters": lambda fields: Characters(fields["alphabet"]),
+    "words": lambda fields: Words(fields["vocabulary"]),
     "bytes": lambda fields: Bytes(),
 }

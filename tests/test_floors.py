@@ -18,6 +18,7 @@ FLOORS = [
     ("jaxformer.transformer",),
     ("jaxformer.tokenizer",),
     ("jaxformer.checkpoint",),
+    ("jaxformer.interp", "jaxformer.interp.heads"),
     ("jaxformer",),
     ("train",),
     ("benchmarks",),

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer import Bytes, Characters
+from jaxformer import Bytes, Characters, Words
 from jaxformer.tokenizer import Tokenizer, from_json
 
 texts = st.text(min_size=1, max_size=40)
+words = st.lists(st.sampled_from(["a", "the", "Cat", "cat", "é", "."]), min_size=1)
 
 
 @given(text=texts)
@@ -32,6 +33,33 @@ def test_json_round_trip(text: str):
         np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
 
 
+@given(words=words, gap=st.sampled_from([" ", "\n", " \t "]))
+def test_words_come_back_with_one_space_between_them(words: list[str], gap: str):
+    tokenizer = Words.of(gap.join(words))
+    assert isinstance(tokenizer, Tokenizer)
+    tokens = tokenizer.encode(gap.join(words))
+    assert ((tokens >= 0) & (tokens < tokenizer.n_vocab)).all()
+    assert tokenizer.decode(tokens) == " ".join(words)
+    again = from_json(tokenizer.to_json())
+    np.testing.assert_array_equal(again.encode(gap.join(words)), tokens)
+
+
+def test_an_unknown_word_is_named_with_its_place():
+    with pytest.raises(
+        ValueError,
+        match="the word 'dog' at position 1 is not in the vocabulary of 3: 'cat sat the'",
+    ):
+        Words.of("the cat sat").encode("the dog sat")
+
+
+@pytest.mark.parametrize("vocabulary", [[], ["a", "b", "a"], ["a b"], [""], ["a\n"]])
+def test_a_vocabulary_is_words_each_once(vocabulary: list[str]):
+    with pytest.raises(ValueError, match="one or more words without white space in them, each"):
+        Words(vocabulary)
+    with pytest.raises(ValueError, match="the text is empty"):
+        Words.of(" \n")
+
+
 def test_an_unknown_character_is_named_with_its_place():
     with pytest.raises(
         ValueError, match="the character 'x' at position 2 is not in the alphabet of 3: 'abn'"
@@ -41,11 +69,22 @@ def test_an_unknown_character_is_named_with_its_place():
 
 @pytest.mark.parametrize("tokens", [[3], [-1]])
 def test_an_id_outside_the_vocabulary_is_refused(tokens: list[int]):
-    with pytest.raises(ValueError, match="outside the vocabulary of 3 entries"):
-        Characters.of("abc").decode(np.array(tokens))
+    for tokenizer in (Characters.of("abc"), Words.of("a b c")):
+        with pytest.raises(ValueError, match="outside the vocabulary of 3 entries"):
+            tokenizer.decode(np.array(tokens))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "bpe"}', '{"kind": "characters"}', "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"kind": "bpe"}',
+        '{"kind": "characters"}',
+        '{"kind": "words", "vocabulary": [1, 2]}',
+    ],
+)
 def test_json_of_no_tokenizer_is_refused(text: str):
     with pytest.raises(ValueError, match="not a tokenizer of ours"):
         from_json(text)

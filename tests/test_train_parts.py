@@ -20,7 +20,6 @@ from train import corpora
 from train.batches import cover, draw_batch
 from train.ngrams import ngram_losses
 from train.optimizer import decays, make_optimizer, schedule
-from train.presets import AdamW
 from train.step import TrainState, many_steps, mean_loss, summed_losses, train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

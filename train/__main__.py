@@ -10,10 +10,13 @@ import jax
 import tyro
 from rich.console import Console
 
-from train.corpora import load_corpus
-from train.loop import Interrupted, Run, train
-from train.presets import PRESETS, Recipe
-from train.runs import RunError, open_run
+from train.data import open_data
+from train.listeners import tensorboard
+from train.loop import Interrupted, train
+from train.presets import PRESETS
+from train.recipe import Recipe
+from train.run import Run
+from train.runs import RunError, open_run, read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +31,17 @@ class Command(Recipe):
     """go on from the run's last checkpoint; give the options that it was started with"""
     overwrite: bool = False
     """replace the run that has this name"""
+    keep: int = 1
+    """last checkpoints to keep, besides the best one"""
+    tensorboard: bool = False
+    """write the metrics for TensorBoard too"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):
             raise ValueError(f"name={self.name!r} is not a folder's name; a path goes into --runs")
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep} must be at least 1: the one to resume from")
         if self.resume and self.overwrite:
             raise ValueError(
                 "--resume keeps the run that --overwrite would remove; give one of them"
@@ -66,17 +75,19 @@ def parse(args: list[str]) -> Command:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C."""
+    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM."""
     args = sys.argv[1:] if args is None else args
     console = Console()
     try:
         command = parse(args)
         recipe = command.recipe
-        corpus = load_corpus(recipe.corpus, recipe.tokenizer, recipe.context)
-        config = recipe.config.for_tokenizer(corpus.tokenizer)
+        data = open_data(recipe)
+        config = recipe.config.for_tokenizer(data.tokenizer)
         folder = command.runs / command.name
-        open_run(folder, recipe, corpus.sha256, resume=command.resume, overwrite=command.overwrite)
-        best = train(Run(recipe, config, corpus, folder, console), resume=command.resume)
+        open_run(folder, recipe, data.sha256, resume=command.resume, overwrite=command.overwrite)
+        listeners = (tensorboard(folder, _last_step(folder)),) if command.tensorboard else ()
+        run = Run(recipe, config, data, folder, console, command.keep, listeners)
+        best = train(run, resume=command.resume).best()
     except Interrupted as interruption:
         again = [
             "python",
@@ -85,7 +96,7 @@ def main(args: list[str] | None = None) -> int:
             *(a for a in args if a not in ("--overwrite", "--resume")),
         ]
         print(f"{interruption}; go on with: {shlex.join(again)} --resume")
-        return 130
+        return interruption.status
     except KeyboardInterrupt:
         print("stopped; what was saved before is whole", file=sys.stderr)
         return 130
@@ -101,6 +112,11 @@ def main(args: list[str] | None = None) -> int:
         return 1
     print(f"best validation loss {best:.4f}; everything is in {folder}")
     return 0
+
+
+def _last_step(folder: Path) -> int:
+    """The step of the last line of a run's metrics."""
+    return max((line["step"] for line in read_metrics(folder)), default=0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Batches as a pure function of (key, step): any step's batch can be drawn without those before it."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Integer, Key
 
 
-def draw_batch(
-    key: Key[Array, ""],
-    step: Int[Array, ""],
-    tokens: Int[Array, " corpus"],
-    batch: int,
-    context: int,
-) -> Int[Array, "b window"]:
-    """Windows of context + 1 tokens, which begin anywhere in the corpus with equal chance.
+class Batch(NamedTuple):
+    """Windows of context + 1 tokens, and which of their next tokens count in the loss."""
 
-    >>> draw_batch(jax.random.key(0), jnp.array(7), jnp.arange(100), batch=2, context=4).shape
-    (2, 5)
-    """
-    starts = draw_starts(key, step, len(tokens) - context, batch)
-    return tokens[starts[:, None] + jnp.arange(context + 1)]
+    windows: Any  # Int[Array, "*n b window"], of jax or of numpy
+    counted: Any  # Bool[Array, "*n b context"]
 
 
 def draw_starts(

@@ -1,229 +1,191 @@
-"""The run itself: train, look, save, until the steps are done or the user has had enough."""
+"""The run itself: train, save, look, until the steps are done or the user has had enough."""
 
 import contextlib
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
-from jaxformer.checkpoint import load, save
-from jaxformer.config import Config
-from jaxformer.transformer import Params, count, init
-from train.batches import cover
-from train.corpora import Corpus
-from train.ngrams import ngram_losses
-from train.optimizer import make_optimizer
-from train.presets import Recipe
-from train.report import plot_losses, progress_bar, yardstick_table
-from train.runs import Checkpoints, Metrics, RunError
-from train.sample import continue_text
-from train.step import Steps, TrainState, many_steps, summed_losses
+from jaxformer.transformer import count
+from train.batches import Batch
+from train.evaluate import all_finite, make_evaluation, summary
+from train.optimizer import make_optimizer, schedule
+from train.outcome import finish, save_models, write_sample
+from train.report import progress_bar
+from train.run import Run, draw, fresh_state, member
+from train.runs import Checkpoints, Line, Metrics, RunError
+from train.step import Steps, TrainState, many_steps, steps_done
 
 
-class Interrupted(Exception):  # noqa: N818  not an error: the user's wish
-    """The user pressed Ctrl-C; the state of this step is saved."""
+class Interrupted(Exception):  # noqa: N818  not an error: somebody's wish
+    """The process was asked to stop, by Ctrl-C or SIGTERM; the state of this step is saved."""
+
+    def __init__(self, number: int, sentence: str):
+        super().__init__(sentence)
+        self.status = 128 + number
+        """the exit status that shells give to a process which this signal ended"""
 
 
-class Run(NamedTuple):
-    """What stays the same from the first step of a run to the last."""
-
-    recipe: Recipe
-    config: Config
-    corpus: Corpus
-    folder: Path
-    console: Console
-
-
-def fresh_state(recipe: Recipe, config: Config) -> TrainState:
-    """The state before the first step."""
-    params: Any = init(config, jax.random.key(recipe.seed))
-    moments = make_optimizer(config, recipe.optimizer, recipe.steps).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, moments)
-
-
-def train(run: Run, *, resume: bool = False) -> float:
-    """Train to the recipe's last step; the best validation loss, in nats per token.
+def train(run: Run, *, resume: bool = False) -> Metrics:
+    """Train to the recipe's last step; all that was measured.
 
     Raises:
         RunError: the loss is no number any more, or a state cannot be saved or restored.
-        Interrupted: after Ctrl-C, with the state saved.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
-    checkpoints = Checkpoints(run.folder)
+    state = fresh_state(run.recipe, run.config)
+    best: list[Callable[[], int | None]] = [lambda: None]
+    checkpoints = Checkpoints(run.folder, run.keep, lambda: best[0]())
     try:
-        state = fresh_state(run.recipe, run.config)
         if resume:
             state = checkpoints.restore(state)
-        metrics = Metrics(run.folder, int(state.step))
-        console, corpus = run.console, run.corpus
-        console.print(
-            f"{count(run.config):,} parameters, {len(corpus.train):,} tokens to train on, "
-            f"{len(corpus.validation):,} to validate on, vocabulary {run.config.n_vocab}"
+        metrics = Metrics(run.folder, steps_done(state), run.listeners)
+        best[0] = metrics.best_step
+        models = "" if run.recipe.seeds == 1 else f"{run.recipe.seeds} models of "
+        run.console.print(
+            f"{models}{count(run.config):,} parameters, {run.data.about}, "
+            f"vocabulary {run.config.n_vocab}"
         )
-        validate = make_validation(run)
-        if not resume:
-            _validate_and_save(run, state, validate, metrics, checkpoints)
-            _write_sample(run, state.params, "before training")
-        elif int(state.step):
-            console.print(f"going on from step {int(state.step)}")
-        state = _steps(run, state, validate, metrics, checkpoints)
+        if resume and steps_done(state):
+            run.console.print(f"going on from step {steps_done(state)}")
+        _Loop(run, metrics, checkpoints).go(state)
         checkpoints.finish()
     finally:
         checkpoints.close()
-    _finish(run, metrics)
-    return metrics.best()
+    finish(run, metrics)
+    return metrics
 
 
-def _steps(
-    run: Run,
-    state: TrainState,
-    validate: Callable[[TrainState], float],
-    metrics: Metrics,
-    checkpoints: Checkpoints,
-) -> TrainState:
-    recipe = run.recipe
-    trainers: dict[int, Steps] = {}
-    tokens = jnp.asarray(run.corpus.train)
-    key = jax.random.key(recipe.seed + 1)
-    with progress_bar(run.console) as bar, _until_interrupted() as interrupted:
-        task = bar.add_task("training", total=recipe.steps, loss=math.nan, speed=0.0)
-        bar.update(task, completed=int(state.step))
-        while (done := int(state.step)) < recipe.steps:
-            length = min(recipe.chunk - done % recipe.chunk, recipe.steps - done)
-            if length not in trainers:
-                trainers[length] = _compile(run, length)
-            start = time.perf_counter()
-            state, history = trainers[length](state, tokens, key)
-            losses = np.asarray(history["loss"])
-            seconds = time.perf_counter() - start
-            done += length
-            _check_finite(run, history, done)
-            speed = length * recipe.batch * recipe.context / seconds
-            loss = float(losses.mean(dtype=np.float64))
-            metrics.write(
-                step=done,
-                loss=loss,
-                gradient_norm=float(np.asarray(history["gradient_norm"]).mean(dtype=np.float64)),
-                seconds=seconds,
-            )
-            bar.update(task, completed=done, loss=loss, speed=speed)
-            if done % recipe.validate_every == 0 or done == recipe.steps:
-                _validate_and_save(run, state, validate, metrics, checkpoints)
-            if interrupted() and done < recipe.steps:
-                checkpoints.save(state)
-                checkpoints.finish()
-                raise Interrupted(f"stopped at step {done}; the state is saved in {run.folder}")
-    return state
+class _Loop:
+    """The turns of a run: a chunk of steps in one compiled call; then, where due, save and look."""
 
+    def __init__(self, run: Run, metrics: Metrics, checkpoints: Checkpoints):
+        self.run, self.metrics, self.checkpoints = run, metrics, checkpoints
+        recipe = run.recipe
+        self.evaluate = make_evaluation(recipe, run.config, run.data)
+        self.optimizer = make_optimizer(run.config, recipe.optimizer, recipe.steps)
+        self.rate = schedule(recipe.optimizer, recipe.optimizer.learning_rate, recipe.steps)
+        self.compiled: dict[int, Steps] = {}
 
-def _compile(run: Run, length: int) -> Steps:
-    recipe = run.recipe
-    optimizer = make_optimizer(run.config, recipe.optimizer, recipe.steps)
-    return many_steps(
-        run.config,
-        optimizer,
-        batch=recipe.batch,
-        context=recipe.context,
-        compute=recipe.compute,
-        length=length,
-    )
+    def go(self, state: TrainState) -> None:
+        """Until the last step, or until someone asks to stop."""
+        recipe, console = self.run.recipe, self.run.console
+        with progress_bar(console) as bar, _until_asked_to_stop() as asked:
+            task = bar.add_task("training", total=recipe.steps, loss=math.nan, speed=0.0)
+            while True:
+                done = steps_done(state)
+                bar.update(task, completed=done)
+                self.save_and_look(state)
+                if done >= recipe.steps:
+                    return
+                if number := asked():
+                    self.stop(state, number)
+                state, line = self.chunk(state)
+                tokens = recipe.seeds * recipe.batch * recipe.context * line["steps"]
+                bar.update(task, loss=line["loss"], speed=tokens / line["seconds"])
 
+    def chunk(self, state: TrainState) -> tuple[TrainState, Line]:
+        """The steps up to the next multiple of the chunk."""
+        recipe, done = self.run.recipe, steps_done(state)
+        length = min(recipe.chunk - done % recipe.chunk, recipe.steps - done)
+        batches = draw(self.run, np.arange(done, done + length))
+        if length not in self.compiled:
+            self.compiled[length] = self.compile(state, batches)
+        start = time.perf_counter()
+        state, history = self.compiled[length](state, batches)
+        losses, norms = (np.asarray(history[name]) for name in ("loss", "gradient_norm"))
+        seconds = time.perf_counter() - start
+        self.check_finite(np.isfinite(losses) & np.isfinite(norms), done)
+        line = {"step": done + length} | summary("loss", losses.mean(axis=0, dtype=np.float64))
+        line |= {
+            "gradient_norm": float(norms.mean(dtype=np.float64)),
+            "learning_rate": float(np.asarray(self.rate(done + length - 1))),
+            "steps": length,
+            "seconds": seconds,
+        }
+        self.metrics.write(line)
+        return state, line
 
-def make_validation(run: Run) -> Callable[[TrainState], float]:
-    """A function from a state to the mean loss over every token of the validation split but the first."""
-    windows, real = cover(run.corpus.validation, 32, run.recipe.context)
-    windows, real = jnp.asarray(windows), jnp.asarray(real)
-    sums = summed_losses(run.config, run.recipe.compute)
+    def compile(self, state: TrainState, batches: Batch) -> Steps:
+        """Ahead of the clock, which is for training alone."""
+        recipe = self.run.recipe
+        steps: Any = many_steps(
+            self.run.config,
+            self.optimizer,
+            recipe.compute,
+            accumulate=recipe.accumulate,
+            members=recipe.seeds,
+        )
+        return steps.lower(state, batches).compile()
 
-    def validate(state: TrainState) -> float:
-        total = np.asarray(sums(state.params, windows, real)).sum(dtype=np.float64)
-        return float(total / (len(run.corpus.validation) - 1))
+    def save_and_look(self, state: TrainState) -> None:
+        """Where it is due and not yet done: first save, so that nothing is lost while looking."""
+        recipe, done = self.run.recipe, steps_done(state)
+        due = done % recipe.validate_every == 0 or done == recipe.steps
+        if not due or done in self.metrics.validations():
+            return
+        if not all_finite(state.params):
+            raise RunError(self.diverged("a parameter", done))
+        self.checkpoints.save(state)
+        line = self.evaluate(state)
+        loss = line["validation_loss"]
+        if not math.isfinite(loss):
+            raise RunError(self.diverged("the validation loss", done))
+        if better := loss < self.metrics.best():
+            save_models(self.run, state.params)
+        if done == 0:
+            write_sample(self.run, member(state.params, 0, recipe.seeds), "before training")
+        self.metrics.write(line)
+        spread = f" ± {line['validation_loss_spread']:.4f}" if recipe.seeds > 1 else ""
+        self.run.console.print(
+            f"step {done:>6}  validation loss {loss:.4f}{spread}" + ("  (best)" if better else "")
+        )
 
-    return validate
+    def stop(self, state: TrainState, number: int) -> None:
+        """Save, and leave.
 
+        Raises:
+            Interrupted: always.
+        """
+        self.checkpoints.save(state)
+        self.checkpoints.finish()
+        sentence = f"stopped at step {steps_done(state)}; the state is saved in {self.run.folder}"
+        raise Interrupted(number, sentence)
 
-def _validate_and_save(
-    run: Run,
-    state: TrainState,
-    validate: Callable[[TrainState], float],
-    metrics: Metrics,
-    checkpoints: Checkpoints,
-) -> None:
-    step, loss = int(state.step), validate(state)
-    if not math.isfinite(loss):
-        raise RunError(diverged(run, "the validation loss", step))
-    better = loss < metrics.best()
-    if better:
-        save(run.folder / "model", run.config, state.params, run.corpus.tokenizer)
-    metrics.write(step=step, validation_loss=loss)
-    checkpoints.save(state, loss)
-    run.console.print(
-        f"step {step:>6}  validation loss {loss:.4f}" + ("  (best)" if better else "")
-    )
+    def check_finite(self, finite: np.ndarray, done: int) -> None:
+        """Name the first step that went wrong."""
+        good = finite.reshape(len(finite), -1).all(axis=1)
+        if not good.all():
+            step = done + int(good.argmin()) + 1
+            raise RunError(self.diverged("the loss or its gradient", step))
 
-
-def _check_finite(run: Run, history: dict[str, jax.Array], done: int) -> None:
-    losses = np.asarray(history["loss"])
-    bad = ~(np.isfinite(losses) & np.isfinite(np.asarray(history["gradient_norm"])))
-    if bad.any():
-        step = done - len(losses) + int(bad.argmax()) + 1
-        raise RunError(diverged(run, "the loss or its gradient", step))
-
-
-def diverged(run: Run, what: str, step: int) -> str:
-    """The sentence for a run that left the finite numbers."""
-    return (
-        f"{what} is no finite number at step {step}; nothing after the last validation was kept in {run.folder}. "
-        f"Lower --optimizer.learning-rate (it is {run.recipe.optimizer.learning_rate}), or lengthen --optimizer.warmup"
-    )
-
-
-def _write_sample(run: Run, params: Params, title: str) -> None:
-    """Go on from the start of the validation text, and keep what came in place of an older sample."""
-    tokenizer = run.corpus.tokenizer
-    prompt = tokenizer.decode(run.corpus.validation[: min(32, run.recipe.context)])
-    text = continue_text(
-        params, run.config, tokenizer, prompt, 200, jax.random.key(run.recipe.seed + 2),
-        temperature=0.8, window=run.recipe.context,
-    )  # fmt: skip
-    path = run.folder / "samples.txt"
-    older = path.read_text(encoding="utf-8") if path.is_file() else ""
-    kept = older.split(f"--- {title}\n")[0]
-    path.write_text(f"{kept}--- {title}\n{prompt}|{text}\n", encoding="utf-8")
-
-
-def _finish(run: Run, metrics: Metrics) -> None:
-    corpus, console = run.corpus, run.console
-    yardsticks = ngram_losses(corpus.train, corpus.validation, run.config.n_vocab)
-    plot_losses(run.folder / "loss.png", metrics.lines, yardsticks)
-    _write_sample(run, load(run.folder / "model")[1], "the best model")
-    console.print(
-        yardstick_table(yardsticks, {"this model": metrics.best()}, corpus.characters_per_token)
-    )
-    console.print(
-        (run.folder / "samples.txt").read_text(encoding="utf-8"), markup=False, highlight=False
-    )
+    def diverged(self, what: str, step: int) -> str:
+        """The sentence for a run that left the finite numbers."""
+        self.checkpoints.finish()
+        rate = self.run.recipe.optimizer.learning_rate
+        return (
+            f"{what} is no finite number at step {step}; the last good checkpoint is {self.checkpoints.last()}. "
+            f"Lower --optimizer.learning-rate (it is {rate}), or lengthen --optimizer.warmup"
+        )
 
 
 @contextlib.contextmanager
-def _until_interrupted() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted, and heeded between two compiled calls; a second one stops at once."""
+def _until_asked_to_stop() -> Iterator[Callable[[], int]]:
+    """Ctrl-C and SIGTERM are noted, and heeded between two compiled calls; a second Ctrl-C stops at once."""
     noted: list[int] = []
 
     def note(number: int, frame: object) -> None:
         del frame
-        if noted:
+        if noted and number == signal.SIGINT:
             raise KeyboardInterrupt
         noted.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(noted)
+        yield lambda: noted[0] if noted else 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,7 +1,6 @@
-"""What a run shows: its progress while it lasts; a table, a curve and two texts at its end."""
+"""What a run says: its progress while it lasts, a table at its end."""
 
 import math
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -27,44 +26,16 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def yardstick_table(
-    losses: dict[str, float], model: dict[str, float], characters_per_token: float
-) -> Table:
-    """Losses on the validation split, the model's beside those of counting n-grams."""
+def loss_table(losses: dict[str, float], ours: str, characters_per_token: float | None) -> Table:
+    """Losses on the validation split, the model's beside those of simpler and of perfect predictors."""
     table = Table(title="loss on the whole validation split")
     table.add_column("")
     table.add_column("nats per token", justify="right")
-    table.add_column("bits per character", justify="right")
-    for name, loss in (losses | model).items():
-        bits = loss / math.log(2) / characters_per_token
-        style = "bold" if name in model else None
-        table.add_row(name, f"{loss:.3f}", f"{bits:.3f}", style=style)
+    if characters_per_token:
+        table.add_column("bits per character", justify="right")
+    for name, loss in losses.items():
+        cells = [f"{loss:.3f}"]
+        if characters_per_token:
+            cells.append(f"{loss / math.log(2) / characters_per_token:.3f}")
+        table.add_row(name, *cells, style="bold" if name == ours else None)
     return table
-
-
-def plot_losses(
-    path: Path, lines: list[dict[str, int | float]], yardsticks: dict[str, float]
-) -> None:
-    """The loss curve as PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for key, label in (("loss", "training"), ("validation_loss", "validation")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        if points:
-            marker = "o" if key == "validation_loss" else None
-            axes.plot(*zip(*points, strict=True), label=label, marker=marker)
-    for name, loss in yardsticks.items():
-        axes.axhline(loss, color="grey", linewidth=0.8, linestyle="--")
-        axes.annotate(
-            name,
-            (0.995, loss),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            color="grey",
-        )
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.legend(loc="center right")
-    figure.savefig(path)

@@ -2,29 +2,34 @@
 
 run.json         the Recipe and the corpus's hash
 metrics.jsonl    one line per compiled call, one per validation
-checkpoints/     full training states (orbax): the last one and the best one
-model/           the best model so far, for `jaxformer.load` and `train.sample`
-loss.png         the loss curve
+checkpoints/     full training states (orbax): the last ones and the best one
+model/           the best model so far, for `jaxformer.load` and `train.sample`; models/SEED of an ensemble
+report.png       the losses, and whatever else the metrics hold
 samples.txt      a text from before the first step and one from the best model
+tensorboard/     the metrics once more, if asked for
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from jaxformer.checkpoint import replace_file
 from train.about import read_about
-from train.presets import Recipe
-from train.step import TrainState
+from train.recipe import Recipe
+from train.step import TrainState, steps_done
+
+Line = dict[str, Any]
+"""One line of the metrics: `step`, then numbers, or nested lists of them, by name."""
 
 
 class RunError(Exception):
@@ -61,7 +66,7 @@ def _check_same(folder: Path, about: dict[str, Any]) -> None:
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(f"there is no run to resume in {folder}; leave --resume out to start one")
-    was, now = _flat(read_about(path)), _flat(about)
+    was, now = flat(read_about(path)), flat(about)
     if different := sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k)):
         changes = "; ".join(f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in different)
         raise RunError(
@@ -70,38 +75,52 @@ def _check_same(folder: Path, about: dict[str, Any]) -> None:
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, the names joined by dots."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 class Metrics:
-    """`metrics.jsonl`, opened at a step: lines from after it belong to a future that was not saved."""
+    """`metrics.jsonl`, opened at a step: lines from after it belong to a future that was not saved.
 
-    def __init__(self, folder: Path, step: int):
+    Each line goes to the listeners too.
+    """
+
+    def __init__(self, folder: Path, step: int, listeners: Sequence[Callable[[Line], None]] = ()):
         self.path = folder / "metrics.jsonl"
+        self.listeners = listeners
         self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
         replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
-    def write(self, **line: int | float) -> None:
+    def write(self, line: Line) -> None:
         """Add a line; it is on the disk when this returns."""
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        for listen in self.listeners:
+            listen(line)
+
+    def validations(self) -> dict[int, float]:
+        """The mean validation loss of every step that has one."""
+        return {x["step"]: x["validation_loss"] for x in self.lines if "validation_loss" in x}
 
     def best(self) -> float:
         """The lowest validation loss so far."""
-        return min(
-            (x["validation_loss"] for x in self.lines if "validation_loss" in x), default=math.inf
-        )
+        return min(self.validations().values(), default=math.inf)
+
+    def best_step(self) -> int | None:
+        """The first step that had it."""
+        losses = self.validations()
+        return min(losses, key=lambda step: (losses[step], step), default=None)
 
 
-def read_metrics(folder: Path) -> list[dict[str, int | float]]:
+def read_metrics(folder: Path) -> list[Line]:
     """The whole lines of a run's metrics; one that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
@@ -110,35 +129,45 @@ def read_metrics(folder: Path) -> list[dict[str, int | float]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
 
 
-class Checkpoints:
-    """The states of a run, saved by orbax while training goes on; the last and the best are kept."""
+@dataclasses.dataclass
+class LastAndBest:
+    """Which checkpoints orbax keeps: the last ones, and that of the lowest validation loss.
 
-    def __init__(self, folder: Path):
+    A state is saved before it is validated, so which one is the best is known from the metrics, later.
+    """
+
+    last: int
+    best_step: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """One answer for each checkpoint, in the order of their steps."""
+        del context
+        recent = len(checkpoints) - self.last
+        best = self.best_step()
+        return [i >= recent or info.step == best for i, info in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The states of a run, saved by orbax while training goes on; the last and the best are kept.
+
+    Orbax writes into a folder of another name and renames it at the end: what has a step for its name
+    is whole.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int = 1, best_step: Callable[[], int | None] = lambda: None
+    ):
         self.folder = folder / "checkpoints"
-        keep = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(1),
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["validation_loss"],
-                    reverse=True,  # the lowest is the best
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep)
+        options = ocp.CheckpointManagerOptions(preservation_policy=LastAndBest(keep, best_step))
         self.manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
-    def save(self, state: TrainState, validation_loss: float | None = None) -> None:
+    def save(self, state: TrainState) -> None:
         """Begin to save; an earlier save that failed is reported here or by `finish`."""
-        step = int(state.step)
+        step = steps_done(state)
         if step in self.manager.all_steps():
             return
         own = jax.tree.map(jnp.copy, state)  # the next step takes the state's buffers for its own
-        metrics = None if validation_loss is None else {"validation_loss": validation_loss}
-        self._explained(
-            lambda: self.manager.save(step, args=ocp.args.StandardSave(own), metrics=metrics)
-        )
+        self._explained(lambda: self.manager.save(step, args=ocp.args.StandardSave(own)))
 
     def finish(self) -> None:
         """Wait until all that was begun is on the disk."""
@@ -148,31 +177,51 @@ class Checkpoints:
         """The last whole state.
 
         Raises:
-            RunError: there is none, or it cannot be read.
+            RunError: there is none, or it cannot be read; then the last one that can is named.
         """
-        step = self.manager.latest_step()
-        if step is None:
+        steps = sorted(self.manager.all_steps())
+        if not steps:
             raise RunError(
                 f"{self.folder} holds no whole checkpoint yet; start the run again with --overwrite"
             )
-        shape: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            restored: Any = self.manager.restore(step, args=ocp.args.StandardRestore(shape))
+            return self._read(steps[-1], like)
         except Exception as error:  # orbax and tensorstore raise many kinds
+            why = str(error).partition("\n")[0]
+            damaged = self.folder / str(steps[-1])
             raise RunError(
-                f"the checkpoint {self.folder / str(step)} cannot be read: {error}"
+                f"the checkpoint {damaged} cannot be read: {why}. {self._way_on(steps, like)}"
             ) from error
-        return restored
+
+    def last(self) -> str:
+        """The last whole checkpoint's folder, in words."""
+        step = self.manager.latest_step()
+        return "none" if step is None else str(self.folder / str(step))
 
     def close(self) -> None:
-        """Release orbax's threads."""
+        """Wait for what was begun, and release orbax's threads."""
         self.manager.close()
+
+    def _read(self, step: int, like: TrainState) -> TrainState:
+        shape: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restored: Any = self.manager.restore(step, args=ocp.args.StandardRestore(shape))
+        return restored
+
+    def _way_on(self, steps: Sequence[int], like: TrainState) -> str:
+        for step in reversed(steps[:-1]):
+            with contextlib.suppress(Exception):  # this one cannot be read either
+                self._read(step, like)
+                return (
+                    f"The last good one is {self.folder / str(step)}: remove the folders of later steps, "
+                    "then go on with --resume"
+                )
+        return "No other can; start the run again with --overwrite"
 
     def _explained(self, write: Any) -> None:
         try:
             write()
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise RunError(
-                f"a checkpoint could not be saved in {self.folder}: {error}. What was saved before is whole; "
-                "make room there, then go on with --resume"
+                f"a checkpoint could not be saved in {self.folder}: {error}. The last good one is "
+                f"{self.last()}; make room there, then go on with --resume"
             ) from error

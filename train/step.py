@@ -6,21 +6,30 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.transformer import Params, forward
-from train.batches import draw_batch
+from train.batches import Batch
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run needs to go on: batches follow from the step, an int32 scalar."""
+    """All that a run needs to go on: batches follow from the step, an int32 scalar.
+
+    An ensemble's has a leading axis of members on every array.
+    """
 
     step: Any  # arrays, or whatever a tree.map puts in their places
     params: Params
     optimizer: Any
+
+
+def steps_done(state: TrainState) -> int:
+    """The step of a state; members of an ensemble are all at the same."""
+    return int(np.ravel(state.step)[0])
 
 
 def token_losses(
@@ -31,23 +40,46 @@ def token_losses(
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), window[1:])
 
 
-def mean_loss(
-    params: Params, config: Config, windows: Int[Array, "b window"], compute: Compute
-) -> Float[Array, ""]:
-    """The mean over a batch."""
+def summed_loss(params: Params, config: Config, batch: Batch, compute: Compute) -> Float[Array, ""]:
+    """The sum over the targets that count."""
     losses = jax.vmap(token_losses, in_axes=(None, None, 0, None))
-    return losses(params, config, windows, compute).mean()
+    each = losses(params, config, batch.windows, compute)
+    return jnp.where(batch.counted, each, 0.0).sum()
+
+
+def loss_and_gradient(
+    params: Params, config: Config, batch: Batch, compute: Compute, accumulate: int = 1
+) -> tuple[Float[Array, ""], Any]:
+    """The mean loss over the targets that count, and its gradient.
+
+    A batch in `accumulate` parts gives the same, a part after the other, in the memory of one.
+    """
+    number = jnp.maximum(batch.counted.sum(), 1).astype(jnp.float32)
+
+    def share(params: Params, part: Batch) -> Array:
+        return summed_loss(params, config, part, compute) / number
+
+    if accumulate == 1:
+        return jax.value_and_grad(share)(params, batch)
+    parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+
+    def add(sums: Any, part: Batch) -> Any:
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(share)(params, part)), None
+
+    return jax.lax.scan(add, start, parts)[0]
 
 
 def train_step(
     state: TrainState,
     config: Config,
-    windows: Int[Array, "b window"],
+    batch: Batch,
     optimizer: optax.GradientTransformation,
     compute: Compute,
+    accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One step, and its loss and gradient norm, both from before the update."""
-    loss, gradient = jax.value_and_grad(mean_loss)(state.params, config, windows, compute)
+    loss, gradient = loss_and_gradient(state.params, config, batch, compute, accumulate)
     params: Any = state.params  # optax's own name for a tree does not admit a NamedTuple
     changes, moments = optimizer.update(gradient, state.optimizer, params)
     params = optax.apply_updates(params, changes)
@@ -55,43 +87,35 @@ def train_step(
     return TrainState(state.step + 1, params, moments), metrics
 
 
-Steps = Callable[
-    [TrainState, Int[Array, " corpus"], Key[Array, ""]],
-    tuple[TrainState, dict[str, Float[Array, " steps"]]],
-]
+Steps = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, "steps *members"]]]]
 
 
 def many_steps(
     config: Config,
     optimizer: optax.GradientTransformation,
-    *,
-    batch: int,
-    context: int,
     compute: Compute,
-    length: int,
+    *,
+    accumulate: int = 1,
+    members: int = 1,
 ) -> Steps:
-    """A compiled function that trains `length` steps; it takes the state's buffers for its own."""
+    """A compiled function that trains one step per batch; it takes the state's buffers for its own.
 
-    def steps(state: TrainState, tokens: Array, key: Array) -> Any:
-        def step(state: TrainState, _: None) -> Any:
-            windows = draw_batch(key, state.step, tokens, batch, context)
-            return train_step(state, config, windows, optimizer, compute)
+    With several members, state and batches have one more axis: batches are [steps, member, b, ...].
+    """
 
-        return jax.lax.scan(step, state, length=length)
+    def step(state: TrainState, batch: Batch) -> Any:
+        return train_step(state, config, batch, optimizer, compute, accumulate)
 
-    return jax.jit(steps, donate_argnums=0)
+    each = step if members == 1 else jax.vmap(step)
+    return jax.jit(lambda state, batches: jax.lax.scan(each, state, batches), donate_argnums=0)
 
 
-def summed_losses(config: Config, compute: Compute) -> Callable[..., Float[Array, " n"]]:
-    """A compiled function from (params, windows [n b window], mask [n b context]) to each batch's sum."""
+def validation_sums(
+    config: Config, compute: Compute, members: int = 1
+) -> Callable[[Params, Batch], Float[Array, "*members n"]]:
+    """A compiled function from (params, batches [n b ...]) to each batch's summed loss."""
 
-    def batch_sum(
-        params: Params, windows: Int[Array, "b window"], real: Bool[Array, "b context"]
-    ) -> Array:
-        losses = jax.vmap(token_losses, in_axes=(None, None, 0, None))
-        return jnp.where(real, losses(params, config, windows, compute), 0.0).sum()
+    def sums(params: Params, batches: Batch) -> Array:
+        return jax.lax.map(lambda batch: summed_loss(params, config, batch, compute), batches)
 
-    def sums(params: Params, windows: Array, real: Array) -> Array:
-        return jax.lax.map(lambda batch: batch_sum(params, *batch), (windows, real))
-
-    return jax.jit(sums)
+    return jax.jit(sums if members == 1 else jax.vmap(sums, in_axes=(0, None)))

@@ -1,0 +1,1 @@
+"""The inside view: small pure functions on what `forward` captures."""

@@ -1,0 +1,140 @@
+"""What a run trains on and is judged by: texts, token files and toy tasks, seen alike by the loop."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, Integer, Key
+
+from jaxformer.tokenizer import Tokenizer
+from train.batches import Batch, cover, draw_windows, held_out_starts, host_starts
+from train.corpora import load_corpus
+from train.ngrams import ngram_losses
+from train.recipe import Recipe
+from train.tasks import TASKS, Task
+from train.tokenfile import TokenFile, is_token_file, open_tokens
+
+
+class Data(NamedTuple):
+    """A source of batches, and what to hold a loss against."""
+
+    tokenizer: Tokenizer
+    draw: Callable[[Key[Array, ""], Int[np.ndarray, " n"]], Batch]
+    """(key, steps) -> those steps' batches, `[n b window]`, whatever was drawn before"""
+    held_out: Batch
+    """batches for the validation, `[n b window]`; what fills up the last is not counted"""
+    about: str
+    """how much there is to train and to validate on"""
+    sha256: str
+    """of the text; of a toy task, its name"""
+    yardsticks: Callable[[], dict[str, float]]
+    """losses per token of predictors that are no neural network, by name"""
+    perfect: float | None = None
+    """loss of the best possible predictor, where that is known"""
+    characters_per_token: float | None = None
+    """in the validation part; losses per token become losses per character by it"""
+    prompt: Int[np.ndarray, " t"] | None = None
+    """tokens to go on from in a sample, where there is something to go on with"""
+
+
+def open_data(recipe: Recipe) -> Data:
+    """The Data that a Recipe names.
+
+    Raises:
+        ValueError: there is no such corpus, it is too short, or it does not fit the Recipe.
+        OSError: it cannot be read or downloaded.
+    """
+    if recipe.corpus in TASKS:
+        return _from_task(TASKS[recipe.corpus](), recipe)
+    path = Path(recipe.corpus)
+    if path.is_file() and is_token_file(path):
+        return _from_file(open_tokens(path), recipe)
+    return _from_text(recipe)
+
+
+def rows(recipe: Recipe) -> int:
+    """Sequences of a batch of the validation: as many as the gradient takes at once."""
+    return recipe.batch // recipe.accumulate
+
+
+def _from_text(recipe: Recipe) -> Data:
+    corpus = load_corpus(recipe.corpus, recipe.tokenizer, recipe.context)
+    n_vocab = corpus.tokenizer.n_vocab
+    return Data(
+        tokenizer=corpus.tokenizer,
+        draw=_windows_of(corpus.train, recipe),
+        held_out=Batch(*cover(corpus.validation, rows(recipe), recipe.context)),
+        about=f"{len(corpus.train):,} tokens to train on, {len(corpus.validation):,} to validate on",
+        sha256=corpus.sha256,
+        yardsticks=lambda: ngram_losses(corpus.train, corpus.validation, n_vocab),
+        characters_per_token=corpus.characters_per_token,
+        prompt=corpus.validation[:32],
+    )
+
+
+def _from_file(file: TokenFile, recipe: Recipe) -> Data:
+    tokens, context = file.tokens, recipe.context
+    starts = held_out_starts(len(tokens), context)
+    windows = draw_windows(tokens, starts, context)
+    train = tokens[: len(tokens) * 9 // 10]
+    return Data(
+        tokenizer=file.tokenizer,
+        draw=_windows_of(train, recipe),
+        held_out=in_batches(windows, rows(recipe)),
+        about=f"{len(train):,} tokens to train on, {len(starts) * context:,} to validate on",
+        sha256=file.sha256,
+        yardsticks=lambda: {"chance": math.log(file.tokenizer.n_vocab)},
+        characters_per_token=file.n_characters / len(tokens),
+        prompt=windows[0][:32],
+    )
+
+
+def _from_task(task: Task, recipe: Recipe) -> Data:
+    batch, context = recipe.batch, recipe.context
+    jax.eval_shape(
+        lambda: task.draw(jax.random.key(0), batch, context)
+    )  # refuses what does not fit
+
+    @jax.jit
+    def draw(key: Key[Array, ""], steps: Int[Array, " n"]) -> Batch:
+        return jax.vmap(lambda step: task.draw(jax.random.fold_in(key, step), batch, context))(
+            steps
+        )
+
+    held_out = jax.tree.map(np.asarray, task.held_out(context))
+    return Data(
+        tokenizer=task.tokenizer,
+        draw=draw,
+        held_out=held_out,
+        about=f"batches drawn as they are needed, {held_out.counted.sum():,} answers to validate on",
+        sha256=recipe.corpus,
+        yardsticks=lambda: task.yardsticks(context),
+        perfect=task.perfect(context),
+        prompt=held_out.windows[0, 0, :8] if held_out.counted.all() else None,
+    )
+
+
+def _windows_of(
+    tokens: Integer[np.ndarray, " n"], recipe: Recipe
+) -> Callable[[Key[Array, ""], Int[np.ndarray, " n"]], Batch]:
+    """Windows that begin anywhere in the tokens with equal chance; the tokens may be on the disk."""
+    places = len(tokens) - recipe.context
+
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"]) -> Batch:
+        starts = host_starts(key, steps, places, recipe.batch)
+        windows = draw_windows(tokens, starts, recipe.context)
+        return Batch(windows, np.ones(windows[..., 1:].shape, bool))
+
+    return draw
+
+
+def in_batches(windows: Int[np.ndarray, "rows window"], batch: int) -> Batch:
+    """Windows as batches of this many rows; what fills up the last batch is not counted."""
+    n = -(-len(windows) // batch)
+    missing = n * batch - len(windows)
+    padded = np.pad(windows, ((0, missing), (0, 0)))
+    counted = np.arange(n * batch)[:, None] < np.full(windows.shape[1] - 1, len(windows))
+    return Batch(padded.reshape(n, batch, -1), counted.reshape(n, batch, -1))

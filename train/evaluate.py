@@ -1,0 +1,64 @@
+"""What a run knows of a state: its validation loss, and what the Recipe watches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxformer.config import Config
+from jaxformer.transformer import Params
+from train.data import Data
+from train.recipe import Recipe
+from train.runs import Line
+from train.step import TrainState, steps_done, validation_sums
+from train.watch import watcher
+
+
+def make_evaluation(recipe: Recipe, config: Config, data: Data) -> Callable[[TrainState], Line]:
+    """A function from a state to its line of the metrics.
+
+    `validation_loss` is the mean over every token of the validation that counts; of an ensemble it is
+    the members' mean, beside `validation_losses` of each and their standard deviation, the spread.
+    """
+    members = recipe.seeds
+    batches = jax.tree.map(jnp.asarray, data.held_out)
+    targets = int(np.asarray(data.held_out.counted).sum())
+    sums = validation_sums(config, recipe.compute, members)
+    watch = watcher(recipe.watch, config, data.held_out, recipe.compute)
+    look = jax.jit(watch if members == 1 else jax.vmap(watch))
+
+    def evaluate(state: TrainState) -> Line:
+        params = state.params
+        losses = np.asarray(sums(params, batches)).sum(axis=-1, dtype=np.float64) / targets
+        line = {"step": steps_done(state)} | summary("validation_loss", losses)
+        seen = look(params) if recipe.watch else {}
+        return line | {name: np.asarray(value).tolist() for name, value in seen.items()}
+
+    return evaluate
+
+
+def summary(name: str, values: Float[np.ndarray, "*members"]) -> dict[str, Any]:
+    """A number, or the mean of the members' with all of them and their spread beside it.
+
+    >>> summary("loss", np.array([1.0, 3.0]))
+    {'loss': 2.0, 'loss_spread': 1.0, 'losses': [1.0, 3.0]}
+    """
+    mean = float(values.mean())
+    if not values.ndim:
+        return {name: mean}
+    spread = float(values.std())
+    return {name: mean, f"{name}_spread": spread, f"{name}es": values.tolist()}
+
+
+def all_finite(params: Params) -> bool:
+    """Whether every parameter is a finite number."""
+    return bool(_finite(params))
+
+
+@jax.jit
+def _finite(params: Params) -> Array:
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+    return jnp.stack(leaves).all()

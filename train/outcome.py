@@ -1,0 +1,59 @@
+"""What a run leaves behind: models, samples, a page of figures, a table."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxformer.checkpoint import load, save
+from jaxformer.transformer import Params
+from train.report import loss_table
+from train.run import Run, keys, member, seeds
+from train.runs import Metrics
+from train.sample import continue_text
+
+
+def model_folder(run: Run, seed: int) -> Path:
+    """Where the best model is kept; of an ensemble, each member's."""
+    return run.folder / "model" if run.recipe.seeds == 1 else run.folder / "models" / str(seed)
+
+
+def save_models(run: Run, params: Params) -> None:
+    """Every member's model."""
+    for index, seed in enumerate(seeds(run.recipe)):
+        folder = model_folder(run, seed)
+        folder.parent.mkdir(exist_ok=True)
+        save(folder, run.config, member(params, index, run.recipe.seeds), run.data.tokenizer)
+
+
+def write_sample(run: Run, params: Params, title: str) -> None:
+    """Go on from a beginning in the validation text, and keep what came in place of an older sample."""
+    if run.data.prompt is None:
+        return
+    tokenizer, context = run.data.tokenizer, run.recipe.context
+    prompt = tokenizer.decode(np.asarray(run.data.prompt[:context]))
+    text = continue_text(
+        params, run.config, tokenizer, prompt, 200, keys(run.recipe.seed).samples,
+        temperature=0.8, window=context,
+    )  # fmt: skip
+    path = run.folder / "samples.txt"
+    older = path.read_text(encoding="utf-8") if path.is_file() else ""
+    kept = older.split(f"--- {title}\n")[0]
+    path.write_text(f"{kept}--- {title}\n{prompt}|{text}\n", encoding="utf-8")
+
+
+def finish(run: Run, metrics: Metrics) -> None:
+    """The page of figures, the best model's sample, and the table of losses."""
+    from train.figures import write_report  # matplotlib takes a while
+
+    data, console = run.data, run.console
+    yardsticks = data.yardsticks()
+    write_report(run.folder / "report.png", metrics.lines, yardsticks, data.perfect)
+    write_sample(run, load(model_folder(run, run.recipe.seed))[1], "the best model")
+    name = "this model" if run.recipe.seeds == 1 else f"{run.recipe.seeds} models, mean"
+    losses = yardsticks | {name: metrics.best()}
+    if data.perfect is not None:
+        losses["perfect"] = data.perfect
+    console.print(loss_table(losses, name, data.characters_per_token))
+    if (run.folder / "samples.txt").is_file():
+        text = (run.folder / "samples.txt").read_text(encoding="utf-8")
+        console.print(text, markup=False, highlight=False)
