@@ -222,9 +222,27 @@ def _mix(
     # Added, not chosen by: XLA fuses an addition into the products on CPU, a choice it does not.
     mask = jnp.where(visible, 0.0, -jnp.inf).astype(products.dtype)
     scores = tap("scores", products * config.score_scale + mask)
-    pattern = tap("pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+    pattern = tap("pattern", softmax(scores).astype(q.dtype))
     z = product("kqs,ksh->kqh", pattern.reshape(groups, n // groups * t, s), v)
     return z.astype(q.dtype).reshape(n, t, h)
+
+
+@jax.custom_jvp
+def softmax(scores: Float[Array, "*n t s"]) -> Float[Array, "*n t s"]:
+    """exp(x_s) / Σ_s exp(x_s), with its own derivative: p·(ẋ - Σ_s p·ẋ).
+
+    The derivative needs the result p alone; JAX's own keeps the exponentials as well.
+
+    >>> softmax(jnp.zeros((1, 4)))
+    Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
+    """
+    return jax.nn.softmax(scores, axis=-1)
+
+
+@softmax.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    pattern, change = softmax(*primals), tangents[0]
+    return pattern, pattern * (change - (pattern * change).sum(axis=-1, keepdims=True))
 
 
 def _by_head(x: Float[Array, "t n h"]) -> Float[Array, "n t h"]:

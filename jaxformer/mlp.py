@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxformer.config import Config
 from jaxformer.sites import Tap
 from jaxformer.spec import constant, matrix, write_gain
-from jaxformer.stream import biased, product, query, widened
+from jaxformer.stream import biased, product, query, recomputed, widened
 
 
 class MLP(NamedTuple):
@@ -78,7 +78,7 @@ def feed_forward(
     Source: gated: Shazeer 2020, "GLU Variants Improve Transformer", §2; relu_squared: So et al. 2021,
     "Primer", §3.
     """
-    activate = ACTIVATIONS[config.activation].function
+    activate = recomputed(ACTIVATIONS[config.activation].function)
     dtype = state.dtype
     read = biased(query(state, mlp.W_in), mlp.b_in).astype(dtype)
     if mlp.W_gate is None:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxformer.config import Config
 from jaxformer.sites import Tap
 from jaxformer.spec import constant
-from jaxformer.stream import wide
+from jaxformer.stream import recomputed, wide
 
 
 class Norm(NamedTuple):
@@ -41,12 +41,19 @@ def normalize(
     if norm is None:
         return state
     dtype = wide(state.dtype)
-    centred = CENTRES[config.norm](state.astype(dtype))
-    mean_square = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    scale = tap(site, jnp.sqrt(mean_square + config.norm_epsilon))
-    normed = centred / scale * norm.w.astype(dtype)
-    if norm.b is not None:
-        normed = normed + norm.b.astype(dtype)
+    centre = CENTRES[config.norm]
+
+    @recomputed
+    def spread(state: Float[Array, "t d"]) -> Float[Array, "t 1"]:
+        mean_square = jnp.mean(jnp.square(centre(state.astype(dtype))), axis=-1, keepdims=True)
+        return jnp.sqrt(mean_square + config.norm_epsilon)
+
+    @recomputed
+    def scaled(state: Float[Array, "t d"], scale: Float[Array, "t 1"]) -> Float[Array, "t d"]:
+        normed = centre(state.astype(dtype)) / scale * norm.w.astype(dtype)
+        return normed if norm.b is None else normed + norm.b.astype(dtype)
+
+    normed = scaled(state, tap(site, spread(state)))
     # A fence: fused into one product with what reads it, the norm slows that product down on CPU.
     return jax.lax.optimization_barrier(normed.astype(state.dtype))
 

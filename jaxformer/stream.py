@@ -1,5 +1,6 @@
 """The residual stream's two operations. All that a layer can do to a state is built from them."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -81,3 +82,12 @@ def biased(
 def widened(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """The values in float32 or wider, for a nonlinearity."""
     return values.astype(wide(values.dtype))
+
+
+def recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The same function, of which the backward pass keeps the arguments alone and computes the rest again.
+
+    For what is cheap to compute and large to keep: on CPU, writing and reading what autodiff would keep of
+    a nonlinearity or a norm takes longer than a second look at its argument.
+    """
+    return jax.checkpoint(function, prevent_cse=False)
