@@ -46,6 +46,10 @@ class Options:
     """our attention; auto: blocked on CPU, fused on GPU, einsum elsewhere"""
     map: int | None = None
     """forward: run our batch so many sequences at a time (`jax.lax.map`): less memory, often less time"""
+    accumulate: int = 1
+    """train-step: cut our batch into so many parts, whose gradients are summed: less memory, often less time"""
+    unroll: int | None = None
+    """train-step: residual blocks per turn of our layer loop; all of them if left out"""
     capture: bool = False
     """forward: add a row that also returns every site, and use the kernel that shows them all"""
     xla: tuple[str, ...] = ()
@@ -69,7 +73,7 @@ class Options:
         Raises:
             ValueError: a number below what makes sense, options that exclude each other, or no VALUE.
         """
-        for name in ("repeats", "new", "map"):
+        for name in ("repeats", "new", "map", "accumulate", "unroll"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")

@@ -78,13 +78,14 @@ def feed_forward(
     Source: gated: Shazeer 2020, "GLU Variants Improve Transformer", §2; relu_squared: So et al. 2021,
     "Primer", §3.
     """
-    activate = recomputed(ACTIVATIONS[config.activation].function)
+    activate = ACTIVATIONS[config.activation].function
     dtype = state.dtype
     read = biased(query(state, mlp.W_in), mlp.b_in).astype(dtype)
     if mlp.W_gate is None:
-        post = activate(widened(tap("pre", read)))
+        post = recomputed(activate)(widened(tap("pre", read)))
     else:
         gate = biased(query(state, mlp.W_gate), mlp.b_gate).astype(dtype)
-        post = activate(widened(tap("pre", gate))) * widened(tap("pre_linear", read))
+        gated = recomputed(lambda gate, read: activate(gate) * read)
+        post = gated(widened(tap("pre", gate)), widened(tap("pre_linear", read)))
     written = product("tf,fd->td", tap("post", post.astype(dtype)), mlp.W_out)
     return biased(written, mlp.b_out).astype(dtype)

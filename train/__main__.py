@@ -1,6 +1,7 @@
 """The command line of training: `python -m train [PRESET] [options]`."""
 
 import dataclasses
+import inspect
 import shlex
 import sys
 from dataclasses import dataclass
@@ -62,12 +63,12 @@ def parse(args: list[str]) -> Command:
     preset, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("seed", args)
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; choose from {', '.join(PRESETS)}")
-    recipe = PRESETS[preset]
+    recipe = PRESETS[preset]()
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
     return tyro.cli(
         Command,
         prog=f"python -m train {preset}",
-        description=f"Train a model. Presets: {', '.join(PRESETS)}. The defaults below are those of {preset}.",
+        description=f"{inspect.getdoc(PRESETS[preset])}\n\nPresets: {', '.join(PRESETS)}.",
         default=Command(**fields, name=preset),
         args=rest,
         config=(tyro.conf.FlagCreatePairsOff,),

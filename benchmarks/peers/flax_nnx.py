@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from benchmarks.device import Device
-from benchmarks.peers import ADAMW
+from benchmarks.peers import ADAMW, UnsupportedError
 from jaxformer import attention, mlp, norm, transformer
 from jaxformer.config import Config
 from jaxformer.transformer import Params
@@ -172,9 +172,17 @@ def forward(config: Config, params: Params, tokens: Any, device: Device) -> Call
     return partial(model, build(config, params), jnp.asarray(tokens))
 
 
-def train_step(config: Config, params: Params, windows: Any, device: Device) -> Callable[[], Array]:
-    """One AdamW step on the same batch at every call; its loss."""
+def train_step(
+    config: Config, params: Params, windows: Any, device: Device, *, dtype: str = "float32"
+) -> Callable[[], Array]:
+    """One AdamW step on the same batch at every call; its loss.
+
+    Raises:
+        UnsupportedError: a narrower dtype, which this model has for parameters and products alike.
+    """
     del device
+    if dtype != "float32":
+        raise UnsupportedError("trains in float32 only")
     model = build(config, params)
     adamw = optax.adamw(**ADAMW)
     optimizer = nnx.Optimizer(model, adamw, wrt=nnx.Param)

@@ -54,11 +54,12 @@ def train_step(
     device: Device,
     *,
     attention: str,
+    dtype: str = "float32",
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """One AdamW step."""
     model = Logits(build(config, params, device, attention))
-    return run_train_step(model, windows, device, compiled=compiled)
+    return run_train_step(model, windows, device, dtype=dtype, compiled=compiled)
 
 
 def decode(

@@ -61,10 +61,14 @@ def run_forward(
 
 
 def run_train_step(
-    model: nn.Module, windows: Any, device: Device, *, compiled: bool
+    model: nn.Module, windows: Any, device: Device, *, dtype: str, compiled: bool
 ) -> Callable[[], Tensor]:
-    """One AdamW step on the same batch at every call; its loss."""
+    """One AdamW step on the same batch at every call; its loss.
+
+    In a narrower dtype than float32, which parameters and optimizer keep, the products are autocast's.
+    """
     batch = tensor(windows).long().to(place(device))
+    narrow = torch.autocast(place(device), getattr(torch, dtype), enabled=dtype != "float32")
     run = torch.compile(model.train()) if compiled else model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=ADAMW["learning_rate"], betas=(ADAMW["b1"], ADAMW["b2"]),
@@ -72,7 +76,8 @@ def run_train_step(
     )  # fmt: skip
 
     def call() -> Tensor:
-        logits = run(batch[:, :-1])
+        with narrow:
+            logits = run(batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
         loss.backward()
         optimizer.step()

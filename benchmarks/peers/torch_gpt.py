@@ -161,10 +161,17 @@ def forward(
 
 
 def train_step(
-    config: Config, params: Params, windows: Any, device: Device, *, compiled: bool = False
+    config: Config,
+    params: Params,
+    windows: Any,
+    device: Device,
+    *,
+    dtype: str = "float32",
+    compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """One AdamW step."""
-    return run_train_step(build(config, params, device), windows, device, compiled=compiled)
+    model = build(config, params, device)
+    return run_train_step(model, windows, device, dtype=dtype, compiled=compiled)
 
 
 def build(config: Config, params: Params, device: Device) -> GPT:
