@@ -16,7 +16,7 @@ from train.loop import Interrupted, train
 from train.presets import PRESETS
 from train.recipe import Recipe
 from train.run import Run
-from train.runs import RunError, open_run, read_metrics
+from train.runs import RunError, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ def main(args: list[str] | None = None) -> int:
         data = open_data(recipe)
         config = recipe.config.for_tokenizer(data.tokenizer)
         folder = command.runs / command.name
+        listeners = (tensorboard(folder),) if command.tensorboard else ()
         open_run(folder, recipe, data.sha256, resume=command.resume, overwrite=command.overwrite)
-        listeners = (tensorboard(folder, _last_step(folder)),) if command.tensorboard else ()
         run = Run(recipe, config, data, folder, console, command.keep, listeners)
         best = train(run, resume=command.resume).best()
     except Interrupted as interruption:
@@ -112,11 +112,6 @@ def main(args: list[str] | None = None) -> int:
         return 1
     print(f"best validation loss {best:.4f}; everything is in {folder}")
     return 0
-
-
-def _last_step(folder: Path) -> int:
-    """The step of the last line of a run's metrics."""
-    return max((line["step"] for line in read_metrics(folder)), default=0)
 
 
 if __name__ == "__main__":

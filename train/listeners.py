@@ -6,8 +6,10 @@ from pathlib import Path
 from train.runs import Line, RunError
 
 
-def tensorboard(folder: Path, step: int) -> Callable[[Line], None]:
-    """A listener that writes every number as a TensorBoard scalar, going on from a step.
+def tensorboard(folder: Path) -> Callable[[int], Callable[[Line], None]]:
+    """Writes every number as a TensorBoard scalar: a function from the first step to a listener.
+
+    What an earlier process wrote of later steps belongs to a future that was not saved: it is hidden.
 
     Raises:
         RunError: tensorboardX is not installed.
@@ -18,12 +20,16 @@ def tensorboard(folder: Path, step: int) -> Callable[[Line], None]:
         raise RunError(
             "--tensorboard needs tensorboardX: python -m pip install 'jaxformer[tensorboard]'"
         ) from error
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def listen(line: Line) -> None:
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                writer.add_scalar(name, value, line["step"])
-        writer.flush()
+    def begin(step: int) -> Callable[[Line], None]:
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    return listen
+        def listen(line: Line) -> None:
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    writer.add_scalar(name, value, line["step"])
+            writer.flush()
+
+        return listen
+
+    return begin

@@ -42,15 +42,16 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
     try:
         if resume:
             state = checkpoints.restore(state)
-        metrics = Metrics(run.folder, steps_done(state), run.listeners)
+        done = steps_done(state)
+        metrics = Metrics(run.folder, done, [begin(done) for begin in run.listeners])
         best[0] = metrics.best_step
         models = "" if run.recipe.seeds == 1 else f"{run.recipe.seeds} models of "
         run.console.print(
             f"{models}{count(run.config):,} parameters, {run.data.about}, "
             f"vocabulary {run.config.n_vocab}"
         )
-        if resume and steps_done(state):
-            run.console.print(f"going on from step {steps_done(state)}")
+        if resume and done:
+            run.console.print(f"going on from step {done}")
         _Loop(run, metrics, checkpoints).go(state)
         checkpoints.finish()
     finally:

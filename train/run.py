@@ -29,8 +29,8 @@ class Run(NamedTuple):
     console: Console
     keep: int = 1
     """last checkpoints to keep, besides the best"""
-    listeners: tuple[Callable[[Line], None], ...] = ()
-    """called with every line of the metrics"""
+    listeners: tuple[Callable[[int], Callable[[Line], None]], ...] = ()
+    """each called with the step that the run starts from, and what it gives with every line of the metrics"""
 
 
 class Keys(NamedTuple):
