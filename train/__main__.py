@@ -1,6 +1,7 @@
 """The command line of training: `python -m train [PRESET] [options]`."""
 
 import dataclasses
+import logging
 import shlex
 import sys
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def main(args: list[str] | None = None) -> int:
     """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM."""
     args = sys.argv[1:] if args is None else args
     console = Console()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's: what fails is said below, once
     try:
         command = parse(args)
         recipe = command.recipe

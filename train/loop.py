@@ -54,6 +54,8 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
             run.console.print(f"going on from step {done}")
         _Loop(run, metrics, checkpoints).go(state)
         checkpoints.finish()
+    except OSError as error:
+        raise checkpoints.unwritten(error) from error
     finally:
         checkpoints.close()
     finish(run, metrics)
@@ -128,12 +130,11 @@ class _Loop:
         due = done % recipe.validate_every == 0 or done == recipe.steps
         if not due or done in self.metrics.validations():
             return
-        if not all_finite(state.params):
-            raise RunError(self.diverged("a parameter", done))
-        self.checkpoints.save(state)
+        self.save(state)
         line = self.evaluate(state)
         loss = line["validation_loss"]
         if not math.isfinite(loss):
+            self.checkpoints.remove(done)  # it is not one to go on from
             raise RunError(self.diverged("the validation loss", done))
         if better := loss < self.metrics.best():
             save_models(self.run, state.params)
@@ -145,13 +146,23 @@ class _Loop:
             f"step {done:>6}  validation loss {loss:.4f}{spread}" + ("  (best)" if better else "")
         )
 
+    def save(self, state: TrainState) -> None:
+        """Begin to save a state that one can go on from.
+
+        Raises:
+            RunError: this is none.
+        """
+        if not all_finite(state.params):
+            raise RunError(self.diverged("a parameter", steps_done(state)))
+        self.checkpoints.save(state)
+
     def stop(self, state: TrainState, number: int) -> None:
         """Save, and leave.
 
         Raises:
             Interrupted: always.
         """
-        self.checkpoints.save(state)
+        self.save(state)
         self.checkpoints.finish()
         sentence = f"stopped at step {steps_done(state)}; the state is saved in {self.run.folder}"
         raise Interrupted(number, sentence)
