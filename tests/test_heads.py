@@ -8,9 +8,9 @@ from jaxformer.interp.heads import induction_score, pattern_entropy, previous_to
 
 
 def looking_back(back: int, length: int) -> np.ndarray:
-    """A head that attends to the token so far back, or to the first where there is none."""
-    pattern = np.zeros((length, length), np.float32)
-    pattern[np.arange(length), np.maximum(np.arange(length) - back, 0)] = 1.0
+    """A head that attends to the token so far back, or to the current one where there is none."""
+    pattern, here = np.zeros((length, length), np.float32), np.arange(length)
+    pattern[here, np.where(here < back, here, here - back)] = 1.0
     return pattern
 
 

@@ -55,12 +55,12 @@ def test_the_scalars_are_the_metrics(corpus: Path):
 
 
 def test_what_was_not_saved_is_hidden_after_going_on(tmp_path: Path):
-    first = tensorboard(tmp_path)(0)
-    for step in (0, 5, 10, 15):
-        first({"step": step, "loss": float(step)})
-    again = tensorboard(tmp_path)(10)
-    for step in (15, 20):
-        again({"step": step, "loss": -float(step)})
+    with tensorboard(tmp_path)(0) as first:
+        for step in (0, 5, 10, 15):
+            first({"step": step, "loss": float(step)})
+    with tensorboard(tmp_path)(10) as again:
+        for step in (15, 20):
+            again({"step": step, "loss": -float(step)})
     assert scalars(tmp_path) == {
         ("loss", 0): 0.0, ("loss", 5): 5.0, ("loss", 10): 10.0, ("loss", 15): -15.0, ("loss", 20): -20.0,
     }  # fmt: skip

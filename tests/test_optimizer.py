@@ -16,7 +16,7 @@ from train.optimizer import decays, make_optimizer, orthogonal, schedule
 from train.recipe import Optimizer
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-PLAIN = {"warmup": 0, "clip": 1e9}
+PLAIN: dict[str, Any] = {"warmup": 0, "clip": 1e9}
 """Neither warm-up nor clipping."""
 
 
@@ -62,7 +62,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest(name: str):
 def test_without_a_gradient_only_decayed_parameters_shrink(name: str, rule: str):
     config = NAMED[name]
     nothing = jax.tree.map(jnp.zeros_like, random_params(config))
-    settings = {"learning_rate": 0.5, "weight_decay": 0.2}
+    settings: dict[str, Any] = {"learning_rate": 0.5, "weight_decay": 0.2}
     changes, params = first_update(config, nothing, name=rule, **settings)
     decayed = {p for p, decay in by_name(decays(config)).items() if decay}
     if rule == "muon":
@@ -86,7 +86,7 @@ def as_matrices(config: Config, parameter: str, values: Any) -> np.ndarray:
 def test_muon_s_updates_are_orthogonal_layer_by_layer_and_over_all_heads(name: str):
     config = NAMED[name]
     gradient = random_params(config, seed=1)
-    settings = {"learning_rate": 1.0, "weight_decay": 0.0}
+    settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": 0.0}
     changes, _ = first_update(config, gradient, name="muon", **settings)
     matrices = [p for p in changes if p.startswith("blocks.") and ".W_" in p]
     assert len(matrices) >= 4
@@ -124,7 +124,12 @@ def test_muon_is_optax_s_on_each_layer_s_matrix(parameter: str):
 
 
 def test_what_muon_leaves_is_adam_s_at_its_own_rate():
-    settings = {"name": "muon", "learning_rate": 0.02, "adam_learning_rate": 1e-3, "beta1": 0.8}
+    settings: dict[str, Any] = {
+        "name": "muon",
+        "learning_rate": 0.02,
+        "adam_learning_rate": 1e-3,
+        "beta1": 0.8,
+    }
     gradient: Any = random_params(CLASSIC, seed=1)
     changes, params = first_update(CLASSIC, gradient, **settings)
     adam = optax.nadam(1e-3, b1=0.8, b2=0.99)
@@ -138,7 +143,7 @@ def test_clipping_comes_before_the_rule():
     gradient: Any = random_params(SEED, seed=1)
     norm = float(optax.tree.norm(gradient))
     small = jax.tree.map(lambda g: g * 1e-7, gradient)  # so small that Adam's epsilon shows
-    clip = {"warmup": 0, "clip": norm * 1e-8}
+    clip: dict[str, Any] = {"warmup": 0, "clip": norm * 1e-8}
     optimizer = make_optimizer(SEED, Optimizer(**clip), 100)
     plain = make_optimizer(SEED, Optimizer(**PLAIN), 100)
     params: Any = random_params(SEED)

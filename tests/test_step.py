@@ -48,8 +48,8 @@ def some_batch(config: Config, rows: int = 6, context: int = 5, seed: int = 0) -
     return Batch(jnp.asarray(windows), jnp.asarray(counted))
 
 
-def assert_close(a: Any, b: Any, **tolerance: float) -> None:
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+def assert_close(a: Any, b: Any, rtol: float, atol: float = 0.0) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
 # --- the loss and what counts in it ---

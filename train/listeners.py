@@ -1,13 +1,14 @@
 """Other readers of the metrics while a run lasts."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from train.runs import Line, RunError
+from train.runs import Line, Listener, RunError
 
 
-def tensorboard(folder: Path) -> Callable[[int], Callable[[Line], None]]:
-    """Writes every number as a TensorBoard scalar: a function from the first step to a listener.
+def tensorboard(folder: Path) -> Listener:
+    """Writes every number as a TensorBoard scalar: entered with the step that a run starts from.
 
     What an earlier process wrote of later steps belongs to a future that was not saved: it is hidden.
 
@@ -21,8 +22,11 @@ def tensorboard(folder: Path) -> Callable[[int], Callable[[Line], None]]:
             "--tensorboard needs tensorboardX: python -m pip install 'jaxformer[tensorboard]'"
         ) from error
 
-    def begin(step: int) -> Callable[[Line], None]:
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    @contextlib.contextmanager
+    def begin(step: int) -> Iterator[Callable[[Line], None]]:
+        # A name of its own: what was begun within the same second would be written over.
+        own = {"purge_step": step + 1, "filename_suffix": f".{step}"}
+        writer = SummaryWriter(str(folder / "tensorboard"), **own)
 
         def listen(line: Line) -> None:
             for name, value in line.items():
@@ -30,6 +34,9 @@ def tensorboard(folder: Path) -> Callable[[int], Callable[[Line], None]]:
                     writer.add_scalar(name, value, line["step"])
             writer.flush()
 
-        return listen
+        try:
+            yield listen
+        finally:
+            writer.close()  # it writes in a thread of its own: without this the last lines are lost
 
     return begin

@@ -39,11 +39,13 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
     state = fresh_state(run.recipe, run.config)
     best: list[Callable[[], int | None]] = [lambda: None]
     checkpoints = Checkpoints(run.folder, run.keep, lambda: best[0]())
+    entered = contextlib.ExitStack()
     try:
         if resume:
             state = checkpoints.restore(state)
         done = steps_done(state)
-        metrics = Metrics(run.folder, done, [begin(done) for begin in run.listeners])
+        listeners = [entered.enter_context(listener(done)) for listener in run.listeners]
+        metrics = Metrics(run.folder, done, listeners)
         best[0] = metrics.best_step
         models = "" if run.recipe.seeds == 1 else f"{run.recipe.seeds} models of "
         run.console.print(
@@ -57,6 +59,7 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
     except OSError as error:
         raise checkpoints.unwritten(error) from error
     finally:
+        entered.close()
         checkpoints.close()
     finish(run, metrics)
     return metrics

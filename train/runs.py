@@ -32,6 +32,10 @@ Line = dict[str, Any]
 """One line of the metrics: `step`, then numbers, or nested lists of them, by name."""
 
 
+Listener = Callable[[int], contextlib.AbstractContextManager[Callable[[Line], None]]]
+"""Entered with the step that a run starts from, it gives what to call with every line."""
+
+
 class RunError(Exception):
     """A run that cannot start, go on or be saved, and what to do about it."""
 
