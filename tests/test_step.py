@@ -35,7 +35,8 @@ def fresh_params(config: Config) -> Params:
 
 
 def start(config: Config, steps: int = 8, **settings: Any):
-    optimizer = make_optimizer(config, Optimizer(**({"warmup": 2} | settings)), steps)
+    chosen: dict[str, Any] = {"warmup": 2} | settings
+    optimizer = make_optimizer(config, Optimizer(**chosen), steps)
     params: Any = jax.tree.map(jnp.copy, fresh_params(config))  # a step takes the buffers over
     return optimizer, TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
