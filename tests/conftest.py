@@ -57,3 +57,12 @@ def standard_promotion():
     """Where optax computes: it multiplies floats by integer step counts."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A text to train on, in a folder of its own."""
+    line = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
+    path = tmp_path / "notes.txt"
+    path.write_text(line * 40)
+    return path

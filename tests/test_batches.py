@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes
-from train.batches import cover, draw_batch, draw_windows, held_out_starts, host_starts
+from train.batches import cover, draw_starts, draw_windows, held_out_starts, host_starts
+from train.data import in_batches
 from train.tokenfile import write_tokens
 
 KEY = jax.random.key(0)
@@ -22,11 +23,46 @@ def test_a_file_and_a_corpus_in_memory_give_the_same_batches(tmp_path: Path):
     starts = host_starts(KEY, np.arange(20, 25), len(tokens) - 9, 6)
     windows = draw_windows(tokens, starts, 9)
     assert windows.shape == (5, 6, 10)
-    in_memory = jnp.asarray(Bytes().encode(text))
+    in_memory = Bytes().encode(text)
     for i, step in enumerate(range(20, 25)):
-        np.testing.assert_array_equal(
-            windows[i], draw_batch(KEY, jnp.asarray(step), in_memory, 6, 9)
-        )
+        alone = np.asarray(draw_starts(KEY, jnp.asarray(step), len(in_memory) - 9, 6))
+        np.testing.assert_array_equal(windows[i], draw_windows(in_memory, alone, 9))
+
+
+def test_a_batch_is_a_function_of_key_and_step_alone():
+    tokens = np.arange(1000)
+
+    def draw(*steps: int) -> np.ndarray:
+        return draw_windows(tokens, host_starts(KEY, np.array(steps), 1000 - 5, 8), 5)
+
+    np.testing.assert_array_equal(draw(31), draw(31))
+    np.testing.assert_array_equal(draw(30, 31, 32)[1], draw(31)[0])
+    assert not np.array_equal(draw(31), draw(32))
+    assert (np.diff(draw(31), axis=-1) == 1).all()
+
+
+def test_windows_begin_at_every_place_and_never_past_the_end():
+    drawn = draw_windows(np.arange(7), host_starts(KEY, np.arange(5), 7 - 4, 64), 4)
+    assert set(drawn[..., 0].ravel().tolist()) == {0, 1, 2}
+
+
+@given(length=st.integers(2, 60), batch=st.integers(1, 5), context=st.integers(1, 9))
+def test_validation_covers_each_target_once(length: int, batch: int, context: int):
+    tokens = np.arange(length)
+    windows, real = cover(tokens, batch, context)
+    targets = windows[:, :, 1:][real]
+    np.testing.assert_array_equal(np.sort(targets), np.arange(1, length))
+    np.testing.assert_array_equal(windows[:, :, :-1][real], targets - 1)
+
+
+@given(rows=st.integers(1, 20), batch=st.integers(1, 7))
+def test_what_fills_up_the_last_batch_is_not_counted(rows: int, batch: int):
+    windows = np.arange(rows * 4).reshape(rows, 4)
+    filled = in_batches(windows, batch)
+    assert filled.windows.shape == (-(-rows // batch), batch, 4)
+    counted = filled.counted.all(axis=-1)
+    assert (filled.counted.any(axis=-1) == counted).all()
+    np.testing.assert_array_equal(filled.windows[counted], windows)
 
 
 @pytest.mark.parametrize("last", [2**31 - 1, 2**31, 10**11])

@@ -12,6 +12,7 @@ import pytest
 from jaxformer import Compute, Config, empty_cache, forward
 from jaxformer.config import Kernel
 from tests.models import CLASSIC, MODERN, random_params, random_tokens
+from train.batches import Batch
 from train.step import TrainState, train_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -50,7 +51,8 @@ def training(config: Config, compute: Compute):
     windows = jnp.stack([random_tokens(config, 6, seed) for seed in range(2)])
 
     def run(leaves, windows):
-        state, metrics = train_step(tree.unflatten(leaves), config, windows, optimizer, compute)
+        batch = Batch(windows, jnp.ones_like(windows[:, 1:], dtype=bool))
+        state, metrics = train_step(tree.unflatten(leaves), config, batch, optimizer, compute)
         return jax.tree.leaves(state), metrics["loss"]
 
     return run, (leaves, windows)

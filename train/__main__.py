@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import logging
 import shlex
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from train.loop import Interrupted, train
 from train.presets import PRESETS
 from train.recipe import Recipe
 from train.run import Run
-from train.runs import RunError, open_run, read_metrics
+from train.runs import RunError, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +80,15 @@ def main(args: list[str] | None = None) -> int:
     """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM."""
     args = sys.argv[1:] if args is None else args
     console = Console()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's: what fails is said below, once
     try:
         command = parse(args)
         recipe = command.recipe
         data = open_data(recipe)
         config = recipe.config.for_tokenizer(data.tokenizer)
         folder = command.runs / command.name
+        listeners = (tensorboard(folder),) if command.tensorboard else ()
         open_run(folder, recipe, data.sha256, resume=command.resume, overwrite=command.overwrite)
-        listeners = (tensorboard(folder, _last_step(folder)),) if command.tensorboard else ()
         run = Run(recipe, config, data, folder, console, command.keep, listeners)
         best = train(run, resume=command.resume).best()
     except Interrupted as interruption:
@@ -113,11 +115,6 @@ def main(args: list[str] | None = None) -> int:
         return 1
     print(f"best validation loss {best:.4f}; everything is in {folder}")
     return 0
-
-
-def _last_step(folder: Path) -> int:
-    """The step of the last line of a run's metrics."""
-    return max((line["step"] for line in read_metrics(folder)), default=0)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,13 @@ def make_evaluation(recipe: Recipe, config: Config, data: Data) -> Callable[[Tra
     return evaluate
 
 
-def summary(name: str, values: Float[np.ndarray, "*members"]) -> dict[str, Any]:
+def summary(name: str, values: Float[np.ndarray, "*members"] | float) -> dict[str, Any]:
     """A number, or the mean of the members' with all of them and their spread beside it.
 
     >>> summary("loss", np.array([1.0, 3.0]))
     {'loss': 2.0, 'loss_spread': 1.0, 'losses': [1.0, 3.0]}
     """
+    values = np.asarray(values)
     mean = float(values.mean())
     if not values.ndim:
         return {name: mean}

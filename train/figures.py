@@ -22,6 +22,13 @@ UPDATES = {"attn_update_norm": "attention", "mlp_update_norm": "MLP"}
 def write_report(
     path: Path, lines: Lines, yardsticks: Mapping[str, float], perfect: float | None = None
 ) -> None:
+    """A run's page, as a PNG."""
+    draw_report(lines, yardsticks, perfect).savefig(path)
+
+
+def draw_report(
+    lines: Lines, yardsticks: Mapping[str, float], perfect: float | None = None
+) -> Figure:
     """A run's page: losses between yardsticks and floor, rate, throughput, and all that was watched."""
     plots: list[Callable[[Axes], Any]] = [
         lambda axes: _losses(axes, lines, yardsticks, perfect),
@@ -40,7 +47,7 @@ def write_report(
         plot(axes)
     for axes in places.flat[len(plots) :]:
         axes.set_axis_off()
-    figure.savefig(path)
+    return figure
 
 
 def write_comparison(path: Path, runs: Mapping[str, Lines]) -> None:

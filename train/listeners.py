@@ -1,13 +1,16 @@
 """Other readers of the metrics while a run lasts."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from train.runs import Line, RunError
+from train.runs import Line, Listener, RunError
 
 
-def tensorboard(folder: Path, step: int) -> Callable[[Line], None]:
-    """A listener that writes every number as a TensorBoard scalar, going on from a step.
+def tensorboard(folder: Path) -> Listener:
+    """Writes every number as a TensorBoard scalar: entered with the step that a run starts from.
+
+    What an earlier process wrote of later steps belongs to a future that was not saved: it is hidden.
 
     Raises:
         RunError: tensorboardX is not installed.
@@ -18,12 +21,22 @@ def tensorboard(folder: Path, step: int) -> Callable[[Line], None]:
         raise RunError(
             "--tensorboard needs tensorboardX: python -m pip install 'jaxformer[tensorboard]'"
         ) from error
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def listen(line: Line) -> None:
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                writer.add_scalar(name, value, line["step"])
-        writer.flush()
+    @contextlib.contextmanager
+    def begin(step: int) -> Iterator[Callable[[Line], None]]:
+        # A name of its own: what was begun within the same second would be written over.
+        own = {"purge_step": step + 1, "filename_suffix": f".{step}"}
+        writer = SummaryWriter(str(folder / "tensorboard"), **own)
 
-    return listen
+        def listen(line: Line) -> None:
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    writer.add_scalar(name, value, line["step"])
+            writer.flush()
+
+        try:
+            yield listen
+        finally:
+            writer.close()  # it writes in a thread of its own: without this the last lines are lost
+
+    return begin

@@ -39,21 +39,27 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
     state = fresh_state(run.recipe, run.config)
     best: list[Callable[[], int | None]] = [lambda: None]
     checkpoints = Checkpoints(run.folder, run.keep, lambda: best[0]())
+    entered = contextlib.ExitStack()
     try:
         if resume:
             state = checkpoints.restore(state)
-        metrics = Metrics(run.folder, steps_done(state), run.listeners)
+        done = steps_done(state)
+        listeners = [entered.enter_context(listener(done)) for listener in run.listeners]
+        metrics = Metrics(run.folder, done, listeners)
         best[0] = metrics.best_step
         models = "" if run.recipe.seeds == 1 else f"{run.recipe.seeds} models of "
         run.console.print(
             f"{models}{count(run.config):,} parameters, {run.data.about}, "
             f"vocabulary {run.config.n_vocab}"
         )
-        if resume and steps_done(state):
-            run.console.print(f"going on from step {steps_done(state)}")
+        if resume and done:
+            run.console.print(f"going on from step {done}")
         _Loop(run, metrics, checkpoints).go(state)
         checkpoints.finish()
+    except OSError as error:
+        raise checkpoints.unwritten(error) from error
     finally:
+        entered.close()
         checkpoints.close()
     finish(run, metrics)
     return metrics
@@ -127,12 +133,11 @@ class _Loop:
         due = done % recipe.validate_every == 0 or done == recipe.steps
         if not due or done in self.metrics.validations():
             return
-        if not all_finite(state.params):
-            raise RunError(self.diverged("a parameter", done))
-        self.checkpoints.save(state)
+        self.save(state)
         line = self.evaluate(state)
         loss = line["validation_loss"]
         if not math.isfinite(loss):
+            self.checkpoints.remove(done)  # it is not one to go on from
             raise RunError(self.diverged("the validation loss", done))
         if better := loss < self.metrics.best():
             save_models(self.run, state.params)
@@ -144,13 +149,23 @@ class _Loop:
             f"step {done:>6}  validation loss {loss:.4f}{spread}" + ("  (best)" if better else "")
         )
 
+    def save(self, state: TrainState) -> None:
+        """Begin to save a state that one can go on from.
+
+        Raises:
+            RunError: this is none.
+        """
+        if not all_finite(state.params):
+            raise RunError(self.diverged("a parameter", steps_done(state)))
+        self.checkpoints.save(state)
+
     def stop(self, state: TrainState, number: int) -> None:
         """Save, and leave.
 
         Raises:
             Interrupted: always.
         """
-        self.checkpoints.save(state)
+        self.save(state)
         self.checkpoints.finish()
         sentence = f"stopped at step {steps_done(state)}; the state is saved in {self.run.folder}"
         raise Interrupted(number, sentence)

@@ -37,6 +37,8 @@ def adamw(config: Config, settings: Optimizer, steps: int) -> optax.GradientTran
 def muon(config: Config, settings: Optimizer, steps: int) -> optax.GradientTransformation:
     """Matrices between hidden states by their momentum, made orthogonal; all the rest by Adam.
 
+    As optax has it, both look ahead by Nesterov's momentum, so that Adam here is NAdam.
+
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
     dimensions = orthogonal(config)

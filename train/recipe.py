@@ -158,6 +158,11 @@ class Recipe:
                 f'kernel="{self.compute.kernel}" never forms the patterns that --watch looks at; '
                 'leave out one of them, or use kernel="einsum"'
             )
+        if "induction" in self.watch and self.context < 4:
+            raise ValueError(
+                f"context={self.context} is too short for --watch induction, which looks at a repeat of at "
+                "least two tokens; choose one of at least 4"
+            )
         rows = self.config.n_context
         if rows is not None and self.context > rows:
             raise ValueError(

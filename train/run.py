@@ -1,6 +1,5 @@
 """A run's fixed parts and its randomness: what loop, evaluation and outcome share."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from train.batches import Batch
 from train.data import Data
 from train.optimizer import make_optimizer
 from train.recipe import Recipe
-from train.runs import Line
+from train.runs import Listener
 from train.step import TrainState
 
 
@@ -29,8 +28,8 @@ class Run(NamedTuple):
     console: Console
     keep: int = 1
     """last checkpoints to keep, besides the best"""
-    listeners: tuple[Callable[[Line], None], ...] = ()
-    """called with every line of the metrics"""
+    listeners: tuple[Listener, ...] = ()
+    """other readers of the metrics while it lasts"""
 
 
 class Keys(NamedTuple):

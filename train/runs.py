@@ -32,6 +32,10 @@ Line = dict[str, Any]
 """One line of the metrics: `step`, then numbers, or nested lists of them, by name."""
 
 
+Listener = Callable[[int], contextlib.AbstractContextManager[Callable[[Line], None]]]
+"""Entered with the step that a run starts from, it gives what to call with every line."""
+
+
 class RunError(Exception):
     """A run that cannot start, go on or be saved, and what to do about it."""
 
@@ -167,11 +171,17 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         own = jax.tree.map(jnp.copy, state)  # the next step takes the state's buffers for its own
-        self._explained(lambda: self.manager.save(step, args=ocp.args.StandardSave(own)))
+        named = ocp.args.Composite(state=ocp.args.StandardSave(own))
+        self._explained(lambda: self.manager.save(step, args=named))
 
     def finish(self) -> None:
         """Wait until all that was begun is on the disk."""
         self._explained(self.manager.wait_until_finished)
+
+    def remove(self, step: int) -> None:
+        """Forget the state of a step, which was no good."""
+        self.finish()
+        self.manager.delete(step)
 
     def restore(self, like: TrainState) -> TrainState:
         """The last whole state.
@@ -200,12 +210,22 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for what was begun, and release orbax's threads."""
-        self.manager.close()
+        self._explained(self.manager.close)
+
+    def unwritten(self, error: Exception) -> RunError:
+        """What to say where something cannot be written; what was begun before is waited for."""
+        with contextlib.suppress(Exception):  # it fails for the same reason
+            self.manager.wait_until_finished()
+        why = str(error).partition("\n")[0]
+        return RunError(
+            f"the run cannot be written to {self.folder.parent}: {why}. The last good checkpoint is "
+            f"{self.last()}; make room there, then go on with --resume"
+        )
 
     def _read(self, step: int, like: TrainState) -> TrainState:
         shape: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored: Any = self.manager.restore(step, args=ocp.args.StandardRestore(shape))
-        return restored
+        named = ocp.args.Composite(state=ocp.args.StandardRestore(shape))
+        return self.manager.restore(step, args=named)["state"]
 
     def _way_on(self, steps: Sequence[int], like: TrainState) -> str:
         for step in reversed(steps[:-1]):
@@ -221,7 +241,4 @@ class Checkpoints:
         try:
             write()
         except Exception as error:  # orbax and tensorstore raise many kinds
-            raise RunError(
-                f"a checkpoint could not be saved in {self.folder}: {error}. The last good one is "
-                f"{self.last()}; make room there, then go on with --resume"
-            ) from error
+            raise self.unwritten(error) from error

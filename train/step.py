@@ -62,7 +62,7 @@ def loss_and_gradient(
     if accumulate == 1:
         return jax.value_and_grad(share)(params, batch)
     parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-    start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    start = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
 
     def add(sums: Any, part: Batch) -> Any:
         return jax.tree.map(jnp.add, sums, jax.value_and_grad(share)(params, part)), None

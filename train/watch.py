@@ -53,19 +53,11 @@ LOOKS: dict[Watch, Look] = {
 def watcher(
     names: Iterable[Watch], config: Config, held_out: Batch, compute: Compute
 ) -> Callable[[Params], dict[str, Float[Array, "..."]]]:
-    """A function from parameters to what there is to see, means over a few sequences; to be jitted.
-
-    Raises:
-        ValueError: the context is too short for repeats.
-    """
+    """A function from parameters to what there is to see, means over a few sequences; to be jitted."""
     looks = [LOOKS[name] for name in names]
     real = jnp.asarray(held_out.windows[0][:PROMPTS, :-1])
     period = real.shape[1] // 2
     repeats = repeated_tokens(config.n_vocab, period, PROMPTS)
-    if any(look.repeated for look in looks) and period < 2:
-        raise ValueError(
-            "--watch induction needs a --context of at least 4: a repeat of two tokens"
-        )
 
     def look(params: Params, tokens: Int[Array, "rows t"], *, repeated: bool) -> dict[str, Array]:
         chosen = [look for look in looks if look.repeated == repeated]

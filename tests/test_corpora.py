@@ -1,0 +1,91 @@
+"""Texts to train on: found, split by position, and refused in sentences."""
+
+from pathlib import Path
+
+import pytest
+
+from train import corpora
+
+
+def test_python_docs_is_english_prose_and_splits_by_position():
+    corpus = corpora.load_corpus("python-docs", "characters", 64)
+    text = corpora.python_docs()
+    assert len(text) > 300_000
+    assert (
+        corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
+    )
+    assert len(corpus.train) == len(text) * 9 // 10
+    assert corpus.characters_per_token == 1
+
+
+def test_paths_are_files_folders_and_globs(tmp_path: Path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("bb")
+    (tmp_path / "a.txt").write_text("aé")
+    (tmp_path / "sub" / "c.md").write_text("cc")
+    (tmp_path / ".hidden").write_text("no")
+    assert corpora.read_path(str(tmp_path / "a.txt")) == "aé"
+    assert corpora.read_path(str(tmp_path)) == "aé\nbb\ncc"
+    assert corpora.read_path(str(tmp_path / "*.txt")) == "aé\nbb"
+
+
+def test_bytes_count_characters_for_bits_per_character(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("é" * 100)
+    corpus = corpora.load_corpus(str(tmp_path / "a.txt"), "bytes", 4)
+    assert len(corpus.train) == 180
+    assert corpus.characters_per_token == 0.5
+
+
+BAD_CORPORA = {
+    "": "is empty; give it some text",
+    "short": r"is too short: its first 90 % are 4 tokens and the rest 1; a context of 64 needs at least 65",
+    b"caf\xe9 au lait": "is not UTF-8: byte 0xe9 at offset 3; convert it",
+}
+
+
+@pytest.mark.parametrize("content", BAD_CORPORA, ids=repr)
+def test_a_corpus_that_cannot_be_used_is_refused(tmp_path: Path, content: str | bytes):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=BAD_CORPORA[content]):
+        corpora.load_corpus(str(path), "characters", 64)
+
+
+def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(
+        ValueError, match="it is no file, folder or glob with files in it, nor one of python-docs"
+    ):
+        corpora.load_corpus(str(tmp_path / "nothing*"), "characters", 64)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(corpora.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    return tmp_path / "jaxformer" / "tinyshakespeare.txt"
+
+
+def test_shakespeare_is_downloaded_once_and_checked(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = tmp_path / "source.txt"
+    source.write_text("First Citizen:")
+    monkeypatch.setattr(corpora, "SHAKESPEARE_URL", source.as_uri())
+    with pytest.raises(ValueError, match="is not tiny Shakespeare: its SHA-256 is"):
+        corpora.shakespeare()
+    assert not cache.exists()
+    digest = corpora.hashlib.sha256(source.read_bytes()).hexdigest()
+    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", digest)
+    assert corpora.shakespeare() == "First Citizen:"
+    source.unlink()
+    assert corpora.shakespeare() == "First Citizen:"
+    cache.write_text("First Citizen")
+    with pytest.raises(ValueError, match="remove the file and try again"):
+        corpora.shakespeare()
+
+
+def test_shakespeare_offline_says_what_to_do(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpora, "SHAKESPEARE_URL", (tmp_path / "gone.txt").as_uri())
+    with pytest.raises(OSError, match=r"without a network, put the file at .*tinyshakespeare.txt"):
+        corpora.shakespeare()
