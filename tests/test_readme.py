@@ -16,7 +16,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """On a model with the seed's sizes and fresh weights: its numbers are another run's."""
     tokenizer = Characters.of("abcdefghijklmnopqrstuvwxyz ")
-    config = PRESETS["seed"].config.for_tokenizer(tokenizer)
+    config = PRESETS["seed"]().config.for_tokenizer(tokenizer)
     save(tmp_path / "runs/seed/model", config, init(config, jax.random.key(0)), tokenizer)
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

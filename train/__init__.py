@@ -1,6 +1,6 @@
 """Train a model from one command: `python -m train`.
 
-Reading order: `presets` (what to train), `corpora` and `batches` (on what; `prepare` and `tokenfile` if
-it is too large for memory), `optimizer` and `step` (how), `loop` (until when), `report` and `sample`
-(what came of it).
+Reading order: `recipe` and `presets` (what to train), `data`, `corpora`, `tokenfile`, `tasks` and `batches`
+(on what), `optimizer` and `step` (how), `run` and `loop` (until when), `watch` and `evaluate` (what is seen
+meanwhile), `runs` (what is kept), `outcome`, `figures` and `report` (what came of it).
 """
