@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes
-from train.batches import cover, draw_starts, draw_windows, held_out_starts, host_starts
+from train.batches import (
+    cover,
+    draw_starts,
+    draw_windows,
+    held_out_starts,
+    host_starts,
+    shuffled_starts,
+)
 from train.data import in_batches
 from train.tokenfile import write_tokens
 
@@ -107,3 +114,28 @@ def test_held_out_windows_are_those_of_cover_if_they_fit():
     covered = cover(tokens[900:], 1, 9)[0][:, 0]
     np.testing.assert_array_equal(windows, covered[: len(windows)])
     assert len(windows) == 11
+
+
+@given(tokens=st.integers(21, 90), batch=st.integers(1, 4), context=st.integers(1, 10))
+def test_a_shuffled_epoch_takes_each_window_once_and_stays_inside(
+    tokens: int, batch: int, context: int
+):
+    places = (tokens - 1) // context - 1
+    steps = np.arange(-(-2 * places // batch))
+    starts = shuffled_starts(KEY, steps, tokens, batch, context)
+    assert starts.min() >= 0
+    assert starts.max() + context < tokens
+    epochs = starts.ravel()[: 2 * places].reshape(2, places)
+    for epoch in np.sort(epochs):
+        np.testing.assert_array_equal(np.diff(epoch), context)
+    np.testing.assert_array_equal(  # each step alone, without those before it
+        np.concatenate(
+            [shuffled_starts(KEY, steps[i : i + 1], tokens, batch, context) for i in steps]
+        ),
+        starts,
+    )
+
+
+def test_too_few_tokens_for_an_epoch_are_refused():
+    with pytest.raises(ValueError, match="20 tokens are too few for windows of 11"):
+        shuffled_starts(KEY, np.arange(1), 20, 1, 10)

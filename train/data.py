@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Array, Int, Integer, Key
 
 from jaxformer.tokenizer import Tokenizer
-from train.batches import Batch, cover, draw_windows, held_out_starts, host_starts
+from train.batches import (
+    Batch,
+    cover,
+    draw_windows,
+    held_out_starts,
+    host_starts,
+    shuffled_starts,
+)
 from train.corpora import load_corpus
 from train.ngrams import ngram_losses
 from train.recipe import Recipe
@@ -120,14 +127,18 @@ def _from_task(task: Task, recipe: Recipe) -> Data:
 def _windows_of(
     tokens: Integer[np.ndarray, " n"], recipe: Recipe
 ) -> Callable[[Key[Array, ""], Int[np.ndarray, " n"]], Batch]:
-    """Windows that begin anywhere in the tokens with equal chance; the tokens may be on the disk."""
-    places = len(tokens) - recipe.context
+    """Windows of the tokens, which may be on the disk, in the order that the Recipe names."""
+    n, batch, context = len(tokens), recipe.batch, recipe.context
 
     def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"]) -> Batch:
-        starts = host_starts(key, steps, places, recipe.batch)
-        windows = draw_windows(tokens, starts, recipe.context)
+        if recipe.order == "shuffled":
+            starts = shuffled_starts(key, steps, n, batch, context)
+        else:
+            starts = host_starts(key, steps, n - context, batch)
+        windows = draw_windows(tokens, starts, context)
         return Batch(windows, np.ones(windows[..., 1:].shape, bool))
 
+    draw(jax.random.key(0), np.arange(1))  # refuses now what could not be drawn later
     return draw
 
 

@@ -120,6 +120,8 @@ class Recipe:
     """tokens that the model sees at once"""
     batch: int = 24
     """sequences per step"""
+    order: Literal["random", "shuffled"] = "random"
+    """of a text's windows: they begin anywhere; or each epoch takes them side by side, in a new order"""
     accumulate: int = 1
     """parts that a batch is cut into; their gradients are summed: less memory, the same step"""
     steps: int = 800
