@@ -34,6 +34,44 @@ def nanogpt_cpu() -> Recipe:
     )
 
 
+def baby() -> Recipe:
+    """The same text, tokens and number of parameters as nanogpt-cpu, by our best choices.
+
+    Deeper and narrower, rotary positions, RMS norms, squared ReLU, a longer context in more and smaller
+    batches, every window once an epoch, Muon.
+    """
+    return Recipe(
+        config=_deep(position="rotary", norm="rms", activation="relu_squared"),
+        corpus="shakespeare",
+        context=256,
+        batch=2,
+        order="shuffled",
+        steps=3000,
+        optimizer=Optimizer(
+            name="muon", learning_rate=0.015, adam_learning_rate=3e-3, last_share=0.0
+        ),
+        compute=Compute(unroll=6),
+        validate_every=500,
+    )
+
+
+def seed_best() -> Recipe:
+    """The same budget without positions, norms and biases: a seed model, by our best choices of the rest."""
+    return Recipe(
+        config=_deep(activation="gelu"),
+        corpus="shakespeare",
+        context=64,
+        batch=12,
+        order="shuffled",
+        steps=2000,
+        optimizer=Optimizer(
+            name="muon", learning_rate=0.01, adam_learning_rate=3e-3, last_share=0.0
+        ),
+        compute=Compute(unroll=6),
+        validate_every=500,
+    )
+
+
 def grammar() -> Recipe:
     """Stories from a grammar whose entropy is known: how close to the floor does a small model come?"""
     return Recipe(
@@ -142,7 +180,7 @@ def gpt2_124m() -> Recipe:
 PRESETS: dict[str, Callable[[], Recipe]] = {
     make.__name__.replace("_", "-"): make
     for make in (
-        seed, nanogpt_cpu, grammar, induction, brackets, grok, nanogpt_char, gpt2_124m,
+        seed, nanogpt_cpu, baby, seed_best, grammar, induction, brackets, grok, nanogpt_char, gpt2_124m,
     )
 }  # fmt: skip
 """By name."""
@@ -150,6 +188,13 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
 
 def _seed_sized(**choices: object) -> Architecture:
     sizes = {"n_layers": 4, "d_model": 128, "n_heads": 4, "d_head": 32, "d_mlp": 512}
+    fields: dict[str, object] = sizes | choices
+    return Architecture(**fields)  # pyright: ignore[reportArgumentType]
+
+
+def _deep(**choices: object) -> Architecture:
+    """As many parameters as the seed's, within a hundredth, in six layers."""
+    sizes = {"n_layers": 6, "d_model": 104, "n_heads": 4, "d_head": 26, "d_mlp": 424}
     fields: dict[str, object] = sizes | choices
     return Architecture(**fields)  # pyright: ignore[reportArgumentType]
 
