@@ -65,7 +65,7 @@ def seed_best() -> Recipe:
         order="shuffled",
         steps=2000,
         optimizer=Optimizer(
-            name="muon", learning_rate=0.01, adam_learning_rate=3e-3, last_share=0.0
+            name="muon", learning_rate=0.007, adam_learning_rate=3e-3, last_share=0.0
         ),
         compute=Compute(unroll=6),
         validate_every=500,
