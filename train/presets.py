@@ -43,12 +43,12 @@ def baby() -> Recipe:
     return Recipe(
         config=_deep(position="rotary", norm="rms", activation="relu_squared"),
         corpus="shakespeare",
-        context=256,
-        batch=2,
+        context=512,
+        batch=1,
         order="shuffled",
         steps=3000,
         optimizer=Optimizer(
-            name="muon", learning_rate=0.015, adam_learning_rate=3e-3, last_share=0.0
+            name="muon", learning_rate=0.01, adam_learning_rate=2e-3, last_share=0.0
         ),
         compute=Compute(unroll=6),
         validate_every=500,
