@@ -76,3 +76,18 @@ def test_folders_that_hold_no_run_are_sentences(runs: list[Path], tmp_path: Path
     (good / "run.json").write_text('{"recipe": {')
     assert compare.main([str(good)]) == 1
     assert "is cut short or is no JSON" in capsys.readouterr().err
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(
+    runs: list[Path], tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = runs[0] / "run.json"
+    about = json.loads(path.read_text())
+    about["recipe"]["corpus"] = "[a-z]*[/b]"
+    path.write_text(json.dumps(about))
+    runs[0].rename("[red]")
+    assert compare.main(["[red]", "b", "--out", "both.png"]) == 0
+    out = capsys.readouterr().out
+    assert "[red]" in out
+    assert "[a-z]*[/b]" in out

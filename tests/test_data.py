@@ -66,6 +66,10 @@ BAD = {
         ["--corpus", "modular-addition", "--context", "3", "--batch", "3831"],
         "batch=3831 is more than the 3830 pairs",
     ),
+    "a task's order": (
+        ["--corpus", "grammar", "--order", "shuffled"],
+        "order=shuffled is of a text's windows; grammar is drawn as it is needed",
+    ),
     "a long context": (["--context", "400"], "a context of 400 needs at least 401"),
     "a long context in memory": (
         ["--context", "3100"],

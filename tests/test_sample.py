@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxformer import Characters, forward, init
+from jaxformer import Characters, Words, forward, init, save
 from tests.models import NAMED, SEED
 from tests.runs import options
 from train import sample
@@ -77,3 +77,17 @@ def test_sample_continues_from_a_run(corpus: Path, capsys):
         assert sentence in capsys.readouterr().err
     assert sample.main([folder + "-not"]) == 1
     assert "holds no model" in capsys.readouterr().err
+
+
+def test_words_are_parted_from_the_prompt(tmp_path: Path, capsys):
+    save(tmp_path / "model", SEED, init(SEED, jax.random.key(0)), Words(list("abcdefghijk")))
+    assert sample.main([str(tmp_path / "model"), "--prompt", "a b", "--n", "3"]) == 0
+    assert len(capsys.readouterr().out.split()) == 5
+
+
+def test_an_ensemble_s_members_are_found_with_their_context(tmp_path: Path, capsys):
+    (tmp_path / "run.json").write_text('{"corpus_sha256": "", "recipe": {"context": 9}}')
+    (tmp_path / "models" / "0").mkdir(parents=True)
+    assert sample.find_model(tmp_path / "models" / "0") == (tmp_path / "models" / "0", 9)
+    assert sample.main([str(tmp_path)]) == 1
+    assert "is an ensemble's; name one of its models" in capsys.readouterr().err

@@ -1,14 +1,17 @@
 """Whole runs: what they leave behind, and that no run is mixed up with another."""
 
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 
 from jaxformer import forward, load
-from tests.runs import check_refused, kept_steps, numbers, options
+from tests.runs import check_refused, final_state, folder_of, kept_steps, numbers, options
 from train.__main__ import main
+from train.recipe import Watch
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -94,7 +97,8 @@ BAD = {
     "both": (["--resume", "--overwrite"], "give one of them"),
     "no checkpoint": (["--keep", "0"], "keep=0 must be at least 1"),
     "odd parts": (["--accumulate", "3"], "batch=4 is not a multiple of accumulate=3"),
-    "blind": (["--watch", "update-norm", "--compute.kernel", "fused"], "never forms the patterns"),
+    "blind": (["--watch", "induction", "--compute.kernel", "fused"], "that --watch induction looks"),
+    "alone": (["--watch", "previous-token", "--context", "1"], "context=1 is too short for --watch previous-token"),
     "short": (["--watch", "induction", "--context", "3"], "context=3 is too short for --watch induction"),
     "64 bits": (["--compute.dtype", "float64"], "needs 64-bit JAX"),
 }  # fmt: skip
@@ -118,3 +122,21 @@ def test_an_unknown_preset_is_refused(capsys):
 def test_a_runs_folder_that_cannot_be_written_is_refused(corpus: Path, capsys):
     (corpus.parent / "runs").write_text("a file where the folder should be")
     check_refused(capsys, options(corpus, "x"), "Not a directory")
+
+
+def test_a_model_without_layers_is_saved_and_goes_on(corpus: Path):
+    command = options(corpus, "bigram", 10, "--config.n-layers", "0", "--watch", *get_args(Watch))
+    assert main(command) == 0
+    whole = final_state(command)
+    shutil.rmtree(folder_of(command) / "checkpoints" / "10")
+    assert main([*command, "--resume"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, whole, final_state(command))
+
+
+@pytest.mark.parametrize("recipe", ["null", "5", '"context"', "{}"])
+def test_a_description_that_is_no_run_s_is_a_sentence(corpus: Path, capsys, recipe: str):
+    folder = corpus.parent / "runs" / "hurt"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(f'{{"corpus_sha256": "", "recipe": {recipe}}}')
+    command = [*options(corpus, "hurt"), "--resume"]
+    check_refused(capsys, command, "run.json does not describe a run")

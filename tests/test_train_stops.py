@@ -181,3 +181,11 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path):
     assert read_metrics(tmp_path) == [{"step": 5, "loss": 1.0}]
     Metrics(tmp_path, 5).write({"step": 10, "loss": 0.5})
     assert [line["step"] for line in read_metrics(tmp_path)] == [5, 10]
+
+
+@pytest.mark.parametrize("line", ['{"step": 7, "lo}', '{"loss": 1.0}', "[1]", "\xff"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str):
+    text = f'{{"step": 5, "loss": 1.0}}\n{line}\n{{"step": 10, "loss": 0.5}}\n'
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is damaged"):
+        read_metrics(tmp_path)

@@ -1,5 +1,6 @@
 """Watching while training: what is seen is what plain numpy sees, and looking changes nothing."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ import pytest
 from jaxformer import Compute, Config, forward
 from tests.models import ATTENTION_ONLY, MODERN, SEED, random_params
 from tests.runs import numbers, options
-from train.__main__ import main
+from train.__main__ import main, parse
 from train.batches import Batch
 from train.recipe import Watch
 from train.watch import LOOKS, PROMPTS, repeated_tokens, watcher
@@ -95,3 +96,23 @@ def test_watching_changes_no_number_of_the_run(corpus: Path):
     for line in lines["watched"]:
         for name in line.keys() & seen:
             assert np.shape(line[name]) == ((1,) if "norm" in name else (1, 2)), name
+
+
+def test_what_fills_up_a_batch_is_not_looked_at():
+    params, batch = random_params(SEED), held_out(SEED)
+    counted = batch.counted.copy()
+    counted[0, 1:] = False
+    names = ("pattern-entropy", "update-norm")
+    filled = watcher(names, SEED, Batch(batch.windows, counted), Compute())(params)
+    alone = watcher(names, SEED, Batch(batch.windows[:, :1], counted[:, :1]), Compute())(params)
+    jax.tree.map(np.testing.assert_array_equal, filled, alone)
+
+
+def test_updates_are_seen_whatever_the_kernel():
+    params, batch = random_params(SEED), held_out(SEED)
+    einsum, blocked = (
+        watcher(("update-norm",), SEED, batch, Compute(kernel=kernel))(params)
+        for kernel in ("einsum", "blocked")
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), einsum, blocked)
+    parse(["seed", "--watch", "update-norm", "--compute.kernel", "blocked"])

@@ -16,6 +16,6 @@ def read_about(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
     whole = isinstance(about, dict) and "corpus_sha256" in about
-    if not whole or "context" not in about.get("recipe", {}):
+    if not (whole and isinstance(about.get("recipe"), dict) and "context" in about["recipe"]):
         raise ValueError(f"{path} does not describe a run: it lacks a recipe or the corpus's hash")
     return about

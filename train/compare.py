@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from train.about import read_about
@@ -48,7 +49,7 @@ def table(runs: dict[str, tuple[dict[str, Any], list[Line]]]) -> Table:
     shown = Table(title="runs")
     shown.add_column("")
     for name in runs:
-        shown.add_column(name, justify="right")
+        shown.add_column(escape(name), justify="right")
     every = {name: lines for name, (_, lines) in runs.items()}
     validations = {
         name: [line["validation_loss"] for line in lines if "validation_loss" in line]
@@ -63,7 +64,7 @@ def table(runs: dict[str, tuple[dict[str, Any], list[Line]]]) -> Table:
     abouts = {name: about for name, (about, _) in runs.items()}
     for field in differences(abouts):
         shown.add_row(
-            field.removeprefix("recipe."), *(str(a.get(field, "")) for a in abouts.values())
+            field.removeprefix("recipe."), *(escape(str(a.get(field, ""))) for a in abouts.values())
         )
     return shown
 

@@ -42,7 +42,7 @@ class Data(NamedTuple):
     perfect: float | None = None
     """loss of the best possible predictor, where that is known"""
     characters_per_token: float | None = None
-    """in the validation part; losses per token become losses per character by it"""
+    """in a text's validation part, in all of a token file; losses per token become losses per character by it"""
     prompt: Int[np.ndarray, " t"] | None = None
     """tokens to go on from in a sample, where there is something to go on with"""
 
@@ -101,6 +101,11 @@ def _from_file(file: TokenFile, recipe: Recipe) -> Data:
 
 def _from_task(task: Task, recipe: Recipe) -> Data:
     batch, context = recipe.batch, recipe.context
+    if recipe.order != "random":
+        raise ValueError(
+            f"order={recipe.order} is of a text's windows; {recipe.corpus} is drawn as it is needed. "
+            "Leave --order out"
+        )
     jax.eval_shape(
         lambda: task.draw(jax.random.key(0), batch, context)
     )  # refuses what does not fit

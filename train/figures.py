@@ -36,9 +36,11 @@ def draw_report(
         lambda axes: _throughput(axes, lines),
         lambda axes: _curve(axes, lines, "gradient_norm", "norm of the gradient"),
     ]
-    if any(name in line for name in UPDATES for line in lines):
+    # A model without layers has lines with no numbers in them.
+    seen = {name for line in lines for name, value in line.items() if np.size(value)}
+    if not seen.isdisjoint(UPDATES):
         plots.append(lambda axes: _updates(axes, lines))
-    watched = [name for name in HEADS if any(name in line for line in lines)]
+    watched = [name for name in HEADS if name in seen]
     plots += [lambda axes, name=name: _heads(axes, lines, name) for name in watched]
     rows = -(-len(plots) // 2)
     figure = Figure(figsize=(12, 3.4 * rows), dpi=110, layout="constrained")

@@ -155,15 +155,21 @@ class Recipe:
                 f"batch={self.batch} is not a multiple of accumulate={self.accumulate}; "
                 "all parts of a batch are of one size"
             )
-        if self.watch and self.compute.kernel != "einsum":
+        patterns = [name for name in self.watch if name != "update-norm"]
+        if patterns and self.compute.kernel != "einsum":
             raise ValueError(
-                f'kernel="{self.compute.kernel}" never forms the patterns that --watch looks at; '
+                f'kernel="{self.compute.kernel}" never forms the patterns that --watch {patterns[0]} looks at; '
                 'leave out one of them, or use kernel="einsum"'
             )
         if "induction" in self.watch and self.context < 4:
             raise ValueError(
                 f"context={self.context} is too short for --watch induction, which looks at a repeat of at "
                 "least two tokens; choose one of at least 4"
+            )
+        if "previous-token" in self.watch and self.context < 2:
+            raise ValueError(
+                "context=1 is too short for --watch previous-token, which looks from a token to the one "
+                "before it; choose one of at least 2"
             )
         rows = self.config.n_context
         if rows is not None and self.context > rows:

@@ -125,12 +125,24 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The whole lines of a run's metrics; one that a crash cut short is left out."""
+    """The whole lines of a run's metrics; the last one is left out if a crash cut it short.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [_read_line(path, i, line) for i, line in enumerate(whole.split(b"\n"), 1) if line]
+
+
+def _read_line(path: Path, number: int, text: bytes) -> Line:
+    with contextlib.suppress(ValueError):
+        line = json.loads(text)
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            return line
+    raise ValueError(f"line {number} of {path} is damaged: it is no line of metrics; remove it")
 
 
 @dataclasses.dataclass
@@ -171,6 +183,7 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         own = jax.tree.map(jnp.copy, state)  # the next step takes the state's buffers for its own
+        own = _without_empty(own, own)
         named = ocp.args.Composite(state=ocp.args.StandardSave(own))
         self._explained(lambda: self.manager.save(step, args=named))
 
@@ -223,9 +236,10 @@ class Checkpoints:
         )
 
     def _read(self, step: int, like: TrainState) -> TrainState:
-        shape: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        named = ocp.args.Composite(state=ocp.args.StandardRestore(shape))
-        return self.manager.restore(step, args=named)["state"]
+        shape = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        named = ocp.args.Composite(state=ocp.args.StandardRestore(_without_empty(shape, like)))
+        read = self.manager.restore(step, args=named)["state"]
+        return jax.tree.map(lambda x, there: there if x.size else x, like, read)
 
     def _way_on(self, steps: Sequence[int], like: TrainState) -> str:
         for step in reversed(steps[:-1]):
@@ -242,3 +256,8 @@ class Checkpoints:
             write()
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise self.unwritten(error) from error
+
+
+def _without_empty(tree: Any, like: TrainState) -> Any:
+    """None for the arrays of a model without layers, which hold nothing: orbax refuses to save them."""
+    return jax.tree.map(lambda x, there: there if x.size else None, like, tree)

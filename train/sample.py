@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.checkpoint import load
 from jaxformer.config import Config
-from jaxformer.tokenizer import Tokenizer
+from jaxformer.tokenizer import Tokenizer, Words
 from jaxformer.transformer import Params, check_vocabulary, forward
 from train.about import read_about
 
@@ -94,9 +94,17 @@ def _draw(
 
 
 def find_model(run: Path) -> tuple[Path, int | None]:
-    """A model's folder, and the context that it was trained on if a run's folder says so."""
+    """A model's folder, and the context that it was trained on if a run's folder says so.
+
+    Raises:
+        ValueError: an ensemble's folder, which holds several models; a damaged `run.json`.
+    """
     folder = run / "model" if (run / "run.json").is_file() else run
-    about = folder.parent / "run.json"
+    members = run / "models"
+    if folder != run and members.is_dir():
+        raise ValueError(f"{run} is an ensemble's; name one of its models' folders in {members}")
+    home = folder.parent.parent if folder.parent.name == "models" else folder.parent
+    about = home / "run.json"
     return folder, read_about(about)["recipe"]["context"] if about.is_file() else None
 
 
@@ -116,7 +124,8 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(command.prompt + text)
+    between = " " if isinstance(tokenizer, Words) else ""
+    print(command.prompt + between + text)
     return 0
 
 

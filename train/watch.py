@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
@@ -55,7 +56,8 @@ def watcher(
 ) -> Callable[[Params], dict[str, Float[Array, "..."]]]:
     """A function from parameters to what there is to see, means over a few sequences; to be jitted."""
     looks = [LOOKS[name] for name in names]
-    real = jnp.asarray(held_out.windows[0][:PROMPTS, :-1])
+    whole = np.asarray(held_out.counted[0]).any(axis=-1)  # what fills up the batch is no text
+    real = jnp.asarray(np.asarray(held_out.windows[0])[whole][:PROMPTS, :-1])
     period = real.shape[1] // 2
     repeats = repeated_tokens(config.n_vocab, period, PROMPTS)
 
