@@ -88,6 +88,8 @@ def recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
     """The same function, of which the backward pass keeps the arguments alone and computes the rest again.
 
     For what is cheap to compute and large to keep: on CPU, writing and reading what autodiff would keep of
-    a nonlinearity or a norm takes longer than a second look at its argument.
+    a nonlinearity or a norm takes longer than a second look at its argument. In a loop over layers that is
+    unrolled, XLA may keep what it finds cheaper to keep: nothing forbids it (prevent_cse), for a barrier
+    against it would also keep the recomputation out of the products that read it.
     """
     return jax.checkpoint(function, prevent_cse=False)

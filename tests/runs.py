@@ -12,9 +12,10 @@ import numpy as np
 
 from train.__main__ import main, parse
 from train.batches import Batch, draw_windows, host_starts
+from train.checkpoints import Checkpoints
 from train.data import open_data
+from train.metrics import read_metrics
 from train.run import fresh_state
-from train.runs import Checkpoints, read_metrics
 
 ROOT = Path(__file__).parents[1]
 TINY = [

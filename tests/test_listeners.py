@@ -11,7 +11,7 @@ from tensorboardX.proto import event_pb2
 from tests.runs import check_refused, folder_of, options
 from train.__main__ import main
 from train.listeners import tensorboard
-from train.runs import read_metrics
+from train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

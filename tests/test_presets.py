@@ -9,8 +9,8 @@ import pytest
 
 from jaxformer import count
 from train.data import open_data
+from train.metrics import read_metrics
 from train.presets import PRESETS
-from train.runs import read_metrics
 from train.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from tests.runs import (
 )
 from train import loop
 from train.__main__ import main
-from train.runs import read_metrics
+from train.metrics import read_metrics
 from train.step import steps_done
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

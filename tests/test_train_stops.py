@@ -22,7 +22,7 @@ from tests.runs import (
 )
 from train import loop
 from train.__main__ import main
-from train.runs import Line, Metrics, read_metrics
+from train.metrics import Line, Metrics, read_metrics
 from train.step import steps_done
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -2,5 +2,5 @@
 
 Reading order: `recipe` and `presets` (what to train), `data`, `corpora`, `tokenfile`, `tasks` and `batches`
 (on what), `optimizer` and `step` (how), `run` and `loop` (until when), `watch` and `evaluate` (what is seen
-meanwhile), `runs` (what is kept), `outcome`, `figures` and `report` (what came of it).
+meanwhile), `runs`, `metrics` and `checkpoints` (what is kept), `outcome`, `figures` and `report` (what came of it).
 """

@@ -77,7 +77,10 @@ def parse(args: list[str]) -> Command:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM."""
+    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM.
+
+    Options that contradict each other end it with 2, before anything is read.
+    """
     args = sys.argv[1:] if args is None else args
     console = Console()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's: what fails is said below, once
@@ -109,6 +112,9 @@ def main(args: list[str] | None = None) -> int:
             f"error: the device cannot run this; lower --batch or --config.* ({why})",
             file=sys.stderr,
         )
+        return 1
+    except MemoryError:
+        print("error: not enough memory; lower --batch, --chunk or --context", file=sys.stderr)
         return 1
     except (RunError, ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from train.about import read_about
-from train.runs import Line, flat, read_metrics
+from train.metrics import Line, read_metrics
+from train.runs import flat
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from jaxformer.config import Config
 from jaxformer.transformer import Params
 from train.data import Data
+from train.metrics import Line
 from train.recipe import Recipe
-from train.runs import Line
 from train.step import TrainState, steps_done, validation_sums
 from train.watch import watcher
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.runs import Line
+from train.metrics import Line
 
 Lines = Sequence[Line]
 HEADS = {

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from train.runs import Line, Listener, RunError
+from train.metrics import Line, Listener
+from train.runs import RunError
 
 
 def tensorboard(folder: Path) -> Listener:

@@ -11,12 +11,14 @@ import numpy as np
 
 from jaxformer.transformer import count
 from train.batches import Batch
+from train.checkpoints import Checkpoints
 from train.evaluate import all_finite, make_evaluation, summary
+from train.metrics import Line, Metrics
 from train.optimizer import make_optimizer, schedule
 from train.outcome import finish, save_models, write_sample
 from train.report import progress_bar
 from train.run import Run, draw, fresh_state, member
-from train.runs import Checkpoints, Line, Metrics, RunError
+from train.runs import RunError
 from train.step import Steps, TrainState, many_steps, steps_done
 
 
@@ -37,8 +39,7 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     state = fresh_state(run.recipe, run.config)
-    best: list[Callable[[], int | None]] = [lambda: None]
-    checkpoints = Checkpoints(run.folder, run.keep, lambda: best[0]())
+    checkpoints = Checkpoints(run.folder, run.keep)
     entered = contextlib.ExitStack()
     try:
         if resume:
@@ -46,7 +47,7 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
         done = steps_done(state)
         listeners = [entered.enter_context(listener(done)) for listener in run.listeners]
         metrics = Metrics(run.folder, done, listeners)
-        best[0] = metrics.best_step
+        checkpoints.best_step = metrics.best_step
         models = "" if run.recipe.seeds == 1 else f"{run.recipe.seeds} models of "
         run.console.print(
             f"{models}{count(run.config):,} parameters, {run.data.about}, "

@@ -6,9 +6,9 @@ import numpy as np
 
 from jaxformer.checkpoint import load, save
 from jaxformer.transformer import Params
+from train.metrics import Metrics
 from train.report import loss_table
 from train.run import Run, keys, member, seeds
-from train.runs import Metrics
 from train.sample import continue_text
 
 

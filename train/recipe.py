@@ -142,7 +142,11 @@ class Recipe:
     """models to train side by side in one program, from seed on"""
 
     def __post_init__(self) -> None:
-        _bounded(self, "seed", least=0.0, below=2.0**31)
+        _bounded(self, "seed", least=0.0)
+        if self.seed + self.seeds > 2**30:  # above lie the seeds of what is fixed
+            raise ValueError(
+                f"seed={self.seed} and seeds={self.seeds} go past 2**30; choose smaller ones"
+            )
         for name in ("context", "batch", "accumulate", "steps", "chunk", "validate_every", "seeds"):
             _bounded(self, name, least=1.0)
         if self.validate_every % self.chunk:

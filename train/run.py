@@ -12,9 +12,9 @@ from jaxformer.config import Config
 from jaxformer.transformer import Params, init
 from train.batches import Batch
 from train.data import Data
+from train.metrics import Listener
 from train.optimizer import make_optimizer
 from train.recipe import Recipe
-from train.runs import Listener
 from train.step import TrainState
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.heads import induction_score, pattern_entropy, previous_token_score
+from jaxformer.stream import widened
 from jaxformer.transformer import Params, forward
 from train.batches import Batch
 from train.recipe import Watch
@@ -68,7 +69,8 @@ def watcher(
         sites = _sites(chosen, config)
 
         def one(sequence: Int[Array, " t"]) -> dict[str, Array]:
-            shown = forward(params, config, sequence, capture=sites, compute=compute).activations
+            out = forward(params, config, sequence, capture=sites, compute=compute)
+            shown = jax.tree.map(widened, out.activations)  # means of narrow floats lose digits
             found = [look.measure(shown, period) for look in chosen]
             return {name: value for each in found for name, value in each.items()}
 

@@ -24,8 +24,7 @@ def induction_score(pattern: Float[Array, "*l n t s"], period: int) -> Float[Arr
     Raises:
         ValueError: a period below 2, or no repeat.
 
-    Source: Olsson et al. 2022, "In-context Learning and Induction Heads"; TransformerLens's
-    `induction_score` is the same mean over the same diagonal.
+    Source: Olsson et al. 2022, "In-context Learning and Induction Heads", "prefix matching score".
     """
     if period < 2:
         raise ValueError(f"period={period} must be at least 2: a token before the one that repeats")

@@ -1,0 +1,75 @@
+"""What a run measures, line by line: `metrics.jsonl`."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxformer.checkpoint import replace_file
+
+Line = dict[str, Any]
+"""One line of the metrics: `step`, then numbers, or nested lists of them, by name."""
+
+
+Listener = Callable[[int], contextlib.AbstractContextManager[Callable[[Line], None]]]
+"""Entered with the step that a run starts from, it gives what to call with every line."""
+
+
+class Metrics:
+    """`metrics.jsonl`, opened at a step: lines from after it belong to a future that was not saved.
+
+    Each line goes to the listeners too.
+    """
+
+    def __init__(self, folder: Path, step: int, listeners: Sequence[Callable[[Line], None]] = ()):
+        self.path = folder / "metrics.jsonl"
+        self.listeners = listeners
+        self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
+        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+    def write(self, line: Line) -> None:
+        """Add a line; it is on the disk when this returns."""
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for listen in self.listeners:
+            listen(line)
+
+    def validations(self) -> dict[int, float]:
+        """The mean validation loss of every step that has one."""
+        return {x["step"]: x["validation_loss"] for x in self.lines if "validation_loss" in x}
+
+    def best(self) -> float:
+        """The lowest validation loss so far."""
+        return min(self.validations().values(), default=math.inf)
+
+    def best_step(self) -> int | None:
+        """The first step that had it."""
+        losses = self.validations()
+        return min(losses, key=lambda step: (losses[step], step), default=None)
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The whole lines of a run's metrics; the last one is left out if a crash cut it short.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [_read_line(path, i, line) for i, line in enumerate(whole.split(b"\n"), 1) if line]
+
+
+def _read_line(path: Path, number: int, text: bytes) -> Line:
+    with contextlib.suppress(ValueError):
+        line = json.loads(text)
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            return line
+    raise ValueError(f"line {number} of {path} is damaged: it is no line of metrics; remove it")
