@@ -84,12 +84,12 @@ def test_parameters_that_are_no_numbers_are_not_saved_on_request(
 
 FULL = """
 import resource, signal, sys, time
-from train import runs
+from train import checkpoints, metrics, step as steps
 from train.__main__ import main
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 what, step, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-owner = {"checkpoint": runs.Checkpoints, "metrics": runs.Metrics}[what]
+owner = {"checkpoint": checkpoints.Checkpoints, "metrics": metrics.Metrics}[what]
 saved = "checkpoints/10"
 name = {"checkpoint": "save", "metrics": "write"}[what]
 whole = getattr(owner, name)
@@ -97,7 +97,7 @@ whole = getattr(owner, name)
 def full(self, given):
     while what == "metrics" and step == given["step"] and not (self.path.parent / saved).is_dir():
         time.sleep(0.01)  # saving goes on in the background
-    if (runs.steps_done(given) if what == "checkpoint" else given["step"]) >= step:
+    if (steps.steps_done(given) if what == "checkpoint" else given["step"]) >= step:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     whole(self, given)
 
@@ -115,7 +115,8 @@ def test_a_full_disk_ends_the_run_with_a_sentence(corpus: Path, what: str, step:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    # tensorstore may print a traceback of its own, when a failed write comes back to a closed event loop
+    assert str(ROOT / "train") not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
     assert "File too large" in errors[0]

@@ -43,8 +43,8 @@ def baby() -> Recipe:
     return Recipe(
         config=_deep(position="rotary", norm="rms", activation="relu_squared"),
         corpus="shakespeare",
-        context=512,
-        batch=1,
+        context=256,
+        batch=2,
         order="shuffled",
         steps=3000,
         optimizer=Optimizer(
@@ -61,11 +61,11 @@ def seed_best() -> Recipe:
         config=_deep(activation="gelu"),
         corpus="shakespeare",
         context=64,
-        batch=12,
+        batch=8,
         order="shuffled",
-        steps=2000,
+        steps=3000,
         optimizer=Optimizer(
-            name="muon", learning_rate=0.007, adam_learning_rate=3e-3, last_share=0.0
+            name="muon", learning_rate=0.006, adam_learning_rate=3e-3, last_share=0.0
         ),
         compute=Compute(unroll=6),
         validate_every=500,
