@@ -1,17 +1,24 @@
 """What to train, by name: each preset makes one `Recipe` and says what it reached, where and how fast."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from jaxformer.config import Compute
 from train.recipe import Architecture, Optimizer, Recipe
+
+SEED = Architecture(n_layers=4, d_model=128, n_heads=4, d_head=32, d_mlp=512)
+DEEP = Architecture(n_layers=6, d_model=104, n_heads=4, d_head=26, d_mlp=424)
+"""As many parameters as the seed's, within a hundredth."""
+TOY = Architecture(n_layers=2, d_model=64, n_heads=4, d_head=16, d_mlp=256, norm="rms")
 
 
 def seed() -> Recipe:
     """The seed model: no positions, no norms, no biases, about 0.8 M parameters.
 
-    On the English prose that every Python brings along: nothing to download.
+    On the English prose that every Python brings along: nothing to download. Reached 1.602 in 46 s
+    in all, on two cores of a Xeon: `python -m train`.
     """
-    return Recipe(config=_seed_sized(), compute=Compute(unroll=4))
+    return Recipe(config=SEED, compute=Compute(unroll=4))
 
 
 def nanogpt_cpu() -> Recipe:
@@ -22,8 +29,8 @@ def nanogpt_cpu() -> Recipe:
     on two cores of a Xeon: `python -m train nanogpt-cpu`.
     """
     return Recipe(
-        config=_seed_sized(
-            position="learned", n_context=64, norm="layer", activation="gelu", tied=True
+        config=replace(
+            SEED, position="learned", n_context=64, norm="layer", activation="gelu", tied=True
         ),
         corpus="shakespeare",
         context=64,
@@ -43,7 +50,7 @@ def baby() -> Recipe:
     about 6 minutes on one core of a Xeon: `python -m train baby --seed 0`.
     """
     return Recipe(
-        config=_deep(position="rotary", norm="rms", activation="relu_squared"),
+        config=replace(DEEP, position="rotary", norm="rms", activation="relu_squared"),
         corpus="shakespeare",
         context=256,
         batch=2,
@@ -64,7 +71,7 @@ def seed_best() -> Recipe:
     Xeon: `python -m train seed-best --seed 0`.
     """
     return Recipe(
-        config=_deep(activation="gelu"),
+        config=replace(DEEP, activation="gelu"),
         corpus="shakespeare",
         context=64,
         batch=8,
@@ -81,7 +88,7 @@ def seed_best() -> Recipe:
 def grammar() -> Recipe:
     """Stories from a grammar whose entropy is known: 0.448 nats a word is perfect; this reached 0.452."""
     return Recipe(
-        config=_toy(d_mlp=256, position="rotary"),
+        config=replace(TOY, position="rotary"),
         corpus="grammar",
         context=64,
         batch=32,
@@ -98,7 +105,7 @@ def induction() -> Recipe:
     Reached 0.009 nats of a possible 0, its best head a score of 0.94, in under two minutes on two busy cores.
     """
     return Recipe(
-        config=_toy(d_mlp=0, position="learned", n_context=63),
+        config=replace(TOY, d_mlp=0, position="learned", n_context=63),
         corpus="induction",
         context=63,
         batch=32,
@@ -112,7 +119,7 @@ def induction() -> Recipe:
 def brackets() -> Recipe:
     """Is a sequence of 32 brackets balanced? A perfect model scores 0; this reached 0.0001 nats."""
     return Recipe(
-        config=_toy(d_mlp=256, position="learned", n_context=33),
+        config=replace(TOY, position="learned", n_context=33),
         corpus="brackets",
         context=33,
         batch=64,
@@ -150,7 +157,7 @@ def grok() -> Recipe:
 
 
 def nanogpt_char() -> Recipe:
-    """NanoGPT's recipe for a GPU, for comparison: 10.7 M parameters on tiny Shakespeare, without its dropout."""
+    """NanoGPT's recipe for a GPU, for comparison: 10.7 M parameters, without its dropout. Never run yet."""
     return Recipe(
         config=Architecture(
             n_layers=6, d_model=384, n_heads=6, d_head=64, d_mlp=1536,
@@ -167,7 +174,7 @@ def nanogpt_char() -> Recipe:
 
 
 def gpt2_124m() -> Recipe:
-    """GPT-2's smallest, for a large GPU: prepare a text first, `python -m train.prepare`, and give --corpus."""
+    """GPT-2's smallest, for a large GPU: prepare a text (`train.prepare`), give --corpus. Never run yet."""
     return Recipe(
         config=Architecture(
             n_layers=12, d_model=768, n_heads=12, d_head=64, d_mlp=3072, position="learned",
@@ -193,22 +200,3 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     )
 }  # fmt: skip
 """By name."""
-
-
-def _seed_sized(**choices: object) -> Architecture:
-    sizes = {"n_layers": 4, "d_model": 128, "n_heads": 4, "d_head": 32, "d_mlp": 512}
-    fields: dict[str, object] = sizes | choices
-    return Architecture(**fields)  # pyright: ignore[reportArgumentType]
-
-
-def _deep(**choices: object) -> Architecture:
-    """As many parameters as the seed's, within a hundredth, in six layers."""
-    sizes = {"n_layers": 6, "d_model": 104, "n_heads": 4, "d_head": 26, "d_mlp": 424}
-    fields: dict[str, object] = sizes | choices
-    return Architecture(**fields)  # pyright: ignore[reportArgumentType]
-
-
-def _toy(**choices: object) -> Architecture:
-    sizes = {"n_layers": 2, "d_model": 64, "n_heads": 4, "d_head": 16, "norm": "rms"}
-    fields: dict[str, object] = sizes | choices
-    return Architecture(**fields)  # pyright: ignore[reportArgumentType]
