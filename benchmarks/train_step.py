@@ -12,7 +12,7 @@ from benchmarks.contest import Setting, Work, contest, enter_ours, gather
 from benchmarks.peers import ADAMW
 from benchmarks.program import Program, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes, train_flops
-from jaxformer.config import Compute
+from jaxformer.config import Compute, Config
 from jaxformer.transformer import count, init
 from train.batches import Batch
 from train.step import TrainState, train_step
@@ -30,10 +30,8 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     """
     name, config, batch_size, seq = case
     optimizer = optax.adamw(**ADAMW)
-    narrow: Any = setting.dtype
     options = setting.options
-    unroll = options.unroll or max(config.n_layers, 1)
-    compute = Compute(kernel=setting.kernel, dtype=narrow, unroll=unroll)
+    compute = our_compute(config, setting)
     if batch_size % options.accumulate:
         raise ValueError(
             f"--accumulate {options.accumulate} does not divide the batch of {batch_size} sequences"
@@ -62,7 +60,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         lambda: stepping(program, fresh(), windows),
         calls=STEPS_COMPARED,
         kernel=compute.kernel,
-        unroll=unroll,
+        unroll=compute.unroll,
         accumulate=options.accumulate,
         seed=seed,
     )
@@ -75,6 +73,13 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         traffic=forward_bytes(config, batch_size, seq, 4) + states,
     )
     yield from contest(ours, others, work, TOLERANCES[setting.dtype], setting)
+
+
+def our_compute(config: Config, setting: Setting) -> Compute:
+    """Products in the setting's dtype; as many layers per turn of the loop as --unroll says, or all."""
+    narrow: Any = setting.dtype
+    unroll = setting.options.unroll or max(config.n_layers, 1)
+    return Compute(kernel=setting.kernel, dtype=narrow, unroll=unroll)
 
 
 def stepping(program: Program, state: TrainState, windows: Any) -> Callable[[], Any]:
