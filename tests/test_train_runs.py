@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, and that no run is mixed up with another."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -140,3 +141,13 @@ def test_a_description_that_is_no_run_s_is_a_sentence(corpus: Path, capsys, reci
     (folder / "run.json").write_text(f'{{"corpus_sha256": "", "recipe": {recipe}}}')
     command = [*options(corpus, "hurt"), "--resume"]
     check_refused(capsys, command, "run.json does not describe a run")
+
+
+def test_a_run_from_before_a_field_was_there_goes_on(corpus: Path):
+    command = options(corpus, "older", 10)
+    assert main(command) == 0
+    path = corpus.parent / "runs" / "older" / "run.json"
+    about = json.loads(path.read_text())
+    del about["recipe"]["order"], about["recipe"]["watch"], about["recipe"]["optimizer"]["schedule"]
+    path.write_text(json.dumps(about))
+    assert main([*command, "--resume"]) == 0

@@ -31,8 +31,7 @@ def open_run(folder: Path, recipe: Recipe, corpus: str, *, resume: bool, overwri
         RunError: the name is taken, there is nothing to resume, or it was another run.
         OSError: the folder cannot be made.
     """
-    about = {"recipe": dataclasses.asdict(recipe), "corpus_sha256": corpus}
-    about = json.loads(json.dumps(about))
+    about = _plain({"recipe": recipe, "corpus_sha256": corpus})
     if resume:
         _check_same(folder, about)
         return
@@ -50,15 +49,20 @@ def open_run(folder: Path, recipe: Recipe, corpus: str, *, resume: bool, overwri
     replace_file(folder / "run.json", json.dumps(about, indent=2).encode())
 
 
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    """As it is read back from JSON, where dataclasses are objects and tuples lists."""
+    return json.loads(json.dumps(tree, default=dataclasses.asdict))
+
+
 def _check_same(folder: Path, about: dict[str, Any]) -> None:
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(f"there is no run to resume in {folder}; leave --resume out to start one")
-    defaults = {f"recipe.{f.name}": f.default for f in dataclasses.fields(Recipe)}
-    was, now = flat(read_about(path)), flat(about)
-    was = {name: was.get(name, defaults.get(name)) for name in was | now}  # older than some fields
-    if different := sorted(k for k in was if was[k] != now.get(k)):
-        changes = "; ".join(f"{k} was {was[k]!r}, is {now.get(k)!r}" for k in different)
+    fields = [f for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING]
+    older = _plain({"recipe": {f.name: f.default for f in fields}})  # what it does not say was so
+    was, now = flat(older) | flat(read_about(path)), flat(about)
+    if different := sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k)):
+        changes = "; ".join(f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in different)
         raise RunError(
             f"{folder} is a run of another recipe: {changes}. Resume it with its own options, "
             "or start another run with --name"
