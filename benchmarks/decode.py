@@ -11,8 +11,10 @@ from benchmarks.cases import Case, stretched
 from benchmarks.contest import Setting, Work, contest, enter_ours, gather, in_float32_only
 from benchmarks.program import fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_flops
+from jaxformer.cache import empty_cache
 from jaxformer.config import Compute, Config
-from jaxformer.transformer import abstract, count, empty_cache, forward, init
+from jaxformer.params import abstract, count, init
+from jaxformer.transformer import forward
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:

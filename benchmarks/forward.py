@@ -12,7 +12,7 @@ from benchmarks.contest import Setting, Work, contest, enter_ours, gather
 from benchmarks.program import batched_logits, every_site, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes, forward_flops
 from jaxformer.config import Compute
-from jaxformer.transformer import abstract, init
+from jaxformer.params import abstract, init
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference of logits, relative to the largest logit."""

@@ -13,7 +13,7 @@ from benchmarks.program import Program, batched_logits, prepare, random_tokens
 from benchmarks.roofline import forward_flops
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Compute
-from jaxformer.transformer import abstract, init
+from jaxformer.params import abstract, init
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:

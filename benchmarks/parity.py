@@ -12,7 +12,7 @@ from benchmarks.device import check_fits
 from benchmarks.options import DTypeName
 from benchmarks.program import batched_logits, random_tokens
 from jaxformer.config import Compute, Config, Kernel
-from jaxformer.transformer import Params, init
+from jaxformer.params import Params, init
 
 PRECISIONS = ("default", "high", "highest")
 

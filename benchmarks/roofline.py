@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from benchmarks.device import Device
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Config
-from jaxformer.transformer import count
+from jaxformer.params import count
 
 
 def forward_flops(config: Config, context: int, past: int = 0) -> int:

@@ -13,7 +13,7 @@ from benchmarks.peers import ADAMW
 from benchmarks.program import Program, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes, train_flops
 from jaxformer.config import Compute, Config
-from jaxformer.transformer import count, init
+from jaxformer.params import count, init
 from train.batches import Batch
 from train.step import TrainState, train_step
 

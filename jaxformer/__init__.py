@@ -14,27 +14,14 @@ The dimension key, the same letters in every einsum and every annotation:
     c  position-table row                v  vocabulary
 """
 
+from jaxformer.cache import Cache, empty_cache
 from jaxformer.checkpoint import load, save
 from jaxformer.config import Compute, Config
+from jaxformer.params import Block, Params, abstract, count, init, partition, specs, unstack
 from jaxformer.sites import SITES, Edit, keep, shown
 from jaxformer.stream import query, update
 from jaxformer.tokenizer import Bytes, Characters, Tokenizer, Words
-from jaxformer.transformer import (
-    Block,
-    Cache,
-    Output,
-    Params,
-    abstract,
-    block,
-    count,
-    embed,
-    empty_cache,
-    forward,
-    init,
-    partition,
-    specs,
-    unembed,
-)
+from jaxformer.transformer import Output, block, embed, forward, unembed
 
 __all__ = [
     "SITES",
@@ -64,5 +51,6 @@ __all__ = [
     "shown",
     "specs",
     "unembed",
+    "unstack",
     "update",
 ]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxformer.cache import Past, recall, remember, row_positions
 from jaxformer.config import Compute, Config
 from jaxformer.position import rotary
 from jaxformer.sites import Tap
@@ -30,13 +31,6 @@ class Attention(NamedTuple):
     b_K: Float[Array, "*l k h"] | None
     b_V: Float[Array, "*l k h"] | None
     b_O: Float[Array, "*l d"] | None
-
-
-class Past(NamedTuple):
-    """The keys and values of the positions seen so far, zeros behind them; `l` where layers are stacked."""
-
-    k: Float[Array, "*l s k h"]
-    v: Float[Array, "*l s k h"]
 
 
 def attention_spec(config: Config) -> Attention:
@@ -84,76 +78,80 @@ def attend(
     if config.rotary_width:
         q = tap("rot_q", rotary(positions, q, config.rotary_width, config.rotary_base))
         k = tap("rot_k", rotary(positions, k, config.rotary_width, config.rotary_base))
-    if past is not None:
-        past = remember(past, k, v, positions[0]) if len(positions) else past
-        k, v = past.k.astype(q.dtype), past.v.astype(q.dtype)
-    visible = jnp.arange(len(k), dtype=jnp.int32) <= positions[:, None]
+    q, k, v = by_head(q), by_head(k), by_head(v)
+    theirs = positions
+    if past is not None and len(positions):
+        past = remember(past, config, k, v, positions[0])
+        k, v = recall(past.k, q.dtype), recall(past.v, q.dtype)
+        theirs = row_positions(config, k.shape[1], positions[-1])
     mix = KERNELS[compute.kernel]
-    z = tap("z", mix(config, q, k, v, visible, tap, aligned=past is None))
-    return write_heads(z, attention, tap), past
+    z = mix(config, q, k, v, visible(config, positions, theirs), tap, aligned=past is None)
+    return write_heads(tap("z", by_head(z)), attention, tap), past
 
 
-def remember(
-    past: Past, k: Float[Array, "t k h"], v: Float[Array, "t k h"], start: Int[Array, ""]
-) -> Past:
-    """The past with new keys and values written from row `start` on."""
-    rows = (start, jnp.zeros_like(start), jnp.zeros_like(start))
-    return Past(
-        jax.lax.dynamic_update_slice(past.k, k.astype(past.k.dtype), rows),
-        jax.lax.dynamic_update_slice(past.v, v.astype(past.v.dtype), rows),
-    )
+def visible(
+    config: Config, positions: Int[Array, " t"], theirs: Int[Array, " s"]
+) -> Bool[Array, "t s"]:
+    """Which position may look at which: at none after it, and at none before the window.
+
+    Source: the window: Beltagy et al. 2020, "Longformer", §3.1.
+    """
+    back = positions[:, None] - theirs
+    if config.window is None:
+        return back >= 0
+    return (back >= 0) & (back < config.window) & (theirs >= 0)
 
 
 def mix_einsum(
     config: Config,
-    q: Float[Array, "t n h"],
-    k: Float[Array, "s k h"],
-    v: Float[Array, "s k h"],
+    q: Float[Array, "n t h"],
+    k: Float[Array, "k s h"],
+    v: Float[Array, "k s h"],
     visible: Bool[Array, "t s"],
     tap: Tap,
     *,
     aligned: bool,
-) -> Float[Array, "t n h"]:
+) -> Float[Array, "n t h"]:
     """softmax(q·k · scale) · v for each head, written out; the softmax in float32 or wider."""
     del aligned
-    return _by_head(_mix(config, _by_head(q), _by_head(k), _by_head(v), visible, tap))
+    return _mix(config, q, k, v, visible, tap)
 
 
 def mix_blocked(
     config: Config,
-    q: Float[Array, "t n h"],
-    k: Float[Array, "s k h"],
-    v: Float[Array, "s k h"],
+    q: Float[Array, "n t h"],
+    k: Float[Array, "k s h"],
+    v: Float[Array, "k s h"],
     visible: Bool[Array, "t s"],
     tap: Tap,
     *,
     aligned: bool,
-) -> Float[Array, "t n h"]:
+) -> Float[Array, "n t h"]:
     """The same for one block of queries after another: what comes after a block is never computed.
 
     Raises:
         ValueError: an edit of the scores or the pattern.
     """
     _refuse_unformed("blocked", q, k, tap)
-    queries, keys, values = _by_head(q), _by_head(k), _by_head(v)
     mixed = []
-    for rows in query_blocks(len(q)):
-        seen = slice(rows.stop if aligned else None)
-        part = queries[:, rows], keys[:, seen], values[:, seen]
+    for rows in query_blocks(q.shape[1]):
+        oldest = 0 if config.window is None else max(rows.start - config.window + 1, 0)
+        seen = slice(oldest, rows.stop) if aligned else slice(None)
+        part = q[:, rows], k[:, seen], v[:, seen]
         mixed.append(_mix(config, *part, visible[rows, seen], Tap()))
-    return _by_head(jnp.concatenate(mixed, axis=1))
+    return jnp.concatenate(mixed, axis=1)
 
 
 def mix_fused(
     config: Config,
-    q: Float[Array, "t n h"],
-    k: Float[Array, "s k h"],
-    v: Float[Array, "s k h"],
+    q: Float[Array, "n t h"],
+    k: Float[Array, "k s h"],
+    v: Float[Array, "k s h"],
     visible: Bool[Array, "t s"],
     tap: Tap,
     *,
     aligned: bool,
-) -> Float[Array, "t n h"]:
+) -> Float[Array, "n t h"]:
     """The same by `jax.nn.dot_product_attention`, which keeps scores and pattern to itself.
 
     On CUDA, in bfloat16 or float16 and without a cache, it is cuDNN's flash attention.
@@ -164,12 +162,14 @@ def mix_fused(
     if q.dtype == jnp.float64:
         raise ValueError('kernel="fused" rounds float64 to float32; use Compute(kernel="einsum")')
     _refuse_unformed("fused", q, k, tap)
-    visibility = {"is_causal": True} if aligned else {"mask": visible[None]}
+    q, k, v = by_head(q), by_head(k), by_head(v)
+    causal = aligned and config.window is None
+    visibility = {"is_causal": True} if causal else {"mask": visible[None]}
     attention = partial(jax.nn.dot_product_attention, scale=config.score_scale, **visibility)
-    if not (aligned and _cudnn_takes(q)):
-        return attention(q, k, v)
+    if not (causal and _cudnn_takes(q)):
+        return by_head(attention(q, k, v))
     flash = partial(attention, implementation="cudnn")
-    return jax.lax.platform_dependent(q, k, v, cuda=flash, default=attention)
+    return by_head(jax.lax.platform_dependent(q, k, v, cuda=flash, default=attention))
 
 
 def _cudnn_takes(q: Float[Array, "t n h"]) -> bool:
@@ -199,11 +199,12 @@ def query_blocks(length: int) -> list[slice]:
 
 def write_heads(z: Float[Array, "t n h"], attention: Attention, tap: Tap) -> Float[Array, "t d"]:
     """The sum of what the heads write. Each head's own part is formed only where it is asked for."""
-    each = product("nth,nhd->ntd", _by_head(z), attention.W_O).astype(z.dtype)
+    each = product("nth,nhd->ntd", by_head(z), attention.W_O).astype(z.dtype)
     own = each.transpose(1, 0, 2)
     shown = tap("head_out", own)
     unchanged = shown is own  # then, unless captured, it has no reader and is never computed
-    whole = product("tnh,nhd->td", z, attention.W_O)
+    (t, n, h), d = z.shape, attention.W_O.shape[-1]
+    whole = product("ti,id->td", z.reshape(t, n * h), attention.W_O.reshape(n * h, d))
     written = whole if unchanged else widened(shown).sum(axis=1)
     return biased(written, attention.b_O).astype(z.dtype)
 
@@ -245,14 +246,15 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return pattern, pattern * (change - (pattern * change).sum(axis=-1, keepdims=True))
 
 
-def _by_head(x: Float[Array, "t n h"]) -> Float[Array, "n t h"]:
-    return x.transpose(1, 0, 2)  # its own inverse
+def by_head(vectors: Float[Array, "t n h"]) -> Float[Array, "n t h"]:
+    """Heads in front; it is its own inverse."""
+    return vectors.transpose(1, 0, 2)
 
 
 def _refuse_unformed(
-    kernel: str, q: Float[Array, "t n h"], k: Float[Array, "s k h"], tap: Tap
+    kernel: str, q: Float[Array, "n t h"], k: Float[Array, "k s h"], tap: Tap
 ) -> None:
-    unseen = jnp.zeros((q.shape[1], q.shape[0], k.shape[0]), q.dtype)
+    unseen = jnp.zeros((*q.shape[:2], k.shape[1]), q.dtype)
     for site in ("scores", "pattern"):
         tap.refuse(
             site, unseen, f'which kernel="{kernel}" never forms; use Compute(kernel="einsum")'

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import Config
+from jaxformer.params import Params, abstract, check_params
 from jaxformer.spec import path_name
 from jaxformer.tokenizer import Tokenizer, from_json
-from jaxformer.transformer import Params, abstract, check_params
 
 FORMAT = "jaxformer-1"
 OURS = re.compile(

@@ -18,6 +18,7 @@ Bias = Literal["none", "qkv", "all"]
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 Kernel = Literal["einsum", "blocked", "fused"]
 Remat = Literal["none", "block", "dots"]
+CacheDType = Literal["int8", "float16", "bfloat16", "float32", "float64"]
 
 
 @jax.tree_util.register_static
@@ -75,6 +76,8 @@ class Config:
     """let the MLP read the stream before the block's attention has written to it"""
     tied: bool = False
     """unembed with the transposed embedding"""
+    window: int | None = None
+    """the latest positions that attention sees, a token's own included; None: all up to its own"""
     attention_scale: float | None = None
     """factor on query·key; None: 1/√d_head; 1.0: the plain dot product of the original text"""
 
@@ -84,7 +87,7 @@ class Config:
             _at_least(self, name, 1)
         for name in ("n_layers", "d_mlp"):
             _at_least(self, name, 0)
-        for name in ("n_kv_heads", "n_context"):
+        for name in ("n_kv_heads", "n_context", "window"):
             _at_least(self, name, 1)
         if self.n_kv_heads and self.n_heads % self.n_kv_heads:
             divisors = [k for k in range(1, self.n_heads + 1) if self.n_heads % k == 0]
@@ -180,11 +183,16 @@ class Compute:
     """residual blocks per turn of the layer loop: more compile time, sometimes less run time"""
     remat: Remat = "none"
     """what the backward pass recomputes: nothing, each block, or each block but its products with weights"""
+    cache: CacheDType | None = None
+    """how generation keeps keys and values; None: in dtype. int8 gives every head's vector a scale of its own"""
 
     def __post_init__(self) -> None:
         _check_types(self)
         _at_least(self, "unroll", 1)
-        if self.dtype == "float64" and jax.dtypes.canonicalize_dtype(float) != np.float64:
+        if (
+            "float64" in (self.dtype, self.cache)
+            and jax.dtypes.canonicalize_dtype(float) != np.float64
+        ):
             raise ValueError(
                 'dtype="float64" needs 64-bit JAX; '
                 'call jax.config.update("jax_enable_x64", True) first'

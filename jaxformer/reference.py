@@ -76,9 +76,9 @@ class Linear:
 class AttnHead:
     """Four linear functions: Q asks, K is asked, V says, O writes."""
 
-    def __init__(self, q, k, v, o, scale, turn):
+    def __init__(self, q, k, v, o, scale, turn, window):
         self.q, self.k, self.v, self.o = q, k, v, o
-        self.scale, self.turn = scale, turn
+        self.scale, self.turn, self.window = scale, turn, window
 
     def apply(self, states):
         """This head's change to each state, from the states up to it."""
@@ -87,9 +87,10 @@ class AttnHead:
         values = [self.v.apply(state) for state in states]
         changes = []
         for here, query in enumerate(queries):
-            scores = [State(query).query(key) * self.scale for key in keys[: here + 1]]
+            seen = slice(0 if self.window is None else max(0, here + 1 - self.window), here + 1)
+            scores = [State(query).query(key) * self.scale for key in keys[seen]]
             mixed = State([0.0] * len(query))
-            for share, value in zip(softmax(scores), values, strict=False):
+            for share, value in zip(softmax(scores), values[seen], strict=True):
                 mixed = mixed.update([share * x for x in value])
             changes.append(self.o.apply(mixed))
         return changes
@@ -209,7 +210,7 @@ def attn_layer(config, attn, layer):
         q_fn = linear(attn.W_Q, attn.b_Q, n)
         k_fn, v_fn = linear(attn.W_K, attn.b_K, k), linear(attn.W_V, attn.b_V, k)
         o_fn = Linear(transpose(attn.W_O[layer][n]))
-        heads.append(AttnHead(q_fn, k_fn, v_fn, o_fn, scale, turner(config)))
+        heads.append(AttnHead(q_fn, k_fn, v_fn, o_fn, scale, turner(config), config.window))
     return AttnLayer(heads, attn.b_O[layer] if attn.b_O else [0.0] * config.d_model)
 
 

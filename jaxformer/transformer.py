@@ -1,6 +1,6 @@
 """The whole model: embed the tokens, let each block update the stream, unembed the states."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,121 +8,25 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from jaxformer import spec
-from jaxformer.attention import Attention, Past, attend, attention_spec
+from jaxformer.attention import attend
+from jaxformer.cache import Cache, Past, capacity, empty_cache, endless
 from jaxformer.config import Compute, Config
-from jaxformer.mlp import MLP, feed_forward, mlp_spec
-from jaxformer.norm import Norm, norm_spec, normalize
-from jaxformer.position import position_embedding, position_spec
+from jaxformer.mlp import feed_forward
+from jaxformer.norm import normalize
+from jaxformer.params import Block, Params, check_params
+from jaxformer.position import position_embedding
 from jaxformer.sites import Edit, Tap, check_capture, keep
-from jaxformer.stream import query, update
-
-
-class Block(NamedTuple):
-    """The parameters of all residual blocks, stacked; of one, where a function says so."""
-
-    attn_norm: Norm | None
-    attn: Attention
-    mlp_norm: Norm | None
-    mlp: MLP | None
-
-
-class Params(NamedTuple):
-    """A model's parameters. An array that the model does not have is None: the tree is the architecture."""
-
-    W_E: Float[Array, "v d"]
-    W_pos: Float[Array, "c d"] | None
-    blocks: Block
-    final_norm: Norm | None
-    W_U: Float[Array, "d v"] | None
-
-
-class Cache(NamedTuple):
-    """What attention needs of the tokens seen so far: their keys and values, and their number."""
-
-    k: Float[Array, "l s k h"]
-    v: Float[Array, "l s k h"]
-    length: Int[Array, ""]
+from jaxformer.stream import product, query, update
 
 
 class Output(NamedTuple):
-    """Logits per position; the sites asked for, layers stacked in front; the cache, if one was given."""
+    """Logits per position read; the sites asked for, layers stacked in front; the cache, if one was given."""
 
-    logits: Float[Array, "t v"]
+    logits: Float[Array, "r v"]
     activations: dict[str, Array]
     cache: Cache | None
-
-
-def specs(config: Config) -> Params:
-    """The declaration of every parameter: Params with a `Spec` in the place of each array.
-
-    A tied embedding is also a reader, and drawn as one.
-    """
-    embedding_std = config.d_model**-0.5 if config.tied else 1.0
-    return Params(
-        W_E=spec.table(config, "v d", embedding_std),
-        W_pos=position_spec(config, embedding_std),
-        blocks=Block(
-            attn_norm=norm_spec(config, "l d"),
-            attn=attention_spec(config),
-            mlp_norm=norm_spec(config, "l d") if config.d_mlp else None,
-            mlp=mlp_spec(config),
-        ),
-        final_norm=norm_spec(config, "d"),
-        W_U=None if config.tied else spec.matrix(config, "d v", reads="d"),
-    )
-
-
-def init(config: Config, key: Key[Array, ""], dtype: Any = jnp.float32) -> Params:
-    """Fresh parameters, by the variance-preserving rule of `jaxformer.spec`.
-
-    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> init(config, jax.random.key(0)).blocks.attn.W_Q.shape
-    (2, 8, 2, 4)
-    """
-    return spec.draw(specs(config), key, dtype)
-
-
-def abstract(config: Config, dtype: Any = jnp.float32) -> Params:
-    """The parameters' shapes and dtypes, with nothing allocated."""
-    return spec.shapes(specs(config), dtype)
-
-
-def partition(config: Config, rules: Mapping[str, str | None]) -> Params:
-    """How to lay the parameters on a mesh: rules map an axis letter to a mesh axis.
-
-    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> partition(config, {"n": "tensor"}).blocks.attn.W_Q
-    P(None, None, 'tensor', None)
-    """
-    letters: set[str] = set(config.sizes)
-    if unknown := sorted(rules.keys() - letters):
-        raise ValueError(f"no axis {unknown[0]!r}; the axes are {', '.join(sorted(letters))}")
-    return spec.shardings(specs(config), rules)
-
-
-def count(config: Config) -> int:
-    """The number of parameters.
-
-    >>> count(Config(n_layers=4, d_model=128, n_heads=4, d_head=32, d_mlp=512, n_vocab=65))
-    803072
-    """
-    return spec.size(specs(config))
-
-
-def empty_cache(config: Config, capacity: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache with room for `capacity` tokens and none in it.
-
-    Raises:
-        ValueError: a capacity below 1.
-    """
-    if capacity < 1:
-        raise ValueError(f"capacity={capacity} must be at least 1")
-    sizes = config.sizes
-    shape = (sizes["l"], capacity, sizes["k"], sizes["h"])
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
 def forward(
@@ -133,6 +37,7 @@ def forward(
     *,
     capture: Iterable[str] = (),
     edit: Edit = keep,
+    read: Int[Array, " r"] | None = None,
     compute: Compute = Compute(),  # noqa: B008  frozen
 ) -> Output:
     """The model on one sequence; `jax.vmap` gives it a batch.
@@ -145,6 +50,8 @@ def forward(
             has room for give NaN.
         capture: names of the sites to return.
         edit: `edit(site, layer, value) -> value`, called at every site while tracing.
+        read: the places along t whose states are unembedded; None: all. The sites final_scale, final
+            and logits have no others.
         compute: how to run it.
 
     Raises:
@@ -152,8 +59,9 @@ def forward(
             the position table or the cache, parameters of another architecture, a site that this model
             does not show, an edit that returns another shape.
 
+    >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> params = init(config, jax.random.key(0))
+    >>> params = jaxformer.init(config, jax.random.key(0))
     >>> out = jax.jit(forward, static_argnames="capture")(
     ...     params, config, jnp.array([3, 1, 4]), capture=("pattern",))
     >>> out.logits.shape, out.activations["pattern"].shape
@@ -171,12 +79,14 @@ def forward(
     positions = start + jnp.arange(len(tokens), dtype=jnp.int32)
     whole = Tap(capture, edit)
     state = embed(params, config, tokens, positions, whole)
-    if cache is not None:  # past its end a cache would overwrite older rows: NaN instead
-        state = jnp.where(start + len(tokens) <= cache.k.shape[1], state, jnp.nan)
-    state, captured, past = _blocks(
+    if cache is not None and not endless(config, capacity(cache), len(tokens)):
+        # Past its end a cache would overwrite older rows: NaN instead.
+        state = jnp.where(start + len(tokens) <= capacity(cache), state, jnp.nan)
+    blocks = _listed if isinstance(params.blocks, list) else _stacked
+    state, captured, past = blocks(
         params.blocks, config, state, positions, cache, partial(Tap, capture, edit), compute
     )
-    logits = unembed(params, config, state, whole)
+    logits = unembed(params, config, state if read is None else state[read], whole)
     if cache is not None:
         cache = Cache(past.k, past.v, start + len(tokens))
     return Output(logits, whole.captured | captured, cache)
@@ -222,11 +132,12 @@ def unembed(
 ) -> Float[Array, "t v"]:
     """One query per vocabulary entry, in float32 or wider."""
     final = tap("final", normalize(params.final_norm, config, state, tap, "final_scale"))
-    directions = params.W_E.T if params.W_U is None else params.W_U
-    return tap("logits", query(final, directions))
+    if params.W_U is None:
+        return tap("logits", product("td,vd->tv", final, params.W_E))
+    return tap("logits", query(final, params.W_U))
 
 
-def _blocks(
+def _stacked(
     blocks: Block,
     config: Config,
     state: Float[Array, "t d"],
@@ -236,18 +147,52 @@ def _blocks(
     compute: Compute,
 ) -> tuple[Float[Array, "t d"], dict[str, Array], Any]:
     """All blocks in turn, as one loop over the layer axis: compile time does not grow with depth."""
+    past = None if cache is None else Past(cache.k, cache.v)
+    step = partial(_step, config, positions, new_tap, compute)
+    xs = (jnp.arange(config.n_layers, dtype=jnp.int32), blocks, past)
+    state, (captured, past) = jax.lax.scan(step, state, xs, unroll=compute.unroll)
+    return state, captured, past
 
-    def step(state: Array, layer: tuple[Array, Block, Past | None]) -> tuple[Array, Any]:
-        index, params, past = layer
+
+def _listed(
+    blocks: list[Block],
+    config: Config,
+    state: Float[Array, "t d"],
+    positions: Int[Array, " t"],
+    cache: Cache | None,
+    new_tap: Callable[[Int[Array, ""]], Tap],
+    compute: Compute,
+) -> tuple[Float[Array, "t d"], dict[str, Array], Any]:
+    """All blocks in turn, written out."""
+    step = partial(_step, config, positions, new_tap, compute)
+    captured, pasts = [], []
+    for layer, params in enumerate(blocks):
+        past = None if cache is None else Past(cache.k[layer], cache.v[layer])
+        state, (seen, past) = step(state, (jnp.int32(layer), params, past))
+        captured.append(seen)
+        pasts.append(past)
+    stacked = jax.tree.map(lambda *values: jnp.stack(values), *captured) if captured else {}
+    if cache is None:
+        return state, stacked, None
+    return state, stacked, Past([past.k for past in pasts], [past.v for past in pasts])
+
+
+def _step(
+    config: Config,
+    positions: Int[Array, " t"],
+    new_tap: Callable[[Int[Array, ""]], Tap],
+    compute: Compute,
+    state: Float[Array, "t d"],
+    layer: tuple[Int[Array, ""], Block, Past | None],
+) -> tuple[Float[Array, "t d"], tuple[dict[str, Array], Past | None]]:
+    """One block, as a step of a scan over layers."""
+
+    def run(state: Array, index: Array, params: Block, past: Past | None) -> Any:
         tap = new_tap(index)
         state, past = block(params, config, state, positions, past, tap=tap, compute=compute)
         return state, (tap.captured, past)
 
-    past = None if cache is None else Past(cache.k, cache.v)
-    layers = (jnp.arange(config.n_layers, dtype=jnp.int32), blocks, past)
-    remat = REMATS[compute.remat]
-    state, (captured, past) = jax.lax.scan(remat(step), state, layers, unroll=compute.unroll)
-    return state, captured, past
+    return REMATS[compute.remat](run)(state, *layer)
 
 
 REMATS: dict[str, Callable[[Any], Any]] = {
@@ -261,30 +206,6 @@ REMATS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def check_params(params: Params, config: Config) -> None:
-    """Refuse parameters that are not those of this Config.
-
-    Raises:
-        ValueError: naming the first array that is missing, superfluous, of another shape or no float.
-    """
-    expected = jax.tree_util.tree_leaves_with_path(abstract(config))
-    given = dict(jax.tree_util.tree_leaves_with_path(params))
-    for path, leaf in expected:
-        shape = jnp.shape(given.pop(path)) if path in given else None
-        if shape != leaf.shape:
-            raise ValueError(
-                f"this Config has {spec.path_name(path)} of shape {leaf.shape}, the parameters have {shape}; "
-                "both must come from one model"
-            )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{spec.path_name(path)} is {leaf.dtype}; parameters are floats")
-    if given:
-        raise ValueError(
-            f"the parameters have {spec.path_name(next(iter(given)))}, this Config does not"
-        )
-
-
 def _check_tokens(tokens: Array, config: Config, cache: Cache | None) -> None:
     if tokens.ndim != 1:
         raise ValueError(
@@ -295,21 +216,42 @@ def _check_tokens(tokens: Array, config: Config, cache: Cache | None) -> None:
         raise ValueError(
             f"tokens are {tokens.dtype}; they must be integers, the ids of a tokenizer"
         )
-    room = {
-        f"the position table holds n_context={config.n_context}": config.n_context,
-        "the cache has room for fewer": None if cache is None else cache.k.shape[1],
-    }
-    for why, longest in room.items():
-        if longest is not None and len(tokens) > longest:
-            raise ValueError(f"{len(tokens)} tokens are too many: {why}; give at most {longest}")
+    if config.n_context is not None and len(tokens) > config.n_context:
+        why = f"the position table holds n_context={config.n_context}"
+        raise ValueError(
+            f"{len(tokens)} tokens are too many: {why}; give at most {config.n_context}"
+        )
     if cache is not None:
-        needed = (config.n_layers, cache.k.shape[1], config.sizes["k"], config.d_head)
-        if cache.k.shape != needed or cache.v.shape != needed:
-            raise ValueError(
-                f"the cache holds {cache.k.shape}, this Config needs {needed}; make it by empty_cache(config, ...)"
-            )
+        check_cache(cache, config, len(tokens))
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(np.asarray(tokens), config.n_vocab)
+
+
+def check_cache(cache: Cache, config: Config, tokens: int) -> None:
+    """Refuse a cache of another model, or one with fewer rows than tokens come at once.
+
+    Raises:
+        ValueError: naming the shapes or the number of rows.
+    """
+    rows = capacity(cache)
+    needed = jax.eval_shape(lambda: empty_cache(config, rows))
+    shapes = [_shape(cache.k), _shape(cache.v)]
+    if shapes != [needed.k.shape, needed.v.shape]:
+        raise ValueError(
+            f"the cache holds {shapes[0]}, this Config needs {needed.k.shape}; "
+            "make it by empty_cache(config, ...)"
+        )
+    if tokens > rows:
+        raise ValueError(
+            f"{tokens} tokens are too many: the cache has room for {rows}; give at most {rows}"
+        )
+
+
+def _shape(stored: Any) -> tuple[int, ...]:
+    """Of keys or values, as if their layers were stacked."""
+    if isinstance(stored, list):
+        return (len(stored), *jax.tree.leaves(stored)[0].shape)
+    return jax.tree.leaves(stored)[0].shape
 
 
 def check_vocabulary(tokens: Any, n_vocab: int) -> None:

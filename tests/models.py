@@ -27,6 +27,7 @@ CLASSIC = dataclasses.replace(
 PARALLEL = dataclasses.replace(
     SEED, position="rotary", rotary_fraction=0.5, norm="layer", bias="all", parallel=True
 )
+WINDOWED = dataclasses.replace(MODERN, window=3)
 ATTENTION_ONLY = dataclasses.replace(SEED, d_mlp=0, position="sinusoidal", attention_scale=1.0)
 
 NAMED = {
@@ -34,6 +35,7 @@ NAMED = {
     "modern": MODERN,
     "classic": CLASSIC,
     "parallel": PARALLEL,
+    "windowed": WINDOWED,
     "attention_only": ATTENTION_ONLY,
 }
 
@@ -57,6 +59,7 @@ def configs(draw: st.DrawFn) -> Config:
         "activation": draw(st.sampled_from(get_args(ActivationKind))),
         "bias": draw(st.sampled_from(get_args(Bias))),
         "tied": draw(st.booleans()),
+        "window": draw(st.sampled_from([None, 1, 3])),
         "attention_scale": draw(st.sampled_from([None, 1.0, 0.3])),
     }
     if position == "learned":

@@ -12,9 +12,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ("jaxformer.config", "jaxformer.reference"),
     ("jaxformer.spec", "jaxformer.sites"),
-    ("jaxformer.stream",),
+    ("jaxformer.stream", "jaxformer.cache"),
     ("jaxformer.norm", "jaxformer.position", "jaxformer.mlp"),
     ("jaxformer.attention",),
+    ("jaxformer.params",),
     ("jaxformer.transformer",),
     ("jaxformer.tokenizer",),
     ("jaxformer.checkpoint",),

@@ -13,7 +13,7 @@ from benchmarks.decode import greedy
 from benchmarks.peers import PEERS, UnsupportedError, entrance
 from benchmarks.program import batched_logits
 from jaxformer import Compute
-from jaxformer.transformer import init
+from jaxformer.params import init
 from tests.models import CLASSIC, MODERN, NAMED, random_params, random_tokens
 
 pytestmark = pytest.mark.skipif(

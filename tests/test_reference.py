@@ -42,7 +42,7 @@ def test_the_oracle_itself_on_a_model_small_enough_for_paper():
     config = SimpleNamespace(
         n_layers=1, d_model=2, n_heads=1, d_head=1, d_mlp=1, n_vocab=2, n_kv_heads=None,
         position="none", norm="none", activation="relu", gated=False, bias="none",
-        parallel=False, tied=False, attention_scale=None,
+        parallel=False, tied=False, attention_scale=None, window=None,
     )  # fmt: skip
     attn = SimpleNamespace(
         W_Q=[[[[1]], [[0]]]], W_K=[[[[1]], [[0]]]], W_V=[[[[1]], [[0]]]], W_O=[[[[0, 0]]]],

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxformer.config import Config
-from jaxformer.transformer import Params
+from jaxformer.params import Params
 from train.data import Data
 from train.metrics import Line
 from train.recipe import Recipe

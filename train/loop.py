@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.transformer import count
+from jaxformer.params import count
 from train.batches import Batch
 from train.checkpoints import Checkpoints
 from train.evaluate import all_finite, make_evaluation, summary

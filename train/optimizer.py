@@ -8,8 +8,8 @@ import optax
 from optax import contrib
 
 from jaxformer.config import Config
+from jaxformer.params import specs
 from jaxformer.spec import Spec
-from jaxformer.transformer import specs
 from train.recipe import Optimizer
 
 

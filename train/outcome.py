@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.checkpoint import load, save
-from jaxformer.transformer import Params
+from jaxformer.params import Params
 from train.metrics import Metrics
 from train.report import loss_table
 from train.run import Run, keys, member, seeds

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxformer.config import Config
-from jaxformer.transformer import Params, init
+from jaxformer.params import Params, init
 from train.batches import Batch
 from train.data import Data
 from train.metrics import Listener

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.checkpoint import load
 from jaxformer.config import Config
+from jaxformer.params import Params
 from jaxformer.tokenizer import Tokenizer, Words
-from jaxformer.transformer import Params, check_vocabulary, forward
+from jaxformer.transformer import check_vocabulary, forward
 from train.about import read_about
 
 

@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.transformer import Params, forward
+from jaxformer.params import Params
+from jaxformer.transformer import forward
 from train.batches import Batch
 
 

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.heads import induction_score, pattern_entropy, previous_token_score
+from jaxformer.params import Params
 from jaxformer.stream import widened
-from jaxformer.transformer import Params, forward
+from jaxformer.transformer import forward
 from train.batches import Batch
 from train.recipe import Watch
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from benchmarks.device import Device
 from benchmarks.peers import ADAMW, UnsupportedError
 from jaxformer import attention, mlp, norm, transformer
 from jaxformer.config import Config
-from jaxformer.transformer import Params
+from jaxformer.params import Params
 
 ACTIVATIONS = {
     "relu": nnx.relu,
@@ -74,7 +74,8 @@ class NNXBlock(nnx.Module):
 
     def __call__(self, state: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """The updated states."""
-        attended = state + self.attn(self.attn_norm(state), is_causal=True)
+        mask = None if self.config.window is None else within(state.shape[1], self.config.window)
+        attended = state + self.attn(self.attn_norm(state), mask=mask, is_causal=True)
         if self.W_in is None or self.W_out is None or self.mlp_norm is None:
             return attended
         read = self.mlp_norm(state if self.config.parallel else attended)
@@ -113,6 +114,11 @@ class NNXTransformer(nnx.Module):
             state = block(state)
         state = self.final_norm(state)
         return self.embed.attend(state) if self.unembed is None else self.unembed(state)
+
+
+def within(length: int, window: int) -> Bool[Array, "1 1 t s"]:
+    """Which key is at most window - 1 positions back."""
+    return ~jnp.tri(length, k=-window, dtype=bool)[None, None]
 
 
 def make_norm(config: Config, dtype: Any, rngs: nnx.Rngs) -> Any:

@@ -13,7 +13,7 @@ from benchmarks.device import Device
 from benchmarks.peers import UnsupportedError
 from benchmarks.peers.pytorch import place, run_forward, run_train_step, tensor, waited
 from jaxformer.config import Config
-from jaxformer.transformer import Params
+from jaxformer.params import Params
 
 hf: Any = transformers  # its own annotations refuse its own options
 
@@ -119,6 +119,7 @@ def check(config: Config) -> None:
         f"activation of {', '.join(ACTIVATIONS)}": config.activation in ACTIVATIONS,
         "gated=False": not config.gated,
         "parallel=False": not config.parallel,
+        "window=None": config.window is None,
         "n_kv_heads=None": config.n_kv_heads in (None, config.n_heads),
         "attention_scale=None": config.attention_scale is None,
         "n_heads·d_head = d_model": config.n_heads * config.d_head == config.d_model,

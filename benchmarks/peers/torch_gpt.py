@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.device import Device
 from benchmarks.peers.pytorch import place, run_forward, run_train_step, tensor
 from jaxformer.config import Config
-from jaxformer.transformer import Params
+from jaxformer.params import Params
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -46,8 +46,12 @@ class SelfAttention(nn.Module):
         )
         if turn is not None:
             q, k = rotary(q, *turn), rotary(k, *turn)
+        mask = None
+        if self.config.window is not None:
+            ones = torch.ones(length, length, dtype=torch.bool, device=state.device)
+            mask = ones.tril().triu(1 - self.config.window)
         z = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.config.score_scale,
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.config.score_scale,
             enable_gqa=self.heads != self.kv_heads,
         )  # fmt: skip
         return self.out(z.transpose(1, 2).reshape(batch, length, -1))
