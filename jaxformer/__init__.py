@@ -1,8 +1,9 @@
 """A GPT-style Transformer as pure functions over parameter pytrees.
 
 Read in this order: `config`, `stream`, `attention`, `mlp`, `transformer`; then `norm` and `position`
-(what later GPTs added), `sites` (how to look inside), `spec` (how parameters begin), and beside them
-`reference`, the same model in plain Python.
+(what later GPTs added), `sites` (how to look inside), `spec` and `params` (how parameters begin), `cache`,
+`sampling`, `decode` and `generate` (how a text goes on), and beside them `reference`, the same model in
+plain Python.
 
 The dimension key, the same letters in every einsum and every annotation:
 
@@ -17,9 +18,13 @@ The dimension key, the same letters in every einsum and every annotation:
 from jaxformer.cache import Cache, empty_cache
 from jaxformer.checkpoint import load, save
 from jaxformer.config import Compute, Config
+from jaxformer.generate import Generated, generate
 from jaxformer.params import Block, Params, abstract, count, init, partition, specs, unstack
+from jaxformer.sampling import Sampling
+from jaxformer.score import perplexity, score
 from jaxformer.sites import SITES, Edit, keep, shown
 from jaxformer.stream import query, update
+from jaxformer.streaming import stream_tokens
 from jaxformer.tokenizer import Bytes, Characters, Tokenizer, Words
 from jaxformer.transformer import Output, block, embed, forward, unembed
 
@@ -32,8 +37,10 @@ __all__ = [
     "Compute",
     "Config",
     "Edit",
+    "Generated",
     "Output",
     "Params",
+    "Sampling",
     "Tokenizer",
     "Words",
     "abstract",
@@ -42,14 +49,18 @@ __all__ = [
     "embed",
     "empty_cache",
     "forward",
+    "generate",
     "init",
     "keep",
     "load",
     "partition",
+    "perplexity",
     "query",
     "save",
+    "score",
     "shown",
     "specs",
+    "stream_tokens",
     "unembed",
     "unstack",
     "update",

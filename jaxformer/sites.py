@@ -18,6 +18,19 @@ SITES = (
 WHOLE = frozenset({"embed", "pos_embed", "final_scale", "final", "logits"})
 """The sites that belong to no layer."""
 
+READ = frozenset({"final_scale", "final", "logits"})
+"""The sites that hold only the positions that are read."""
+
+
+def position_axis(site: str) -> int:
+    """The axis along which a site's value, as an edit receives it, has positions."""
+    return 1 if site in ("scores", "pattern") else 0
+
+
+def activation_axis(site: str) -> int:
+    """The same in a pass's activations, where layers are stacked in front."""
+    return position_axis(site) + (site not in WHOLE)
+
 
 class Site(str):
     """A site's name, as an edit receives it: comparing it with a name that is no site is an error.

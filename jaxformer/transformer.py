@@ -155,7 +155,7 @@ def _stacked(
 
 
 def _listed(
-    blocks: list[Block],
+    blocks: Any,
     config: Config,
     state: Float[Array, "t d"],
     positions: Int[Array, " t"],

@@ -1,0 +1,185 @@
+"""Generation: a prompt is read in one forward pass, then each token in one of its own, compiled together."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from jaxformer.config import Compute, Config
+from jaxformer.decode import Drawn, How, Wish, decode, narrowed, prefill, unstack_state
+from jaxformer.params import Params, check_params, unstack
+from jaxformer.prompts import (
+    Prompts,
+    bucket,
+    check_number,
+    check_room,
+    gather,
+    gather_keys,
+    gather_stops,
+)
+from jaxformer.sampling import Sampling
+from jaxformer.sites import Edit, activation_axis, check_capture, keep
+
+
+class Generated(NamedTuple):
+    """What `generate` adds to a prompt; with `b` in front if it was given a batch.
+
+    Where a sequence has stopped, its tokens are -1 and everything else is 0.
+    """
+
+    tokens: Int[Array, "*b n"]
+    log_probs: Float[Array, "*b n"]  # of each token, in the model's own distribution
+    activations: dict[str, Array]  # laid out as forward's, t being the generated tokens
+
+    @property
+    def lengths(self) -> Int[Array, "*b"]:
+        """The number of tokens generated, those of a stop sequence included."""
+        return jnp.sum(self.tokens >= 0, axis=-1)
+
+
+def generate(
+    params: Params,
+    config: Config,
+    prompt: Any,
+    n_tokens: int,
+    key: Key[Array, "*b"],
+    *,
+    sampling: Sampling = Sampling(),  # noqa: B008  frozen
+    stop: Any = None,
+    edit: Edit = keep,
+    edit_from: Any = None,
+    capture: Iterable[str] = (),
+    compute: Compute = Compute(),  # noqa: B008  frozen
+) -> Generated:
+    """The tokens that follow a prompt, or each prompt of a batch.
+
+    The prompt's length and n_tokens are rounded up to powers of two, at least 16; each pair of those, and
+    each size of a batch, is compiled once. Decoding runs its layers one by one (see `unstack`), so that
+    compiling takes longer the deeper the model.
+
+    Args:
+        params: as `init` gives them.
+        config: their architecture.
+        prompt: token ids `t`; a batch of them `b t`; or a list of prompts of any lengths, of which each
+            goes on as it would alone.
+        n_tokens: how many to add, at most.
+        key: one for all (prompt i of a batch then draws with fold_in(key, i)) or one for each; token j is
+            drawn with fold_in(its prompt's key, j).
+        sampling: how a token is chosen.
+        stop: a token id, a sequence of them, or several sequences; a prompt ends once it has generated one.
+        edit: as in `forward`. A new function is compiled anew.
+        edit_from: the first generated token that the edit may change, by acting on the position whose
+            logits give it; None: it acts on every position, the prompt's too.
+        capture: sites to return for each generated token, of the position whose logits gave it. Scores and
+            pattern have along s the rows of the cache: the positions, or with a window p modulo their number.
+        compute: how to run it.
+
+    Raises:
+        ValueError: an empty prompt, a token outside the vocabulary, n_tokens below 1, more than the position
+            table holds, logits that are NaN, and all that `forward` refuses.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> out = generate(params, config, [[3], [1, 4]], 6, jax.random.key(1), capture=("resid_post",))
+    >>> out.tokens.shape, out.activations["resid_post"].shape
+    ((2, 6), (2, 2, 6, 8))
+    """
+    how = gather_how(config, edit, capture, compute)
+    prompts = gather(prompt, config)
+    check_number(n_tokens)
+    check_room(config, prompts.longest, n_tokens)
+    wish = gather_wish(config, prompts, key, sampling, stop, edit_from)
+    check_params(params, config)
+    limit = jnp.asarray(n_tokens, jnp.int32)
+    drawn = _generate(
+        params, how, wish, prompts.tokens, prompts.lengths, limit, room=bucket(int(n_tokens))
+    )
+    check_finite(drawn.log_probs)
+    return _arranged(drawn, how, prompts, int(n_tokens))
+
+
+@partial(jax.jit, static_argnames=("how", "room"))
+def _generate(
+    params: Params,
+    how: How,
+    wish: Wish,
+    prompts: Int[Array, "b t"],
+    lengths: Int[Array, "..."],
+    limit: Int[Array, ""],
+    *,
+    room: int,
+) -> Drawn:
+    params = narrowed(params, how.compute)
+    state, first = prefill(params, how, wish, prompts, lengths, room=room)
+    state = unstack_state(state)
+    return decode(unstack(params), how, wish, state, limit, room=room, first=first)[1]
+
+
+def gather_how(config: Config, edit: Edit, capture: Iterable[str], compute: Compute) -> How:
+    """What to compile for.
+
+    Raises:
+        ValueError: a site that this model does not show.
+    """
+    capture = capture if isinstance(capture, str) else tuple(capture)
+    check_capture(capture, config, compute)
+    return How(config=config, edit=edit, capture=tuple(capture), compute=compute)
+
+
+def gather_wish(
+    config: Config, prompts: Prompts, key: Any, sampling: Sampling, stop: Any, edit_from: Any
+) -> Wish:
+    """What one call asks of the program.
+
+    Raises:
+        ValueError: a key that is none, a stop sequence that is none, a number out of range.
+    """
+    if isinstance(edit_from, int) and edit_from < 0:
+        raise ValueError(f"edit_from={edit_from} must be at least 0, the first generated token")
+    since = None if edit_from is None else prompts.lengths - 1 + jnp.asarray(edit_from, jnp.int32)
+    return Wish(
+        keys=gather_keys(key, prompts),
+        sampling=sampling.fitted(config),
+        stops=gather_stops(stop, config),
+        since=since,
+    )
+
+
+def check_finite(log_probs: Float[Array, "n b"]) -> None:
+    """Refuse tokens drawn from logits that are NaN; traced values cannot be looked at.
+
+    Raises:
+        ValueError: naming the first such token and its prompt.
+    """
+    if isinstance(log_probs, jax.core.Tracer):
+        return
+    broken = np.argwhere(np.isnan(np.asarray(log_probs)))
+    if len(broken):
+        token, prompt = broken[0]
+        raise ValueError(
+            f"the logits are NaN at generated token {token} of prompt {prompt}; "
+            "look for NaN or infinity in the parameters, or in what the edit returns"
+        )
+
+
+def _arranged(drawn: Drawn, how: How, prompts: Prompts, n_tokens: int) -> Generated:
+    """With the batch in front, if there is one, and everything cut to the tokens asked for."""
+
+    def laid_out(site: str, values: Array) -> Array:
+        values = jnp.moveaxis(values[:n_tokens], 0, 1 + activation_axis(site))
+        if site in ("scores", "pattern") and how.config.window is None:
+            values = values[..., : prompts.longest + n_tokens - 1]
+        return values
+
+    out = Generated(
+        drawn.tokens[:n_tokens].T,
+        drawn.log_probs[:n_tokens].T,
+        {site: laid_out(site, values) for site, values in drawn.activations.items()},
+    )
+    return jax.tree.map(lambda array: array[0], out) if prompts.single else out

@@ -1,0 +1,141 @@
+"""What `generate` is asked: prompts of any lengths in one array, stop sequences in another, both checked."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from jaxformer.config import Config
+from jaxformer.transformer import check_vocabulary
+
+NO_TOKEN = -1
+"""Where a sequence has stopped, and where a stop sequence is shorter than others."""
+
+
+class Prompts(NamedTuple):
+    """A batch, each prompt filled up behind; one length for all where they are equal."""
+
+    tokens: Int[Array, "b t"]
+    lengths: Int[Array, "*b"]
+    longest: int
+    single: bool  # one prompt, not a batch of one
+
+
+def bucket(length: int) -> int:
+    """The next power of two, and at least 16: what lengths are rounded up to, so that few programs serve all.
+
+    >>> bucket(5), bucket(16), bucket(17)
+    (16, 16, 32)
+    """
+    return max(16, 1 << (length - 1).bit_length())
+
+
+def gather(prompt: Any, config: Config) -> Prompts:
+    """One prompt or several, as one array.
+
+    Raises:
+        ValueError: no prompt, an empty one, no integers, or a token outside the vocabulary.
+    """
+    if isinstance(prompt, str):
+        raise ValueError("the prompt is text; give its ids: tokenizer.encode(prompt)")
+    ragged = isinstance(prompt, list | tuple) and any(np.ndim(one) for one in prompt)
+    each = [_ids(one, config) for one in prompt] if ragged else None
+    if each is None:
+        array = _ids(prompt, config)
+        single, whole = array.ndim == 1, jnp.atleast_2d(array)
+        each, lengths = [whole], [whole.shape[1]]
+    else:
+        single, lengths = False, [len(one) for one in each]
+        if wrong := [one.shape for one in each if one.ndim != 1]:
+            raise ValueError(
+                f"each prompt of a list is one sequence of ids, not an array {wrong[0]}"
+            )
+    longest = max(lengths)
+    width = bucket(longest)
+    if config.n_context is not None:  # rows that the position table lacks would be NaN
+        width = max(min(width, config.n_context), longest)
+    padded = [jnp.pad(jnp.atleast_2d(one), ((0, 0), (0, width - one.shape[-1]))) for one in each]
+    equal = len(set(lengths)) == 1
+    counted = jnp.asarray(longest if equal else lengths, jnp.int32)
+    return Prompts(jnp.concatenate(padded).astype(jnp.int32), counted, longest, single)
+
+
+def _ids(prompt: Any, config: Config) -> Array:
+    ids = prompt if isinstance(prompt, jax.core.Tracer) else jnp.asarray(prompt)
+    if not ids.size:
+        raise ValueError("a prompt is empty; give at least one token to go on from")
+    if ids.ndim > 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(
+            f"a prompt of shape {ids.shape} and dtype {ids.dtype} is no sequence of token ids"
+        )
+    if not isinstance(ids, jax.core.Tracer):
+        check_vocabulary(ids, config.n_vocab)
+    return ids
+
+
+def check_number(n_tokens: Any) -> None:
+    """Refuse to generate nothing.
+
+    Raises:
+        ValueError: naming the number.
+    """
+    if isinstance(n_tokens, bool) or not isinstance(n_tokens, int | np.integer) or n_tokens < 1:
+        raise ValueError(f"n_tokens={n_tokens!r} must be a whole number of at least 1")
+
+
+def check_room(config: Config, longest: int, n_tokens: int) -> None:
+    """Refuse more tokens than the position table holds.
+
+    Raises:
+        ValueError: naming the numbers.
+    """
+    # The last token is drawn and not read: it takes no position.
+    if config.n_context is not None and longest + n_tokens - 1 > config.n_context:
+        most = config.n_context - longest + 1
+        remedy = f"ask for at most {most}" if most > 0 else "give a shorter prompt"
+        raise ValueError(
+            f"a prompt of {longest} tokens and n_tokens={n_tokens} do not fit into the position table's "
+            f"n_context={config.n_context}; {remedy}, or let stream_tokens read the latest half anew"
+        )
+
+
+def gather_keys(key: Any, prompts: Prompts) -> Key[Array, " b"]:
+    """A key for each prompt.
+
+    Raises:
+        ValueError: no key of `jax.random.key`, or as many as there are no prompts.
+    """
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError("key must be a key, or one for each prompt; make it by jax.random.key(0)")
+    batch = len(prompts.tokens)
+    if key.ndim == 0:
+        if prompts.single:
+            return key[None]
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,) or prompts.single:
+        raise ValueError(f"{key.shape} keys do not fit {batch} prompts; give one, or one for each")
+    return key
+
+
+def gather_stops(stop: Any, config: Config) -> Int[Array, "stops m"]:
+    """The stop sequences as rows, shorter ones filled up in front.
+
+    Raises:
+        ValueError: text, an empty sequence, or a token outside the vocabulary.
+    """
+    if stop is None:
+        return jnp.full((0, 1), NO_TOKEN, jnp.int32)
+    if isinstance(stop, str):
+        raise ValueError(f"stop={stop!r} is text; give its ids: tokenizer.encode({stop!r})")
+    several = isinstance(stop, list | tuple) and any(np.ndim(one) for one in stop)
+    rows = [np.atleast_1d(np.asarray(one)) for one in (stop if several else [stop])]
+    for row in rows:
+        if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(f"stop={stop!r} must be a token id, a sequence of them, or several")
+        check_vocabulary(row, config.n_vocab)
+    widest = max(map(len, rows))
+    filled = [np.pad(row, (widest - len(row), 0), constant_values=NO_TOKEN) for row in rows]
+    return jnp.asarray(np.stack(filled), jnp.int32)

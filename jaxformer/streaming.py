@@ -1,0 +1,124 @@
+"""Generation piece by piece: tokens as they come, and texts longer than what the model sees at once."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, Key
+
+from jaxformer.config import Compute, Config
+from jaxformer.decode import Drawn, How, State, Wish, decode, narrowed, prefill, unstack_state
+from jaxformer.generate import check_finite, gather_how, gather_wish
+from jaxformer.params import Params, check_params, unstack
+from jaxformer.prompts import bucket, check_number, gather
+from jaxformer.sampling import Sampling
+from jaxformer.sites import Edit, keep
+
+
+def stream_tokens(
+    params: Params,
+    config: Config,
+    prompt: Any,
+    n_tokens: int,
+    key: Key[jax.Array, ""],
+    *,
+    sampling: Sampling = Sampling(),  # noqa: B008  frozen
+    stop: Any = None,
+    edit: Edit = keep,
+    context: int | None = None,
+    chunk: int = 16,
+    compute: Compute = Compute(),  # noqa: B008  frozen
+) -> Iterator[Int[np.ndarray, " c"]]:
+    """The tokens of `generate` for one prompt as they come: the first alone, then so many at a time.
+
+    Args:
+        params: this and what is not named here are as for `generate`.
+        config: the architecture.
+        prompt: token ids `t`.
+        n_tokens: how many to add, at most; no position table limits them.
+        key: token j is drawn with fold_in(key, j).
+        sampling: how a token is chosen.
+        stop: what ends the text.
+        edit: as in `forward`.
+        context: the most tokens that the model sees at once; None: n_context, or all. When they are full, the
+            latest half of them is read anew, and the text goes on from there.
+        chunk: tokens at a time.
+        compute: how to run it.
+
+    Raises:
+        ValueError: as `generate`; a context below 1 or above n_context. All but NaN before anything runs.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> [len(tokens) for tokens in stream_tokens(params, config, [3, 1], 20, jax.random.key(1))]
+    [1, 16, 3]
+    """
+    how = gather_how(config, edit, (), compute)
+    prompts = gather(prompt, config)
+    if not prompts.single:
+        raise ValueError("stream_tokens takes one prompt; generate takes a batch")
+    for name, value in (("context", context), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if context and config.n_context is not None and context > config.n_context:
+        raise ValueError(
+            f"context={context} is more than the position table's n_context={config.n_context}"
+        )
+    check_number(n_tokens)
+    context = context or config.n_context
+    wish = gather_wish(config, prompts, key, sampling, stop, None)
+    check_params(params, config)
+    text = [int(token) for token in prompts.tokens[0, : prompts.longest]]
+    return _stream(narrowed(params, compute), how, wish, text, n_tokens, context, chunk)
+
+
+def _stream(
+    params: Params,
+    how: How,
+    wish: Wish,
+    text: list[int],
+    n_tokens: int,
+    context: int | None,
+    chunk: int,
+) -> Iterator[Int[np.ndarray, " c"]]:
+    most = context or len(text) + n_tokens
+    layered, rows = unstack(params), bucket(most)
+    state, window, left = None, text[-most:], n_tokens
+    while left and (state is None or not state.done.all()):
+        prompts = gather(window, how.config)
+        room = max(rows - prompts.tokens.shape[1], 1)
+        state, drawn = _prefill(
+            params, how, wish, prompts.tokens, prompts.lengths, room=room, before=state
+        )
+        # The last token drawn is not read: it takes no row.
+        new, segment = _kept(drawn), min(left, most - len(window) + 1)
+        while True:
+            yield new
+            window, left, segment = [*window, *new.tolist()], left - len(new), segment - len(new)
+            if segment < 1 or state.done.all():
+                break
+            limit = jnp.asarray(min(chunk, segment), jnp.int32)
+            state, drawn = _decode(layered, how, wish, state, limit, room=chunk)
+            new = _kept(drawn)
+        window = window[-max(most // 2, 1) :]
+
+
+@partial(jax.jit, static_argnames=("how", "room"))
+def _prefill(
+    params: Params, how: How, wish: Wish, prompts: Any, lengths: Any, *, room: int, before: Any
+) -> tuple[State, Drawn]:
+    state, drawn = prefill(params, how, wish, prompts, lengths, room=room, before=before)
+    return unstack_state(state), jax.tree.map(lambda one: one[None], drawn)
+
+
+_decode = partial(jax.jit, static_argnames=("how", "room"), donate_argnums=3)(decode)
+
+
+def _kept(drawn: Drawn) -> Int[np.ndarray, " c"]:
+    check_finite(drawn.log_probs)
+    tokens = np.asarray(drawn.tokens[:, 0])
+    return tokens[tokens >= 0]
