@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.cache import Cache, empty_cache
 from jaxformer.config import Compute, Config
-from jaxformer.params import Params, layers
+from jaxformer.params import Params, unstack
 from jaxformer.prompts import NO_TOKEN, bucket
 from jaxformer.sampling import Sampling, choose
 from jaxformer.sites import READ, Edit, Layer, Site, activation_axis, position_axis
@@ -30,9 +30,9 @@ class How:
 class Wish(NamedTuple):
     """What may differ from call to call of one program."""
 
-    keys: Key[Array, " b"]
+    keys: Key[Array, "*b"]  # one for each sequence; or for all, to be folded with their numbers
     sampling: Sampling
-    stops: Int[Array, "stops m"]  # shorter ones filled up in front
+    stops: Any  # Int[Array, "stops m"]; shorter ones filled up in front
     since: Int[Array, "*b"] | None  # the first position to edit
 
 
@@ -85,6 +85,7 @@ def prefill(
         lambda a: jnp.zeros((a.shape[0], batch, *a.shape[1:]), a.dtype), (one.k, one.v)
     )
     cache = Cache(many[0], many[1], jnp.zeros_like(lengths))
+    cache = unstack(cache) if isinstance(params.blocks, list) else cache
     if piece == width:
         read = read_on(params, how, wish, prompts, cache, lengths - 1)
     else:
@@ -144,12 +145,6 @@ def decode(
     number = jnp.asarray(0 if first is None else 1, jnp.int32)
     _, state, drawn = jax.lax.while_loop(unfinished, body, (number, state, drawn))
     return state, drawn
-
-
-def unstack_state(state: State) -> State:
-    """The state with an array per layer, to go with `unstack`ed parameters."""
-    cache = state.cache
-    return state._replace(cache=Cache(layers(cache.k), layers(cache.v), cache.length))
 
 
 def narrowed(params: Params, compute: Compute) -> Params:
@@ -234,13 +229,15 @@ def _read_in_pieces(
         new = read_on(params, how, wish, tokens, cache, jnp.clip(lengths - 1 - start, 0, piece - 1))
         begun = start < lengths  # a prompt that has ended stays as it is
 
+        layer = 0 if isinstance(cache.k, list) else 1
+
         def choose(axis: int, new: Array, old: Array) -> Array:
             shape = [1] * new.ndim
             shape[axis] = -1
             return jnp.where(begun.reshape(shape) if begun.ndim else begun, new, old)
 
         kept = jax.tree.map(partial(choose, 0), (new.logits, new.activations), read[:2])
-        k, v = jax.tree.map(partial(choose, 1), new.cache[:2], read.cache[:2])
+        k, v = jax.tree.map(partial(choose, layer), new.cache[:2], read.cache[:2])
         return Read(kept[0], kept[1], Cache(k, v, lengths)), None
 
     shapes = jax.eval_shape(

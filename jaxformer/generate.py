@@ -8,18 +8,19 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import slice_in_dim
 from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.config import Compute, Config
-from jaxformer.decode import Drawn, How, Wish, decode, narrowed, prefill, unstack_state
+from jaxformer.decode import How, Wish, decode, narrowed, prefill
 from jaxformer.params import Params, check_params, unstack
 from jaxformer.prompts import (
     Prompts,
     bucket,
+    check_key,
     check_number,
     check_room,
     gather,
-    gather_keys,
     gather_stops,
 )
 from jaxformer.sampling import Sampling
@@ -96,15 +97,16 @@ def generate(
     check_room(config, prompts.longest, n_tokens)
     wish = gather_wish(config, prompts, key, sampling, stop, edit_from)
     check_params(params, config)
-    limit = jnp.asarray(n_tokens, jnp.int32)
-    drawn = _generate(
-        params, how, wish, prompts.tokens, prompts.lengths, limit, room=bucket(int(n_tokens))
-    )
-    check_finite(drawn.log_probs)
-    return _arranged(drawn, how, prompts, int(n_tokens))
+    out = _generate(
+        params, how, wish, prompts.tokens, prompts.lengths, np.int32(n_tokens),
+        room=bucket(n_tokens), single=prompts.single,
+    )  # fmt: skip
+    out = _cut(out, config, prompts, n_tokens)
+    check_finite(out.log_probs)
+    return out
 
 
-@partial(jax.jit, static_argnames=("how", "room"))
+@partial(jax.jit, static_argnames=("how", "room", "single"))
 def _generate(
     params: Params,
     how: How,
@@ -114,11 +116,44 @@ def _generate(
     limit: Int[Array, ""],
     *,
     room: int,
-) -> Drawn:
+    single: bool,
+) -> Generated:
     params = narrowed(params, how.compute)
+    wish = wish._replace(keys=own_keys(wish.keys, len(prompts), single))
     state, first = prefill(params, how, wish, prompts, lengths, room=room)
-    state = unstack_state(state)
-    return decode(unstack(params), how, wish, state, limit, room=room, first=first)[1]
+    state = state._replace(cache=unstack(state.cache))
+    drawn = decode(unstack(params), how, wish, state, limit, room=room, first=first)[1]
+    activations = {
+        site: jnp.moveaxis(values, 0, 1 + activation_axis(site))
+        for site, values in drawn.activations.items()
+    }
+    out = Generated(drawn.tokens.T, drawn.log_probs.T, activations)
+    return jax.tree.map(lambda array: array[0], out) if single else out
+
+
+def _cut(out: Generated, config: Config, prompts: Prompts, n_tokens: int) -> Generated:
+    """What was asked for, of what was rounded up."""
+
+    def cut(site: str, values: Array) -> Array:
+        values = slice_in_dim(
+            values, 0, n_tokens, axis=activation_axis(site) + (not prompts.single)
+        )
+        if site in ("scores", "pattern") and config.window is None:
+            values = values[..., : prompts.longest + n_tokens - 1]
+        return values
+
+    if out.tokens.shape[-1] > n_tokens:
+        out = Generated(out.tokens[..., :n_tokens], out.log_probs[..., :n_tokens], out.activations)
+    return out._replace(activations={s: cut(s, values) for s, values in out.activations.items()})
+
+
+def own_keys(keys: Key[Array, "*b"], batch: int, single: bool) -> Key[Array, " b"]:
+    """A key for each sequence: a lone prompt's is the one given."""
+    if keys.ndim:
+        return keys
+    if single:
+        return keys[None]
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys, jnp.arange(batch))
 
 
 def gather_how(config: Config, edit: Edit, capture: Iterable[str], compute: Compute) -> How:
@@ -144,14 +179,14 @@ def gather_wish(
         raise ValueError(f"edit_from={edit_from} must be at least 0, the first generated token")
     since = None if edit_from is None else prompts.lengths - 1 + jnp.asarray(edit_from, jnp.int32)
     return Wish(
-        keys=gather_keys(key, prompts),
+        keys=check_key(key, prompts),
         sampling=sampling.fitted(config),
         stops=gather_stops(stop, config),
         since=since,
     )
 
 
-def check_finite(log_probs: Float[Array, "n b"]) -> None:
+def check_finite(log_probs: Float[Array, "*b n"]) -> None:
     """Refuse tokens drawn from logits that are NaN; traced values cannot be looked at.
 
     Raises:
@@ -159,27 +194,10 @@ def check_finite(log_probs: Float[Array, "n b"]) -> None:
     """
     if isinstance(log_probs, jax.core.Tracer):
         return
-    broken = np.argwhere(np.isnan(np.asarray(log_probs)))
-    if len(broken):
-        token, prompt = broken[0]
+    values = np.asarray(log_probs)
+    if np.isnan(values).any():
+        prompt, token = np.argwhere(np.isnan(np.atleast_2d(values)))[0]
         raise ValueError(
             f"the logits are NaN at generated token {token} of prompt {prompt}; "
             "look for NaN or infinity in the parameters, or in what the edit returns"
         )
-
-
-def _arranged(drawn: Drawn, how: How, prompts: Prompts, n_tokens: int) -> Generated:
-    """With the batch in front, if there is one, and everything cut to the tokens asked for."""
-
-    def laid_out(site: str, values: Array) -> Array:
-        values = jnp.moveaxis(values[:n_tokens], 0, 1 + activation_axis(site))
-        if site in ("scores", "pattern") and how.config.window is None:
-            values = values[..., : prompts.longest + n_tokens - 1]
-        return values
-
-    out = Generated(
-        drawn.tokens[:n_tokens].T,
-        drawn.log_probs[:n_tokens].T,
-        {site: laid_out(site, values) for site, values in drawn.activations.items()},
-    )
-    return jax.tree.map(lambda array: array[0], out) if prompts.single else out

@@ -1,8 +1,9 @@
 """The parameters of a model: their tree, their declarations, their first values, and what they must be."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxformer import spec
 from jaxformer.attention import Attention, attention_spec
+from jaxformer.cache import Cache
 from jaxformer.config import Config
 from jaxformer.mlp import MLP, mlp_spec
 from jaxformer.norm import Norm, norm_spec
@@ -36,6 +38,9 @@ class Params(NamedTuple):
     blocks: Block
     final_norm: Norm | None
     W_U: Float[Array, "d v"] | None
+
+
+Unstackable = TypeVar("Unstackable", Params, Cache)
 
 
 def specs(config: Config) -> Params:
@@ -95,19 +100,22 @@ def count(config: Config) -> int:
     return spec.size(specs(config))
 
 
-def unstack(params: Params) -> Params:
-    """The same parameters with an array per layer: `blocks` becomes a list of Blocks.
+def unstack(stacked: Unstackable) -> Unstackable:
+    """The same Params, or the same Cache, with an array per layer in place of stacks: lists along the layers.
 
-    `forward` then runs its layers one by one in place of a loop over slices of arrays. That compiles longer,
-    the more so the deeper the model, and suits a program that runs a few tokens at a time: on CPU, the loop
-    copies each layer's weights before it reads them.
+    `forward` takes both so, and then runs its layers one by one in place of a loop over slices of arrays.
+    That compiles longer, the more so the deeper the model, and suits a program that runs a few tokens at a
+    time: on CPU, the loop copies each layer's weights before it reads them.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> unstack(init(config, jax.random.key(0))).blocks[1].attn.W_Q.shape
     (8, 2, 4)
     """
-    blocks: Any = params.blocks
-    return params if isinstance(blocks, list) else params._replace(blocks=layers(blocks))
+    if isinstance(stacked, Cache):
+        k, v = (part if isinstance(part, list) else layers(part) for part in stacked[:2])
+        return stacked._replace(k=k, v=v)
+    blocks: Any = stacked.blocks
+    return stacked if isinstance(blocks, list) else stacked._replace(blocks=layers(blocks))
 
 
 def layers(stacked: Any) -> Any:
@@ -122,10 +130,7 @@ def check_params(params: Params, config: Config) -> None:
     Raises:
         ValueError: naming the first array that is missing, superfluous, of another shape or no float.
     """
-    shapes = abstract(config)
-    if isinstance(params.blocks, list):
-        shapes = jax.eval_shape(unstack, shapes)
-    expected = jax.tree_util.tree_leaves_with_path(shapes)
+    expected = _expected(config, unstacked=isinstance(params.blocks, list))
     given = dict(jax.tree_util.tree_leaves_with_path(params))
     for path, leaf in expected:
         shape = jnp.shape(given.pop(path)) if path in given else None
@@ -141,3 +146,10 @@ def check_params(params: Params, config: Config) -> None:
         raise ValueError(
             f"the parameters have {spec.path_name(next(iter(given)))}, this Config does not"
         )
+
+
+@lru_cache
+def _expected(config: Config, *, unstacked: bool) -> list[tuple[Any, Any]]:
+    shapes = abstract(config)
+    shapes = jax.eval_shape(unstack, shapes) if unstacked else shapes
+    return jax.tree_util.tree_leaves_with_path(shapes)

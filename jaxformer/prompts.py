@@ -18,8 +18,8 @@ NO_TOKEN = -1
 class Prompts(NamedTuple):
     """A batch, each prompt filled up behind; one length for all where they are equal."""
 
-    tokens: Int[Array, "b t"]
-    lengths: Int[Array, "*b"]
+    tokens: Any  # Int[Array, "b t"]; of numpy where it can be: what is prepared op by op in JAX takes milliseconds
+    lengths: Any  # Int[Array, "*b"]
     longest: int
     single: bool  # one prompt, not a batch of one
 
@@ -42,36 +42,38 @@ def gather(prompt: Any, config: Config) -> Prompts:
     if isinstance(prompt, str):
         raise ValueError("the prompt is text; give its ids: tokenizer.encode(prompt)")
     ragged = isinstance(prompt, list | tuple) and any(np.ndim(one) for one in prompt)
-    each = [_ids(one, config) for one in prompt] if ragged else None
-    if each is None:
-        array = _ids(prompt, config)
-        single, whole = array.ndim == 1, jnp.atleast_2d(array)
-        each, lengths = [whole], [whole.shape[1]]
-    else:
-        single, lengths = False, [len(one) for one in each]
+    if ragged:
+        each, single = [_ids(one, config) for one in prompt], False
         if wrong := [one.shape for one in each if one.ndim != 1]:
             raise ValueError(
-                f"each prompt of a list is one sequence of ids, not an array {wrong[0]}"
+                f"each prompt of a list is one sequence of ids, not an array of shape {wrong[0]}"
             )
+    else:
+        whole = _ids(prompt, config)
+        each, single = [whole], whole.ndim == 1
+    lengths = [one.shape[-1] for one in each]
     longest = max(lengths)
     width = bucket(longest)
     if config.n_context is not None:  # rows that the position table lacks would be NaN
         width = max(min(width, config.n_context), longest)
-    padded = [jnp.pad(jnp.atleast_2d(one), ((0, 0), (0, width - one.shape[-1]))) for one in each]
+    numpy: Any = jnp if any(isinstance(one, jax.core.Tracer) for one in each) else np
+    rows = [numpy.atleast_2d(one).astype(np.int32) for one in each]
+    padded = [numpy.pad(row, ((0, 0), (0, width - row.shape[1]))) for row in rows]
     equal = len(set(lengths)) == 1
-    counted = jnp.asarray(longest if equal else lengths, jnp.int32)
-    return Prompts(jnp.concatenate(padded).astype(jnp.int32), counted, longest, single)
+    counted = np.asarray(longest if equal else lengths, np.int32)
+    return Prompts(numpy.concatenate(padded), counted, longest, single)
 
 
-def _ids(prompt: Any, config: Config) -> Array:
-    ids = prompt if isinstance(prompt, jax.core.Tracer) else jnp.asarray(prompt)
+def _ids(prompt: Any, config: Config) -> Any:
+    traced = isinstance(prompt, jax.core.Tracer)
+    ids = prompt if traced else np.asarray(prompt)
     if not ids.size:
         raise ValueError("a prompt is empty; give at least one token to go on from")
-    if ids.ndim > 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+    if ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"a prompt of shape {ids.shape} and dtype {ids.dtype} is no sequence of token ids"
         )
-    if not isinstance(ids, jax.core.Tracer):
+    if not traced:
         check_vocabulary(ids, config.n_vocab)
     return ids
 
@@ -102,8 +104,8 @@ def check_room(config: Config, longest: int, n_tokens: int) -> None:
         )
 
 
-def gather_keys(key: Any, prompts: Prompts) -> Key[Array, " b"]:
-    """A key for each prompt.
+def check_key(key: Any, prompts: Prompts) -> Key[Array, "*b"]:
+    """Refuse what is not one key, or one for each prompt.
 
     Raises:
         ValueError: no key of `jax.random.key`, or as many as there are no prompts.
@@ -111,23 +113,21 @@ def gather_keys(key: Any, prompts: Prompts) -> Key[Array, " b"]:
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError("key must be a key, or one for each prompt; make it by jax.random.key(0)")
     batch = len(prompts.tokens)
-    if key.ndim == 0:
-        if prompts.single:
-            return key[None]
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
-    if key.shape != (batch,) or prompts.single:
-        raise ValueError(f"{key.shape} keys do not fit {batch} prompts; give one, or one for each")
+    if key.ndim and (prompts.single or key.shape != (batch,)):
+        raise ValueError(
+            f"keys of shape {key.shape} do not fit {batch} prompts; give one, or one for each"
+        )
     return key
 
 
-def gather_stops(stop: Any, config: Config) -> Int[Array, "stops m"]:
+def gather_stops(stop: Any, config: Config) -> Int[np.ndarray, "stops m"]:
     """The stop sequences as rows, shorter ones filled up in front.
 
     Raises:
         ValueError: text, an empty sequence, or a token outside the vocabulary.
     """
     if stop is None:
-        return jnp.full((0, 1), NO_TOKEN, jnp.int32)
+        return np.full((0, 1), NO_TOKEN, np.int32)
     if isinstance(stop, str):
         raise ValueError(f"stop={stop!r} is text; give its ids: tokenizer.encode({stop!r})")
     several = isinstance(stop, list | tuple) and any(np.ndim(one) for one in stop)
@@ -138,4 +138,4 @@ def gather_stops(stop: Any, config: Config) -> Int[Array, "stops m"]:
         check_vocabulary(row, config.n_vocab)
     widest = max(map(len, rows))
     filled = [np.pad(row, (widest - len(row), 0), constant_values=NO_TOKEN) for row in rows]
-    return jnp.asarray(np.stack(filled), jnp.int32)
+    return np.stack(filled).astype(np.int32)

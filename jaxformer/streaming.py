@@ -5,12 +5,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Key
 
 from jaxformer.config import Compute, Config
-from jaxformer.decode import Drawn, How, State, Wish, decode, narrowed, prefill, unstack_state
+from jaxformer.decode import Drawn, How, State, Wish, decode, narrowed, prefill
 from jaxformer.generate import check_finite, gather_how, gather_wish
 from jaxformer.params import Params, check_params, unstack
 from jaxformer.prompts import bucket, check_number, gather
@@ -71,6 +70,7 @@ def stream_tokens(
     check_number(n_tokens)
     context = context or config.n_context
     wish = gather_wish(config, prompts, key, sampling, stop, None)
+    wish = wish._replace(keys=wish.keys[None])
     check_params(params, config)
     text = [int(token) for token in prompts.tokens[0, : prompts.longest]]
     return _stream(narrowed(params, compute), how, wish, text, n_tokens, context, chunk)
@@ -101,7 +101,7 @@ def _stream(
             window, left, segment = [*window, *new.tolist()], left - len(new), segment - len(new)
             if segment < 1 or state.done.all():
                 break
-            limit = jnp.asarray(min(chunk, segment), jnp.int32)
+            limit = np.int32(min(chunk, segment))
             state, drawn = _decode(layered, how, wish, state, limit, room=chunk)
             new = _kept(drawn)
         window = window[-max(most // 2, 1) :]
@@ -112,13 +112,14 @@ def _prefill(
     params: Params, how: How, wish: Wish, prompts: Any, lengths: Any, *, room: int, before: Any
 ) -> tuple[State, Drawn]:
     state, drawn = prefill(params, how, wish, prompts, lengths, room=room, before=before)
-    return unstack_state(state), jax.tree.map(lambda one: one[None], drawn)
+    state = state._replace(cache=unstack(state.cache))
+    return state, jax.tree.map(lambda one: one[None], drawn)
 
 
 _decode = partial(jax.jit, static_argnames=("how", "room"), donate_argnums=3)(decode)
 
 
 def _kept(drawn: Drawn) -> Int[np.ndarray, " c"]:
-    check_finite(drawn.log_probs)
+    check_finite(drawn.log_probs[:, 0])
     tokens = np.asarray(drawn.tokens[:, 0])
     return tokens[tokens >= 0]

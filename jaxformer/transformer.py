@@ -71,7 +71,7 @@ def forward(
     check_capture(capture, config, compute)
     tokens = jnp.asarray(tokens)
     check_params(params, config)
-    _check_tokens(tokens, config, cache)
+    _check_tokens(tokens, params, config, cache)
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
     params = jax.tree.map(lambda array: jnp.asarray(array).astype(dtype), params)
 
@@ -206,7 +206,7 @@ REMATS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _check_tokens(tokens: Array, config: Config, cache: Cache | None) -> None:
+def _check_tokens(tokens: Array, params: Params, config: Config, cache: Cache | None) -> None:
     if tokens.ndim != 1:
         raise ValueError(
             f"forward takes one sequence, not tokens of shape {tokens.shape}; "
@@ -223,6 +223,10 @@ def _check_tokens(tokens: Array, config: Config, cache: Cache | None) -> None:
         )
     if cache is not None:
         check_cache(cache, config, len(tokens))
+        if isinstance(params.blocks, list) != isinstance(cache.k, list):
+            raise ValueError(
+                "either the parameters or the cache are unstacked; unstack(...) both or none"
+            )
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(np.asarray(tokens), config.n_vocab)
 
