@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int8
+from jaxtyping import Array, Float, Int, Int8, Shaped
 
 from jaxformer.config import Config
 
@@ -123,13 +124,61 @@ def _write(stored: Stored, config: Config, new: Float[Array, "k t h"], start: Ar
 
 
 def _write_rows(
-    old: Float[Array, "k s h"], config: Config, new: Float[Array, "k t h"], start: Array
-) -> Float[Array, "k s h"]:
+    old: Shaped[Array, "k s h"], config: Config, new: Shaped[Array, "k t h"], start: Array
+) -> Shaped[Array, "k s h"]:
     rows, tokens = old.shape[1], new.shape[1]
-    if config.window is not None and tokens > 1:  # these may go over the end and on at the start
-        places = (start + jnp.arange(tokens, dtype=jnp.int32)) % rows
-        return old.at[:, places].set(new)
-    first = start if config.window is None else start % rows
-    return jax.lax.dynamic_update_slice(
-        old, new, (jnp.zeros_like(start), first, jnp.zeros_like(start))
+    if config.window is not None:
+        start = start % rows
+        if tokens > 1:  # these may go over the end and on at the beginning
+            places = (start + jnp.arange(tokens, dtype=jnp.int32)) % rows
+            return old.at[:, places].set(new)
+    differentiable = jnp.issubdtype(old.dtype, jnp.floating)
+    return (_put if differentiable else _put_in_place)(old, new, start)
+
+
+def _update(
+    old: Shaped[Array, "k s h"], new: Shaped[Array, "k t h"], start: Int[Array, ""]
+) -> Shaped[Array, "k s h"]:
+    # A fence: without it XLA on CPU writes into one copy for its reader here and another for the next step.
+    return jax.lax.optimization_barrier(
+        jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=-2)
     )
+
+
+@jax.custom_batching.custom_vmap
+def _put_in_place(old: Array, new: Array, start: Array) -> Array:
+    """`_update`, for which `jax.vmap` would put a scatter, which XLA runs on copies of the whole cache."""
+    return _update(old, new, start)
+
+
+@_put_in_place.def_vmap
+def _(size: int, batched: list[bool], old: Array, new: Array, start: Array) -> tuple[Array, bool]:
+    old, new = (
+        x if already else jnp.broadcast_to(x, (size, *x.shape))
+        for x, already in zip((old, new), batched, strict=False)
+    )
+    if not batched[2]:
+        return _put_in_place(old, new, start), True
+
+    def turn(index: Array, old: Array) -> Array:
+        one = jax.lax.dynamic_index_in_dim(new, index, keepdims=True)
+        place = (
+            index,
+            *[jnp.zeros_like(index)] * (old.ndim - 3),
+            start[index],
+            jnp.zeros_like(index),
+        )
+        return jax.lax.dynamic_update_slice(old, one, place)
+
+    return jax.lax.fori_loop(0, size, turn, old), True
+
+
+@jax.custom_jvp
+def _put(old: Array, new: Array, start: Array) -> Array:
+    return _put_in_place(old, new, start)
+
+
+@_put.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    (old, new, start), (d_old, d_new, _) = primals, tangents
+    return _put(old, new, start), _update(d_old, d_new, start)

@@ -129,7 +129,8 @@ def decode(
     drawn = drawn._replace(tokens=drawn.tokens + NO_TOKEN)
 
     def put(drawn: Drawn, one: Drawn, place: Any) -> Drawn:
-        return jax.tree.map(lambda all_, new: all_.at[place].set(new), drawn, one)
+        write = partial(jax.lax.dynamic_update_index_in_dim, index=place, axis=0)
+        return jax.tree.map(write, drawn, one)
 
     def unfinished(carry: tuple[Array, State, Drawn]) -> Bool[Array, ""]:
         number, state, _ = carry
