@@ -2,7 +2,7 @@
 
 Read in this order: `config`, `stream`, `attention`, `mlp`, `transformer`; then `norm` and `position`
 (what later GPTs added), `sites` (how to look inside), `spec` and `params` (how parameters begin), `cache`,
-`sampling`, `decode` and `generate` (how a text goes on), and beside them `reference`, the same model in
+`sampling`, `reading`, `decode` and `generate` (how a text goes on), and beside them `reference`, the same model in
 plain Python.
 
 The dimension key, the same letters in every einsum and every annotation:
@@ -15,6 +15,7 @@ The dimension key, the same letters in every einsum and every annotation:
     c  position-table row                v  vocabulary
 """
 
+from jaxformer.beam import Beams, beam_search
 from jaxformer.cache import Cache, empty_cache
 from jaxformer.checkpoint import load, save
 from jaxformer.config import Compute, Config
@@ -30,6 +31,7 @@ from jaxformer.transformer import Output, block, embed, forward, unembed
 
 __all__ = [
     "SITES",
+    "Beams",
     "Block",
     "Bytes",
     "Cache",
@@ -44,6 +46,7 @@ __all__ = [
     "Tokenizer",
     "Words",
     "abstract",
+    "beam_search",
     "block",
     "count",
     "embed",

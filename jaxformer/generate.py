@@ -12,7 +12,7 @@ from jax.lax import slice_in_dim
 from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.config import Compute, Config
-from jaxformer.decode import How, Wish, decode, narrowed, prefill
+from jaxformer.decode import decode, prefill
 from jaxformer.params import Params, check_params, unstack
 from jaxformer.prompts import (
     Prompts,
@@ -23,6 +23,7 @@ from jaxformer.prompts import (
     gather,
     gather_stops,
 )
+from jaxformer.reading import How, Wish, narrowed
 from jaxformer.sampling import Sampling
 from jaxformer.sites import Edit, activation_axis, check_capture, keep
 

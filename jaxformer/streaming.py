@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Int, Key
 
 from jaxformer.config import Compute, Config
-from jaxformer.decode import Drawn, How, State, Wish, decode, narrowed, prefill
+from jaxformer.decode import Drawn, State, decode, prefill
 from jaxformer.generate import check_finite, gather_how, gather_wish
 from jaxformer.params import Params, check_params, unstack
 from jaxformer.prompts import bucket, check_number, gather
+from jaxformer.reading import How, Wish, narrowed
 from jaxformer.sampling import Sampling
 from jaxformer.sites import Edit, keep
 
