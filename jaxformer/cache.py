@@ -137,8 +137,8 @@ def _write_rows(
 
 
 def _update(
-    old: Shaped[Array, "k s h"], new: Shaped[Array, "k t h"], start: Int[Array, ""]
-) -> Shaped[Array, "k s h"]:
+    old: Shaped[Array, "*b k s h"], new: Shaped[Array, "*b k t h"], start: Int[Array, ""]
+) -> Shaped[Array, "*b k s h"]:
     # A fence: without it XLA on CPU writes into one copy for its reader here and another for the next step.
     return jax.lax.optimization_barrier(
         jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=-2)
