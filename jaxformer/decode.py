@@ -269,12 +269,13 @@ def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]
     log_probs = jax.vmap(lambda logits, token: jax.nn.log_softmax(logits)[token])(
         read.logits, token
     )
-    over = state.done | jnp.isnan(log_probs)
+    was_done = state.done
+    over = was_done | jnp.isnan(log_probs)
     shown = jnp.where(over, NO_TOKEN, token)
 
     def unless_done(values: Array) -> Array:
         return jax.vmap(lambda done, own: jnp.where(done, jnp.zeros_like(own), own))(
-            state.done, values
+            was_done, values
         )
 
     tail = jnp.concatenate([state.tail[:, 1:], shown[:, None]], axis=1)
