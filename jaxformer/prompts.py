@@ -48,11 +48,11 @@ def gather(prompt: Any, config: Config) -> Prompts:
         single, whole = array.ndim == 1, jnp.atleast_2d(array)
         each, lengths = [whole], [whole.shape[1]]
     else:
-        single, lengths = False, [len(one) for one in each]
         if wrong := [one.shape for one in each if one.ndim != 1]:
             raise ValueError(
-                f"each prompt of a list is one sequence of ids, not an array {wrong[0]}"
+                f"each prompt of a list is one sequence of ids, not an array of shape {wrong[0]}"
             )
+        single, lengths = False, [len(one) for one in each]
     longest = max(lengths)
     width = bucket(longest)
     if config.n_context is not None:  # rows that the position table lacks would be NaN
@@ -130,7 +130,8 @@ def gather_stops(stop: Any, config: Config) -> Int[Array, "stops m"]:
         return jnp.full((0, 1), NO_TOKEN, jnp.int32)
     if isinstance(stop, str):
         raise ValueError(f"stop={stop!r} is text; give its ids: tokenizer.encode({stop!r})")
-    several = isinstance(stop, list | tuple) and any(np.ndim(one) for one in stop)
+    listed = isinstance(stop, list | tuple)
+    several = any(np.ndim(one) for one in stop) if listed else np.ndim(stop) > 1
     rows = [np.atleast_1d(np.asarray(one)) for one in (stop if several else [stop])]
     for row in rows:
         if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
