@@ -50,7 +50,10 @@ class Sampling:
                 lambda x: 0 <= x < math.inf,
                 "0 (the likeliest token) or a positive number",
             ),
-            "top_k": (lambda x: math.isfinite(x) and x == int(x) >= 1, "a whole number of at least 1"),
+            "top_k": (
+                lambda x: math.isfinite(x) and x == int(x) >= 1,
+                "a whole number of at least 1",
+            ),
             "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
             "min_p": (lambda x: 0 <= x <= 1, "from 0 to 1"),
             "repetition_penalty": (
@@ -196,7 +199,7 @@ def _largest(
     def narrow(_: Array, span: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = span
         middle = (low | high) - ((low ^ high) >> 1)  # their mean, rounded up, without overflow
-        fits = jnp.sum(jnp.where(order >= middle, weights, 0)) >= enough
+        fits = jnp.sum(jnp.where(order >= middle, weights, 0), dtype=weights.dtype) >= enough
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle - 1)
 
     span = jnp.full((), extremes.min, order.dtype), jnp.full((), extremes.max, order.dtype)
