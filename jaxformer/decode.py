@@ -95,7 +95,7 @@ def prefill(
         return _draw(how, wish, before, read)
     seen = None
     if wish.sampling.repetition_penalty is not None:
-        real = jnp.arange(width) < jnp.broadcast_to(lengths, batch)[:, None]
+        real = jnp.arange(width, dtype=jnp.int32) < jnp.broadcast_to(lengths, batch)[:, None]
         none = jnp.zeros(config.n_vocab, bool)
         seen = jax.vmap(lambda tokens, real: none.at[tokens].max(real))(prompts, real)
     state = State(
@@ -186,7 +186,7 @@ def read_on(
     def one(tokens: Array, cache: Cache, last: Array, since: Array | None) -> tuple[Any, ...]:
         edit = how.edit
         if since is not None:
-            edit = begun(edit, since, cache.length + jnp.arange(len(tokens)), last)
+            edit = begun(edit, since, cache.length + jnp.arange(len(tokens), dtype=jnp.int32), last)
         out = forward(
             params, how.config, tokens, cache,
             capture=how.capture, edit=edit, read=last[None], compute=how.compute,
@@ -281,7 +281,7 @@ def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]
     tail = jnp.concatenate([state.tail[:, 1:], shown[:, None]], axis=1)
     matches = (tail[:, None] == wish.stops) | (wish.stops == NO_TOKEN)  # [b stops m]
     if state.seen is not None:
-        occurs = jnp.arange(how.config.n_vocab) == shown[:, None]
+        occurs = jnp.arange(how.config.n_vocab, dtype=jnp.int32) == shown[:, None]
         state = state._replace(seen=state.seen | occurs)
     state = state._replace(
         cache=read.cache,
