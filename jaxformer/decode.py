@@ -72,10 +72,12 @@ def prefill(
     *,
     room: int,
     before: State | None = None,
+    earlier: Bool[Array, "b v"] | None = None,
 ) -> tuple[State, Drawn]:
     """Read the prompts and draw the first token behind each, with room for so many in all.
 
     Where `before` is given, the prompts are the end of its text, read anew: it says what was drawn so far.
+    `earlier` marks tokens that occurred before the prompts, for a repetition penalty.
     """
     config = how.config
     batch, width = prompts.shape
@@ -98,6 +100,7 @@ def prefill(
         real = jnp.arange(width, dtype=jnp.int32) < jnp.broadcast_to(lengths, batch)[:, None]
         none = jnp.zeros(config.n_vocab, bool)
         seen = jax.vmap(lambda tokens, real: none.at[tokens].max(real))(prompts, real)
+        seen = seen if earlier is None else seen | earlier
     state = State(
         cache=read.cache,
         token=prompts[:, 0],

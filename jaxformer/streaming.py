@@ -88,12 +88,16 @@ def _stream(
     most = context or len(text) + n_tokens
     layered, rows = unstack(params), bucket(most)
     state, window, left = None, text[-most:], n_tokens
+    earlier = None
+    if wish.sampling.repetition_penalty is not None and len(text) > most:
+        earlier = jnp.zeros((1, how.config.n_vocab), bool).at[0, jnp.asarray(text)].set(True)
     while left and (state is None or not state.done.all()):
         prompts = gather(window, how.config)
         room = max(rows - prompts.tokens.shape[1], 1)
         state, drawn = _prefill(
-            params, how, wish, prompts.tokens, prompts.lengths, room=room, before=state
-        )
+            params, how, wish, prompts.tokens, prompts.lengths,
+            room=room, before=state, earlier=earlier,
+        )  # fmt: skip
         # The last token drawn is not read: it takes no row.
         new, segment = _kept(drawn, n_tokens - left), min(left, most - len(window) + 1)
         while True:
@@ -109,9 +113,19 @@ def _stream(
 
 @partial(jax.jit, static_argnames=("how", "room"))
 def _prefill(
-    params: Params, how: How, wish: Wish, prompts: Any, lengths: Any, *, room: int, before: Any
+    params: Params,
+    how: How,
+    wish: Wish,
+    prompts: Any,
+    lengths: Any,
+    *,
+    room: int,
+    before: Any,
+    earlier: Any,
 ) -> tuple[State, Drawn]:
-    state, drawn = prefill(params, how, wish, prompts, lengths, room=room, before=before)
+    state, drawn = prefill(
+        params, how, wish, prompts, lengths, room=room, before=before, earlier=earlier
+    )
     return unstack_state(state), jax.tree.map(lambda one: one[None], drawn)
 
 

@@ -41,8 +41,8 @@ def test_the_pieces_are_the_tokens_of_generate(name: str, x64):
     assert joined(one) == whole[:1]
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 16])
-@pytest.mark.parametrize("context", [1, 2, 7, 8])
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("context", [1, 7, 8])
 @pytest.mark.parametrize("length", [1, 8, 13])
 def test_a_full_context_goes_on_from_its_latest_half(context: int, length: int, chunk: int, x64):
     """Token by token: a text longer than the context is cut to its last context // 2 tokens, at least one."""
