@@ -42,10 +42,12 @@ def prefill(
     *,
     room: int,
     before: State | None = None,
+    earlier: Bool[Array, "b v"] | None = None,
 ) -> tuple[State, Drawn]:
     """Read the prompts and draw the first token behind each, with room for so many in all.
 
     Where `before` is given, the prompts are the end of its text, read anew: it says what was drawn so far.
+    `earlier` marks tokens that occurred before the prompts, for a repetition penalty.
     """
     batch, width = prompts.shape
     read = read_prompts(params, how, wish, prompts, lengths, room=room)
@@ -53,9 +55,10 @@ def prefill(
         return _draw(how, wish, before, read)
     seen = None
     if wish.sampling.repetition_penalty is not None:
-        real = jnp.arange(width) < jnp.broadcast_to(lengths, batch)[:, None]
+        real = jnp.arange(width, dtype=jnp.int32) < jnp.broadcast_to(lengths, batch)[:, None]
         none = jnp.zeros(how.config.n_vocab, bool)
         seen = jax.vmap(lambda tokens, real: none.at[tokens].max(real))(prompts, real)
+        seen = seen if earlier is None else seen | earlier
     state = State(
         cache=read.cache,
         token=prompts[:, 0],
@@ -123,18 +126,19 @@ def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]
     log_probs = jax.vmap(lambda logits, token: jax.nn.log_softmax(logits)[token])(
         read.logits, token
     )
-    over = state.done | jnp.isnan(log_probs)
+    was_done = state.done
+    over = was_done | jnp.isnan(log_probs)
     shown = jnp.where(over, NO_TOKEN, token)
 
     def unless_done(values: Array) -> Array:
         return jax.vmap(lambda done, own: jnp.where(done, jnp.zeros_like(own), own))(
-            state.done, values
+            was_done, values
         )
 
     tail = jnp.concatenate([state.tail[:, 1:], shown[:, None]], axis=1)
     matches = (tail[:, None] == wish.stops) | (wish.stops == NO_TOKEN)  # [b stops m]
     if state.seen is not None:
-        occurs = jnp.arange(how.config.n_vocab) == shown[:, None]
+        occurs = jnp.arange(how.config.n_vocab, dtype=jnp.int32) == shown[:, None]
         state = state._replace(seen=state.seen | occurs)
     state = state._replace(
         cache=read.cache,

@@ -187,8 +187,12 @@ def gather_wish(
     )
 
 
-def check_finite(log_probs: Float[Array, "*b n"]) -> None:
+def check_finite(log_probs: Float[Array, "*b n"], before: int = 0) -> None:
     """Refuse tokens drawn from logits that are NaN; traced values cannot be looked at.
+
+    Args:
+        log_probs: of the tokens.
+        before: the number of tokens generated before these.
 
     Raises:
         ValueError: naming the first such token and its prompt.
@@ -199,6 +203,6 @@ def check_finite(log_probs: Float[Array, "*b n"]) -> None:
     if np.isnan(values).any():
         prompt, token = np.argwhere(np.isnan(np.atleast_2d(values)))[0]
         raise ValueError(
-            f"the logits are NaN at generated token {token} of prompt {prompt}; "
+            f"the logits are NaN at generated token {before + token} of prompt {prompt}; "
             "look for NaN or infinity in the parameters, or in what the edit returns"
         )

@@ -119,8 +119,13 @@ def unstack(stacked: Unstackable) -> Unstackable:
 
 
 def layers(stacked: Any) -> Any:
-    """A tree of arrays with a leading layer axis, as a list of trees without it."""
+    """A tree of arrays with a leading layer axis, as a list of trees without it.
+
+    Without layers it stays as it is: an empty list would not say what its layers hold.
+    """
     number = len(jax.tree.leaves(stacked)[0])
+    if not number:
+        return stacked
     return [jax.tree.map(itemgetter(layer), stacked) for layer in range(number)]
 
 

@@ -130,7 +130,8 @@ def gather_stops(stop: Any, config: Config) -> Int[np.ndarray, "stops m"]:
         return np.full((0, 1), NO_TOKEN, np.int32)
     if isinstance(stop, str):
         raise ValueError(f"stop={stop!r} is text; give its ids: tokenizer.encode({stop!r})")
-    several = isinstance(stop, list | tuple) and any(np.ndim(one) for one in stop)
+    listed = isinstance(stop, list | tuple)
+    several = any(np.ndim(one) for one in stop) if listed else np.ndim(stop) > 1
     rows = [np.atleast_1d(np.asarray(one)) for one in (stop if several else [stop])]
     for row in rows:
         if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):

@@ -83,7 +83,7 @@ def read_on(
     def one(tokens: Array, cache: Cache, last: Array, since: Array | None) -> tuple[Any, ...]:
         edit = how.edit
         if since is not None:
-            edit = begun(edit, since, cache.length + jnp.arange(len(tokens)), last)
+            edit = begun(edit, since, cache.length + jnp.arange(len(tokens), dtype=jnp.int32), last)
         out = forward(
             params, how.config, tokens, cache,
             capture=how.capture, edit=edit, read=last[None], compute=how.compute,

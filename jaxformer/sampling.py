@@ -50,7 +50,10 @@ class Sampling:
                 lambda x: 0 <= x < math.inf,
                 "0 (the likeliest token) or a positive number",
             ),
-            "top_k": (lambda x: x == int(x) >= 1, "a whole number of at least 1"),
+            "top_k": (
+                lambda x: math.isfinite(x) and x == int(x) >= 1,
+                "a whole number of at least 1",
+            ),
             "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
             "min_p": (lambda x: 0 <= x <= 1, "from 0 to 1"),
             "repetition_penalty": (
@@ -85,7 +88,7 @@ class Sampling:
         Raises:
             ValueError: top_k above n_vocab.
         """
-        if isinstance(self.top_k, int) and self.top_k > config.n_vocab:
+        if isinstance(self.top_k, int | float) and self.top_k > config.n_vocab:
             raise ValueError(
                 f"top_k={self.top_k} is more than the vocabulary's {config.n_vocab} entries; leave it out to keep all"
             )
@@ -121,9 +124,12 @@ def choose(
 
 
 def heat(logits: Float[Array, " v"], temperature: Any) -> Float[Array, " v"]:
-    """Logits divided by a temperature; the smallest is a normal float, not 0."""
+    """Logits divided by a temperature, the largest 0; the smallest temperature is a normal float, not 0.
+
+    So that a tiny temperature sends none of them to infinity but those that it leaves no chance.
+    """
     least = float(jnp.finfo(logits.dtype).tiny)
-    return logits / jnp.maximum(jnp.asarray(temperature, logits.dtype), least)
+    return (logits - jnp.max(logits)) / jnp.maximum(jnp.asarray(temperature, logits.dtype), least)
 
 
 def top_k(logits: Float[Array, " v"], k: Any) -> Float[Array, " v"]:
@@ -141,12 +147,15 @@ def top_k(logits: Float[Array, " v"], k: Any) -> Float[Array, " v"]:
 def top_p(logits: Float[Array, " v"], p: Any) -> Float[Array, " v"]:
     """The fewest likeliest tokens of total probability at least p, and those equal to the last of them.
 
+    At p=1 that is all of them, though fewer may add up to 1 by rounding.
+
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", §3.1.
 
     >>> top_p(jnp.log(jnp.array([0.5, 0.1, 0.4])), 0.8) > -jnp.inf
     Array([ True, False,  True], dtype=bool)
     """
-    return _largest(logits, jax.nn.softmax(logits), jnp.asarray(p, logits.dtype))
+    p = jnp.asarray(p, logits.dtype)
+    return jnp.where(p < 1, _largest(logits, jax.nn.softmax(logits), p), logits)
 
 
 def min_p(logits: Float[Array, " v"], p: Any) -> Float[Array, " v"]:
@@ -190,7 +199,7 @@ def _largest(
     def narrow(_: Array, span: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = span
         middle = (low | high) - ((low ^ high) >> 1)  # their mean, rounded up, without overflow
-        fits = jnp.sum(jnp.where(order >= middle, weights, 0)) >= enough
+        fits = jnp.sum(jnp.where(order >= middle, weights, 0), dtype=weights.dtype) >= enough
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle - 1)
 
     span = jnp.full((), extremes.min, order.dtype), jnp.full((), extremes.max, order.dtype)
@@ -200,6 +209,7 @@ def _largest(
 
 def _ordered(values: Float[Array, " v"]) -> Int[Array, " v"]:
     """Whole numbers in the order of the floats: their bits, those of negative floats turned around."""
-    whole = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
+    whole = jnp.dtype(f"int{8 * values.dtype.itemsize}")
+    values = jnp.where(values == 0, 0.0, values)  # -0 is equal to 0, its bits are not
     bits = jax.lax.bitcast_convert_type(values, whole)
     return bits ^ ((bits >> (jnp.iinfo(whole).bits - 1)) & jnp.iinfo(whole).max)

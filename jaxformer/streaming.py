@@ -89,14 +89,18 @@ def _stream(
     most = context or len(text) + n_tokens
     layered, rows = unstack(params), bucket(most)
     state, window, left = None, text[-most:], n_tokens
+    earlier = None
+    if wish.sampling.repetition_penalty is not None and len(text) > most:
+        earlier = jnp.zeros((1, how.config.n_vocab), bool).at[0, jnp.asarray(text)].set(True)
     while left and (state is None or not state.done.all()):
         prompts = gather(window, how.config)
         room = max(rows - prompts.tokens.shape[1], 1)
         state, drawn = _prefill(
-            params, how, wish, prompts.tokens, prompts.lengths, room=room, before=state
-        )
+            params, how, wish, prompts.tokens, prompts.lengths,
+            room=room, before=state, earlier=earlier,
+        )  # fmt: skip
         # The last token drawn is not read: it takes no row.
-        new, segment = _kept(drawn), min(left, most - len(window) + 1)
+        new, segment = _kept(drawn, n_tokens - left), min(left, most - len(window) + 1)
         while True:
             yield new
             window, left, segment = [*window, *new.tolist()], left - len(new), segment - len(new)
@@ -104,15 +108,25 @@ def _stream(
                 break
             limit = np.int32(min(chunk, segment))
             state, drawn = _decode(layered, how, wish, state, limit, room=chunk)
-            new = _kept(drawn)
+            new = _kept(drawn, n_tokens - left)
         window = window[-max(most // 2, 1) :]
 
 
 @partial(jax.jit, static_argnames=("how", "room"))
 def _prefill(
-    params: Params, how: How, wish: Wish, prompts: Any, lengths: Any, *, room: int, before: Any
+    params: Params,
+    how: How,
+    wish: Wish,
+    prompts: Any,
+    lengths: Any,
+    *,
+    room: int,
+    before: Any,
+    earlier: Any,
 ) -> tuple[State, Drawn]:
-    state, drawn = prefill(params, how, wish, prompts, lengths, room=room, before=before)
+    state, drawn = prefill(
+        params, how, wish, prompts, lengths, room=room, before=before, earlier=earlier
+    )
     state = state._replace(cache=unstack(state.cache))
     return state, jax.tree.map(lambda one: one[None], drawn)
 
@@ -120,7 +134,7 @@ def _prefill(
 _decode = partial(jax.jit, static_argnames=("how", "room"), donate_argnums=3)(decode)
 
 
-def _kept(drawn: Drawn) -> Int[np.ndarray, " c"]:
-    check_finite(drawn.log_probs[:, 0])
+def _kept(drawn: Drawn, before: int) -> Int[np.ndarray, " c"]:
+    check_finite(drawn.log_probs[:, 0], before)
     tokens = np.asarray(drawn.tokens[:, 0])
     return tokens[tokens >= 0]

@@ -1,0 +1,189 @@
+"""What is kept of the tokens seen: as good as reading them anew, in whatever form it is kept."""
+
+import dataclasses
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis.extra import numpy as arrays
+
+from jaxformer import Cache, Config, empty_cache, forward, shown, unstack
+from jaxformer.cache import Quantized, capacity, quantized, recall
+from jaxformer.params import layers
+from tests.models import MODERN, NAMED, SEED, WINDOWED, configs, random_params, random_tokens
+
+every_model = pytest.mark.parametrize("name", NAMED)
+LENGTH = 6
+step = jax.jit(forward)
+
+
+def emptied(config: Config, rows: int, dtype: Any, listed: bool) -> Cache:
+    cache = empty_cache(config, rows, dtype)
+    return Cache(layers(cache.k), layers(cache.v), cache.length) if listed else cache
+
+
+def read(params: Any, config: Config, tokens: jax.Array, cache: Cache, pieces: tuple[int, ...]):
+    """The logits of all tokens, read in pieces, and the last cache."""
+    logits, start = [], 0
+    for piece in pieces:
+        out = step(params, config, tokens[start : start + piece], cache)
+        cache, start = out.cache, start + piece
+        logits.append(out.logits)
+    assert int(cache.length) == start == len(tokens)
+    return np.concatenate(logits), cache
+
+
+def close(found: Any, expected: Any, dtype: str) -> None:
+    expected = np.asarray(expected)
+    bound = {"float64": 1e-10, "float32": 1e-5}[dtype] * max(np.abs(expected).max(), 1.0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+@every_model
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("pieces", [(1,) * 6, (1, 3, 2)], ids=["one by one", "uneven"])
+@pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
+def test_cached_equals_uncached(name: str, dtype: str, pieces: tuple, listed: bool, x64):
+    config = NAMED[name]
+    params, tokens = random_params(config, dtype=dtype), random_tokens(config, LENGTH)
+    whole = step(params, config, tokens).logits
+    form = unstack(params) if listed else params
+    found, _ = read(form, config, tokens, emptied(config, LENGTH, dtype, listed), pieces)
+    close(found, whole, dtype)
+
+
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(configs(), st.sampled_from([(2, 4), (3, 1, 2)]), st.booleans())
+def test_cached_equals_uncached_whatever_the_choices(
+    x64, config: Config, pieces: tuple[int, ...], listed: bool
+):
+    params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
+    whole = step(params, config, tokens).logits
+    form = unstack(params) if listed else params
+    empty = emptied(config, LENGTH, jnp.float64, listed)
+    close(read(form, config, tokens, empty, pieces)[0], whole, "float64")
+
+
+@every_model
+def test_unstacked_equals_stacked(name: str, x64):
+    """Logits, all activations, and gradients."""
+    config = NAMED[name]
+    params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            out = forward(params, config, tokens, capture=shown(config))
+            return jnp.square(out.logits).mean(), out
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, one), gradient = run(params)
+    (_, other), listed = run(unstack(params))
+    assert set(one.activations) == set(other.activations)
+    jax.tree.map(lambda a, b: close(a[jnp.isfinite(a)], b[jnp.isfinite(a)], "float64"), one, other)
+    jax.tree.map(lambda a, b: close(a, b, "float64"), unstack(gradient), listed)
+
+
+def test_a_model_of_no_layers_unstacks_to_itself():
+    config = dataclasses.replace(SEED, n_layers=0)
+    params = unstack(random_params(config))
+    out = forward(params, config, random_tokens(config, 3), capture=("z",))
+    assert out.activations["z"].shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4])
+@pytest.mark.parametrize("piece", [1, 2, 5])
+@pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
+def test_a_window_s_rows_go_round_without_end(window: int, piece: int, listed: bool, x64):
+    config = dataclasses.replace(WINDOWED, window=window)
+    params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, 40)
+    form = unstack(params) if listed else params
+    cache = emptied(config, window + piece - 1, jnp.float64, listed)
+    found, cache = read(form, config, tokens, cache, (piece,) * (40 // piece))
+    assert capacity(cache) == window + piece - 1
+    close(found, step(params, config, tokens).logits, "float64")
+
+
+def test_a_window_with_too_few_rows_ends_with_nan():
+    """Three tokens at a time need window + 2 rows; one fewer holds only as many tokens as it has rows."""
+    params, tokens = random_params(WINDOWED), random_tokens(WINDOWED, 9)
+    cache = empty_cache(WINDOWED, 4)
+    first = step(params, WINDOWED, tokens[:3], cache)
+    assert np.isfinite(first.logits).all()
+    assert np.isnan(step(params, WINDOWED, tokens[3:6], first.cache).logits).all()
+    with pytest.raises(ValueError, match="5 tokens are too many: the cache has room for 4"):
+        forward(params, WINDOWED, tokens[:5], cache)
+
+
+def test_more_tokens_than_rows_give_nan_or_an_error():
+    params, tokens = random_params(MODERN), random_tokens(MODERN, 4)
+    full = step(params, MODERN, tokens, empty_cache(MODERN, 4)).cache
+    assert np.isnan(step(params, MODERN, tokens[:1], full).logits).all()
+    with pytest.raises(ValueError, match="4 tokens are too many: the cache has room for 3"):
+        forward(params, MODERN, tokens, empty_cache(MODERN, 3))
+
+
+vectors = arrays.arrays(
+    np.float32, (3, 5), elements=st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False)
+)
+
+
+@hypothesis.given(vectors)
+def test_rounding_to_8_bits_errs_by_a_254th_of_the_largest(vectors: np.ndarray):
+    hypothesis.assume(not ((vectors != 0) & (np.abs(vectors) < 1e-30)).any())  # scales of no float
+    stored = quantized(jnp.asarray(vectors))
+    assert stored.values.dtype == jnp.int8
+    assert int(jnp.abs(stored.values.astype(jnp.int32)).max()) <= 127
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    error = np.abs(np.asarray(recall(stored, jnp.float32), np.float64) - vectors)
+    assert (error <= largest / 254 * (1 + 1e-5)).all()
+    assert not error[(largest == 0)[:, 0]].any()  # a zero vector stays one
+
+
+@every_model
+@pytest.mark.parametrize("kept", ["int8", "bfloat16"])
+@pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
+def test_a_rounded_cache_gives_nearly_the_same_logits(name: str, kept: str, listed: bool):
+    config = NAMED[name]
+    params, tokens = random_params(config), random_tokens(config, LENGTH)
+    form = unstack(params) if listed else params
+    empty = emptied(config, LENGTH, kept, listed)
+    found, cache = read(form, config, tokens, empty, (1, 3, 2))
+    whole = np.asarray(step(params, config, tokens).logits)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=0.05 * np.abs(whole).max())
+    assert not np.array_equal(found, whole)
+    assert jax.tree.leaves(cache.k)[0].dtype == kept
+
+
+def test_only_the_key_and_value_heads_are_kept():
+    config = dataclasses.replace(MODERN, n_kv_heads=1)
+    cache = empty_cache(config, 5)
+    assert cache.k.shape == cache.v.shape == (2, 1, 5, 4)
+    rounded: Any = empty_cache(config, 5, "int8").k
+    assert isinstance(rounded, Quantized)
+    assert (rounded.values.shape, rounded.scale.shape) == ((2, 1, 5, 4), (2, 1, 5, 1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "sentence"),
+    [
+        (0, "float32", "capacity=0 must be at least 1"),
+        (-3, "float32", "capacity=-3 must be at least 1"),
+        (4, "int32", "a cache of int32 cannot be; choose a float or int8"),
+        (4, "bool", "a cache of bool cannot be"),
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused(rows: int, dtype: str, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        empty_cache(SEED, rows, dtype)
+
+
+def test_a_cache_of_another_model_is_refused():
+    params, tokens = random_params(SEED), random_tokens(SEED, 2)
+    with pytest.raises(ValueError, match=r"the cache holds \(2, 2, 5, 4\).*needs \(2, 4, 5, 4\)"):
+        forward(params, SEED, tokens, empty_cache(MODERN, 5))
