@@ -151,8 +151,8 @@ def gather_wish(
     )
 
 
-def check_finite(log_probs: Float[Array, "n b"]) -> None:
-    """Refuse tokens drawn from logits that are NaN; traced values cannot be looked at.
+def check_finite(log_probs: Float[Array, "n b"], before: int = 0) -> None:
+    """Refuse tokens drawn from logits that are NaN, after so many good ones; traced values cannot be looked at.
 
     Raises:
         ValueError: naming the first such token and its prompt.
@@ -163,7 +163,7 @@ def check_finite(log_probs: Float[Array, "n b"]) -> None:
     if len(broken):
         token, prompt = broken[0]
         raise ValueError(
-            f"the logits are NaN at generated token {token} of prompt {prompt}; "
+            f"the logits are NaN at generated token {before + token} of prompt {prompt}; "
             "look for NaN or infinity in the parameters, or in what the edit returns"
         )
 

@@ -95,7 +95,7 @@ def _stream(
             params, how, wish, prompts.tokens, prompts.lengths, room=room, before=state
         )
         # The last token drawn is not read: it takes no row.
-        new, segment = _kept(drawn), min(left, most - len(window) + 1)
+        new, segment = _kept(drawn, n_tokens - left), min(left, most - len(window) + 1)
         while True:
             yield new
             window, left, segment = [*window, *new.tolist()], left - len(new), segment - len(new)
@@ -103,7 +103,7 @@ def _stream(
                 break
             limit = jnp.asarray(min(chunk, segment), jnp.int32)
             state, drawn = _decode(layered, how, wish, state, limit, room=chunk)
-            new = _kept(drawn)
+            new = _kept(drawn, n_tokens - left)
         window = window[-max(most // 2, 1) :]
 
 
@@ -118,7 +118,7 @@ def _prefill(
 _decode = partial(jax.jit, static_argnames=("how", "room"), donate_argnums=3)(decode)
 
 
-def _kept(drawn: Drawn) -> Int[np.ndarray, " c"]:
-    check_finite(drawn.log_probs)
+def _kept(drawn: Drawn, before: int) -> Int[np.ndarray, " c"]:
+    check_finite(drawn.log_probs, before)
     tokens = np.asarray(drawn.tokens[:, 0])
     return tokens[tokens >= 0]
