@@ -26,7 +26,7 @@ from jaxformer.score import perplexity, score
 from jaxformer.sites import SITES, Edit, keep, shown
 from jaxformer.stream import query, update
 from jaxformer.streaming import stream_tokens
-from jaxformer.tokenizer import Bytes, Characters, Tokenizer, Words
+from jaxformer.tokenizer import Bytes, Characters, Tokenizer, Words, stream_text
 from jaxformer.transformer import Output, block, embed, forward, unembed
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "score",
     "shown",
     "specs",
+    "stream_text",
     "stream_tokens",
     "unembed",
     "unstack",

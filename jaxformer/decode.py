@@ -126,14 +126,12 @@ def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]
     log_probs = jax.vmap(lambda logits, token: jax.nn.log_softmax(logits)[token])(
         read.logits, token
     )
-    was_done = state.done
-    over = was_done | jnp.isnan(log_probs)
+    done = state.done  # before this token: one that ends a text still belongs to it
+    over = done | jnp.isnan(log_probs)
     shown = jnp.where(over, NO_TOKEN, token)
 
     def unless_done(values: Array) -> Array:
-        return jax.vmap(lambda done, own: jnp.where(done, jnp.zeros_like(own), own))(
-            was_done, values
-        )
+        return jax.vmap(lambda done, own: jnp.where(done, jnp.zeros_like(own), own))(done, values)
 
     tail = jnp.concatenate([state.tail[:, 1:], shown[:, None]], axis=1)
     matches = (tail[:, None] == wish.stops) | (wish.stops == NO_TOKEN)  # [b stops m]

@@ -1,7 +1,7 @@
 """Between text and token ids: characters, words and bytes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -177,6 +177,33 @@ class Bytes:
     def to_json(self) -> str:
         """Its name is all there is to know."""
         return json.dumps({"kind": "bytes"})
+
+
+def stream_text(tokenizer: Tokenizer, pieces: Iterable[Int[np.ndarray, " _"]]) -> Iterator[str]:
+    """The text of tokens that come piece by piece, as far as it is certain; joined it is `decode` of them all.
+
+    A U+FFFD at the end may be a character whose other bytes are still to come: it waits for the next piece.
+
+    >>> cut = Bytes().encode("né!")
+    >>> list(stream_text(Bytes(), [cut[:2], cut[2:]]))
+    ['n', 'é!']
+    """
+    latest, shown = np.zeros(0, np.int32), 0
+    for piece in pieces:
+        latest = np.concatenate([latest, piece])
+        text = tokenizer.decode(latest)
+        if new := text[shown:].removesuffix(UNKNOWN):
+            yield new
+        latest = latest[-LONGEST:]
+        shown = len(tokenizer.decode(latest).removesuffix(UNKNOWN))
+    if rest := tokenizer.decode(latest)[shown:]:
+        yield rest
+
+
+UNKNOWN = "\ufffd"
+"""What stands in a decoded text for bytes that are no character."""
+LONGEST = 4
+"""The most tokens that may share a character: it has no more bytes."""
 
 
 def from_json(text: str) -> Tokenizer:

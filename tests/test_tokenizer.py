@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer import Bytes, Characters, Words
+from jaxformer import Bytes, Characters, Words, stream_text
 from jaxformer.tokenizer import Tokenizer, from_json
 
 texts = st.text(min_size=1, max_size=40)
@@ -31,6 +31,54 @@ def test_json_round_trip(text: str):
     for tokenizer in (Characters.of(text), Bytes()):
         again = from_json(tokenizer.to_json())
         np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
+
+
+def cut(data: st.DataObject, tokens: np.ndarray) -> list[np.ndarray]:
+    """In pieces, some of them perhaps empty."""
+    places = data.draw(st.lists(st.integers(0, len(tokens)), max_size=12))
+    return np.split(tokens, sorted(places))
+
+
+BYTES = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3).map(str.encode),
+        st.sampled_from("é€😀\ufffd").map(str.encode),
+        st.binary(min_size=1, max_size=3),
+        st.sampled_from([b"\xf0\x9f\x98", b"\xe2\x82", b"\xc3", b"\x80" * 6, b"\xed\xa0\x80"]),
+    )
+).map(b"".join)
+
+
+@settings(max_examples=400)
+@given(content=BYTES, data=st.data())
+def test_a_streamed_text_of_bytes_joined_is_the_text_of_them_all(
+    content: bytes, data: st.DataObject
+):
+    tokens = np.frombuffer(content, np.uint8).astype(np.int32)
+    pieces = cut(data, tokens)
+    assert "".join(stream_text(Bytes(), pieces)) == Bytes().decode(tokens)
+    whole = content.decode("utf-8", errors="ignore")
+    if whole.encode() == content:  # then no half of a character is ever shown
+        assert all(part in whole for part in stream_text(Bytes(), pieces))
+
+
+@pytest.mark.parametrize("tokenizer", [Characters("ab\ufffdé"), Words(["a", "the", "é", "\ufffd"])])
+@given(tokens=st.lists(st.integers(0, 3)), data=st.data())
+def test_a_streamed_text_joined_is_the_text_of_all_tokens(
+    tokenizer: Tokenizer, tokens: list[int], data: st.DataObject
+):
+    ids = np.array(tokens, np.int32)
+    assert "".join(stream_text(tokenizer, cut(data, ids))) == tokenizer.decode(ids)
+
+
+def test_a_streamed_text_lags_behind_by_one_character_at_most():
+    content = "né€😀!".encode()
+    seen = []
+    for end in range(len(content) + 1):
+        pieces = iter([np.array([byte]) for byte in content[:end]])
+        text = stream_text(Bytes(), pieces)
+        seen.append("".join(part for part in text if part != "\ufffd"))
+    assert seen == [content[:end].decode(errors="ignore") for end in range(len(content) + 1)]
 
 
 @given(words=words, gap=st.sampled_from([" ", "\n", " \t "]))

@@ -6,10 +6,11 @@ import numpy as np
 
 from jaxformer.checkpoint import load, save
 from jaxformer.params import Params
+from jaxformer.sampling import Sampling
+from jaxformer.streaming import stream_tokens
 from train.metrics import Metrics
 from train.report import loss_table
 from train.run import Run, keys, member, seeds
-from train.sample import continue_text
 
 
 def model_folder(run: Run, seed: int) -> Path:
@@ -30,15 +31,16 @@ def write_sample(run: Run, params: Params, title: str) -> None:
     if run.data.prompt is None:
         return
     tokenizer, context = run.data.tokenizer, run.recipe.context
-    prompt = tokenizer.decode(np.asarray(run.data.prompt[:context]))
-    text = continue_text(
-        params, run.config, tokenizer, prompt, 200, keys(run.recipe.seed).samples,
-        temperature=0.8, window=context,
+    prompt = np.asarray(run.data.prompt[:context])
+    pieces = stream_tokens(
+        params, run.config, prompt, 200, keys(run.recipe.seed).samples,
+        sampling=Sampling(temperature=0.8), context=context,
     )  # fmt: skip
+    begun, text = (tokenizer.decode(tokens) for tokens in (prompt, np.concatenate([*pieces])))
     path = run.folder / "samples.txt"
     older = path.read_text(encoding="utf-8") if path.is_file() else ""
     kept = older.split(f"--- {title}\n")[0]
-    path.write_text(f"{kept}--- {title}\n{prompt}|{text}\n", encoding="utf-8")
+    path.write_text(f"{kept}--- {title}\n{begun}|{text}\n", encoding="utf-8")
 
 
 def finish(run: Run, metrics: Metrics) -> None:

@@ -1,97 +1,103 @@
-"""Continue a text with a trained model: `python -m train.sample runs/seed --prompt "..."`."""
+"""Continue a text with a trained model, as it comes: `python -m train.sample runs/seed --prompt "..."`."""
 
+import itertools
+import os
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.checkpoint import load
 from jaxformer.config import Config
-from jaxformer.params import Params
-from jaxformer.tokenizer import Tokenizer, Words
-from jaxformer.transformer import check_vocabulary, forward
+from jaxformer.sampling import Sampling
+from jaxformer.streaming import stream_tokens
+from jaxformer.tokenizer import Tokenizer, Tokens, stream_text
 from train.about import read_about
+from train.pace import Piece, pace, timed
+
+CHUNK = 8
+"""Tokens at a time: few enough to watch them come, enough that the program's calls cost little."""
+
+AT_ONCE = 1_000_000
+"""The most tokens to add where nothing says how many the model may see at once: it keeps room for all."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Continue a prompt with the best model of a finished run."""
+    """Continue a prompt with the best model of a finished run, showing the text as it comes.
+
+    Standard output gets the prompt and what follows it, nothing else; standard error the speed.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """the run's folder, or a folder with a model in it"""
     prompt: str = "\n"
     """the text to go on from; its characters must be the corpus's"""
     n: int = 500
-    """tokens to add"""
+    """tokens to add, at most"""
     temperature: float = 0.8
     """0 takes the likeliest token; 1 draws from the model's own distribution"""
+    top_k: int | None = None
+    """keep the k likeliest tokens"""
+    top_p: float | None = None
+    """keep the likeliest tokens that together have at least this probability"""
+    min_p: float | None = None
+    """keep the tokens at least this many times as likely as the likeliest"""
+    repetition_penalty: float | None = None
+    """above 1: what occurred before becomes less likely"""
+    stop: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """texts of which any ends it, once it has come; may be repeated"""
     seed: int = 0
     """another seed, another text"""
+    context: int | None = None
+    """the most tokens that the model sees at once (as many as the run trained on); when they are full, the
+    latest half of them is read anew"""
 
 
-def continue_text(
-    params: Params,
-    config: Config,
-    tokenizer: Tokenizer,
-    prompt: str,
-    n: int,
-    key: Key[Array, ""],
-    *,
-    temperature: float,
-    window: int,
-) -> str:
-    """The n tokens that follow a prompt, as text; the model sees the last `window` tokens of it all.
+def begin(command: Command) -> tuple[Tokenizer, Tokens, Iterator[Tokens]]:
+    """The tokenizer, the prompt, and the tokens that will follow it.
 
     Raises:
-        ValueError: an empty prompt, a character that the tokenizer never saw, n below 1, a temperature
-            below 0.
+        ValueError: a folder that holds no one model with a tokenizer, or whatever is wrong with the command.
+        OSError: the folder cannot be read.
     """
-    if not 1 <= n <= 1_000_000:
-        raise ValueError(f"n={n} must be at least 1 and at most 1000000")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature} must be 0 or a positive number")
-    tokens = tokenizer.encode(prompt)
-    if not len(tokens):
-        raise ValueError("the prompt is empty; give at least one character to go on from")
-    check_vocabulary(tokens, config.n_vocab)
-    tokens = tokens[-window:]
-    padded = jnp.asarray(np.pad(tokens, (0, window - len(tokens))), jnp.int32)
-    heat = jnp.asarray(temperature, jnp.float32)
-    drawn = _draw(params, config, padded, jnp.asarray(len(tokens), jnp.int32), key, heat, n=n)
-    return tokenizer.decode(np.asarray(drawn))
+    folder, trained = find_model(command.run)
+    config, params, tokenizer = load(folder)
+    if tokenizer is None:
+        raise ValueError(f"{folder} was saved without a tokenizer, so it cannot read a prompt")
+    prompt = tokenizer.encode(command.prompt)
+    context = fitting(config, trained) if command.context is None else command.context
+    if context is None and command.n > AT_ONCE:
+        raise ValueError(f"n={command.n} tokens are too many to see at once; choose a --context")
+    pieces = stream_tokens(
+        params,
+        config,
+        prompt,
+        command.n,
+        _key(command.seed),
+        sampling=Sampling(
+            temperature=command.temperature,
+            top_k=command.top_k,
+            top_p=command.top_p,
+            min_p=command.min_p,
+            repetition_penalty=command.repetition_penalty,
+        ),
+        stop=[stop_tokens(tokenizer, text) for texts in command.stop for text in texts] or None,
+        context=context,
+        chunk=CHUNK,
+    )
+    return tokenizer, prompt, pieces
 
 
-@partial(jax.jit, static_argnames="n")
-def _draw(
-    params: Params,
-    config: Config,
-    window: Int[Array, " window"],
-    length: Int[Array, ""],
-    key: Key[Array, ""],
-    temperature: Float[Array, ""],
-    *,
-    n: int,
-) -> Int[Array, " n"]:
-    """N tokens, each drawn from a forward pass over the window; what fills it up cannot be seen."""
-
-    def step(state: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
-        window, length = state
-        logits = forward(params, config, window).logits[length - 1]
-        hot = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
-        token = jnp.where(temperature > 0, hot, logits.argmax()).astype(window.dtype)
-        full = length == len(window)
-        window = jnp.where(full, jnp.roll(window, -1), window)
-        length = jnp.minimum(length + 1, len(window))
-        return (window.at[length - 1].set(token), length), token
-
-    return jax.lax.scan(step, (window, length), jax.random.split(key, n))[1]
+def _key(seed: int) -> Any:
+    try:
+        return jax.random.key(seed)
+    except OverflowError as error:
+        raise ValueError(f"seed={seed} has more than 64 bits; choose a smaller one") from error
 
 
 def find_model(run: Path) -> tuple[Path, int | None]:
@@ -109,25 +115,67 @@ def find_model(run: Path) -> tuple[Path, int | None]:
     return folder, read_about(about)["recipe"]["context"] if about.is_file() else None
 
 
-def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status."""
-    command = tyro.cli(Command, prog="python -m train.sample", args=args)
+def fitting(config: Config, context: int | None) -> int | None:
+    """The context, or as much of it as a model's position table holds."""
+    most = [rows for rows in (context, config.n_context) if rows is not None]
+    return min(most, default=None)
+
+
+def stop_tokens(tokenizer: Tokenizer, stop: str) -> Tokens:
+    """The ids of a text that is to end another.
+
+    Raises:
+        ValueError: a text that never comes, or that is no text.
+    """
     try:
-        folder, context = find_model(command.run)
-        config, params, tokenizer = load(folder)
-        if tokenizer is None:
-            raise ValueError(f"{folder} was saved without a tokenizer, so it cannot read a prompt")  # noqa: TRY301
-        window = context or config.n_context or len(tokenizer.encode(command.prompt)) + command.n
-        text = continue_text(
-            params, config, tokenizer, command.prompt, command.n, jax.random.key(command.seed),
-            temperature=command.temperature, window=window,
-        )  # fmt: skip
+        tokens = tokenizer.encode(stop)
+    except ValueError as error:
+        raise ValueError(f"the text to stop at, {stop!r}, cannot come: {error}") from error
+    if not len(tokens):
+        raise ValueError(f"the text to stop at, {stop!r}, is empty; give one that can come")
+    return tokens
+
+
+def show(texts: Iterable[str]) -> None:
+    """Print texts as they come, and end the line whatever ends them."""
+    begun = False
+    try:
+        for text in texts:
+            begun = True
+            print(text, end="", flush=True)
+    finally:
+        if begun:
+            print(flush=True)
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 141 nobody reads on."""
+    command = tyro.cli(Command, prog="python -m train.sample", args=args)
+    noted: list[Piece] = []
+    try:
+        tokenizer, prompt, pieces = begin(command)
+        show(stream_text(tokenizer, itertools.chain([prompt], timed(pieces, noted))))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _hush()
+        return 141
+    except jax.errors.JaxRuntimeError as error:
+        why = str(error).partition("\n")[0]
+        print(f"error: the device cannot run this; lower --context ({why})", file=sys.stderr)
+        return 1
     except (ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    between = " " if isinstance(tokenizer, Words) else ""
-    print(command.prompt + between + text)
+    print(pace(noted), file=sys.stderr)
     return 0
+
+
+def _hush() -> None:
+    """Send what is still unwritten nowhere, where Python would complain about it on leaving."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 if __name__ == "__main__":
