@@ -30,18 +30,18 @@ WORKLOADS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 DEFAULT_SIZES = {
     "forward": ("baby", "char", "gpt2-124m"),
     "train-step": ("baby",),
-    "decode": ("baby",),
+    "decode": ("baby", "char", "gpt2-124m"),
     "compile": ("baby",),
-    "parity": ("baby",),
+    "parity": ("baby", "char"),
 }
 SUITE_PEERS = ("flax-nnx", "torch", "torch-compile", "hf-sdpa")
 """One of each kind; `--peers` chooses others."""
 SUITE: dict[str, dict[str, Any]] = {
     "forward": {"seconds": 6.0},
     "train-step": {"seconds": 4.0},
-    "decode": {"seconds": 4.0},
+    "decode": {"seconds": 4.0, "sizes": ("baby", "char"), "batch": (1,)},
     "compile": {"depths": (4, 48), "lengths": (64, 1024), "repeats": 3},
-    "parity": {},
+    "parity": {"sizes": ("baby",)},
 }
 
 
@@ -83,12 +83,14 @@ def run(workload: str, options: Options, device: Device, out: Console) -> list[d
 def selected(workload: str, options: Options) -> Any:
     """The cases that the options name, or the workload's own."""
     own = DEFAULT_SIZES[workload] if options.config is None else ()
-    half = workload == "decode" and not options.seq  # a prompt that leaves room for what follows
     for case in cases(
         options.sizes or own, config=options.config, changes=options.set,
         batch=options.batch, seq=options.seq,
     ):  # fmt: skip
-        yield case._replace(seq=max(case.seq // 2, 1)) if half else case
+        if workload == "decode":
+            yield from decode.prompted(case, options)
+        else:
+            yield case
 
 
 def unless_given(options: Options, own: dict[str, Any]) -> Options:

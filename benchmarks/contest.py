@@ -16,6 +16,9 @@ from benchmarks.roofline import Ceilings
 from benchmarks.timing import interleave, paired, summarize
 from jaxformer.config import Kernel
 
+OPENING = ", opening"
+"""Behind a contender's name: the beginning of its call."""
+
 
 class Setting(NamedTuple):
     """What every case of a run shares."""
@@ -41,6 +44,9 @@ class Contender(NamedTuple):
     result: Any
     first_seconds: float  # from weights and tokens to the first result: build, compile, run
     notes: dict[str, Any]
+    opening: Callable[[], Any] | None = None  # how the call begins, timed apart in the same turn
+    work: "Work | None" = None  # where it is not that of all the others
+    exact: bool = True  # False: not held to ours; whoever compares says what differs
 
 
 class Work(NamedTuple):
@@ -52,7 +58,12 @@ class Work(NamedTuple):
 
 
 def enter(
-    name: str, build: Callable[[], Callable[[], Any]], *, calls: int = 1, **notes: Any
+    name: str,
+    build: Callable[[], Callable[..., Any]],
+    *,
+    calls: int = 1,
+    new: int | None = None,
+    **notes: Any,
 ) -> Contender:
     """Build an implementation and let it give its first result, on the clock.
 
@@ -60,19 +71,24 @@ def enter(
         name: of the implementation.
         build: makes the call to be timed.
         calls: how many results to keep for the comparison; the clock stops after the first.
+        new: the call takes a number of tokens to generate; it is timed with this one, its opening with 1.
         notes: what else its rows say.
     """
     start = time.perf_counter()
-    call = build()
+    built = build()
+    call = built if new is None else partial(built, new)
     results = [jax.block_until_ready(call())]
     first = time.perf_counter() - start
     results += [jax.block_until_ready(call()) for _ in range(calls - 1)]
     kept = results[0] if calls == 1 else np.stack([as_array(result) for result in results])
-    return Contender(name, call, kept, first, notes)
+    opening = None if new is None else partial(built, 1)
+    if opening is not None:
+        jax.block_until_ready(opening())  # compiled here, not in somebody's turn
+    return Contender(name, call, kept, first, notes, opening)
 
 
 def enter_ours(
-    program: Program, build: Callable[[], Callable[[], Any]], *, calls: int = 1, **notes: Any
+    program: Program, build: Callable[[], Callable[..., Any]], *, calls: int = 1, **notes: Any
 ) -> Contender:
     """Ours, which was compiled ahead of time: that belongs to the time of its first result."""
     ours = enter("jaxformer", build, calls=calls, **notes, **program.notes())
@@ -80,14 +96,20 @@ def enter_ours(
 
 
 def gather(
-    setting: Setting, workload: str, arguments: tuple[Any, ...], *, calls: int = 1, **options: Any
+    setting: Setting,
+    workload: str,
+    arguments: tuple[Any, ...],
+    *,
+    calls: int = 1,
+    new: int | None = None,
+    **options: Any,
 ) -> list[Contender]:
     """The peers that take part in a workload; the user is told why another does not."""
     entered = []
     for name in setting.peers:
         try:
             build = partial(entrance(name, workload), *arguments, **options)
-            entered.append(enter(name, build, calls=calls))
+            entered.append(enter(name, build, calls=calls, new=new))
         except UnsupportedError as error:
             setting.say(f"{name} skipped: {error}")
         except Exception as error:
@@ -134,26 +156,59 @@ def contest(
 ) -> list[dict[str, Any]]:
     """One row per contender. One that does not compute what ours computes is marked, not timed."""
     options, ceilings = setting.options, setting.ceilings
-    off = {peer.name: difference(peer.result, ours.result) for peer in peers}
-    agreeing = [ours, *(peer for peer in peers if off[peer.name] <= tolerance)]
-    calls: Mapping[str, Callable[[], Any]] = {c.name: c.call for c in agreeing}
-    times = interleave(calls, repeats=options.repeats, seconds=options.seconds)
+    off = {peer.name: difference(peer.result, ours.result) for peer in peers if peer.exact}
+    agreeing = [ours, *(peer for peer in peers if off.get(peer.name, 0.0) <= tolerance)]
+    times = race(agreeing, options)
     used = setting.device.memory_stats() or {}
     rows = []
     for one in [ours, *peers]:
         row = {
             "implementation": one.name,
             "first_seconds": one.first_seconds,
-            "difference": off.get(one.name, 0.0),
+            "difference": off.get(one.name, 0.0 if one.exact else None),
             "agrees": one.name in times,
-            **work._asdict(),
+            **(one.work or work)._asdict(),
             **one.notes,
             "device_peak_bytes": used.get("peak_bytes_in_use"),  # of the whole process so far
         }
         if one.name in times:
-            row |= timed(times[one.name], times[ours.name], work, ceilings)
+            row |= timed(times[one.name], times[ours.name], one.work or work, ceilings)
+        if one.name + OPENING in times:
+            row |= split(times, one.name, ours.name)
         rows.append(row | {f"{key}_ceiling": rate for key, rate in ceilings._asdict().items()})
     return rows
+
+
+def race(contenders: list[Contender], options: Options) -> dict[str, list[float]]:
+    """The seconds of every call and every opening, round by round; either all have one or none."""
+    calls: dict[str, Callable[[], Any]] = {}
+    for one in contenders:
+        calls[one.name] = one.call
+        if one.opening is not None:
+            calls[one.name + OPENING] = one.opening
+    together = len(calls) // len(contenders)
+    return interleave(calls, repeats=options.repeats, seconds=options.seconds, together=together)
+
+
+def split(times: Mapping[str, list[float]], name: str, ours: str) -> dict[str, Any]:
+    """The seconds of the opening and of the rest of the call, each with its ratio to ours, round by round.
+
+    Of a rest that was once lost in the noise (not above 0) there are no figures.
+    """
+    opening, own_opening = times[name + OPENING], times[ours + OPENING]
+    rest, own_rest = (
+        [whole - part for whole, part in zip(times[one], times[one + OPENING], strict=True)]
+        for one in (name, ours)
+    )
+    figures: dict[str, Any] = {}
+    for part, taken, own in (("opening", opening, own_opening), ("rest", rest, own_rest)):
+        if min(*taken, *own) <= 0:
+            continue
+        timing, ratio = summarize(taken), paired(taken, own)
+        for key in ("median", "low", "high"):
+            figures[f"{part}_{key}"] = getattr(timing, key)
+            figures[f"{part}_over_ours_{key}"] = getattr(ratio, key)
+    return figures
 
 
 def timed(times: list[float], ours: list[float], work: Work, ceilings: Ceilings) -> dict[str, Any]:

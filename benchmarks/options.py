@@ -12,6 +12,7 @@ Workload = Literal["suite", "forward", "train-step", "decode", "compile", "parit
 KERNELS: dict[str, Kernel] = {"cpu": "blocked", "gpu": "fused", "cuda": "fused"}
 """The attention kernel of each platform; elsewhere einsum."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
+CacheName = Literal["int8", "bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Options:
     """
 
     workload: Annotated[Workload, tyro.conf.Positional] = "suite"
-    """forward: the jitted, vmapped pass; train-step: gradient and AdamW; decode: greedy, with a cache;
+    """forward: the jitted, vmapped pass; train-step: gradient and AdamW; decode: generate, greedily;
     compile: how compile time and cost grow with depth and length; parity: errors against float64"""
     sizes: tuple[str, ...] = ()
     """seed, baby, char, gpt2-124m; each workload has its own default"""
@@ -37,7 +38,9 @@ class Options:
     seq: tuple[int, ...] = ()
     """tokens in a sequence (decode: in the prompt); several are each timed"""
     new: int = 32
-    """decode: tokens to add to each prompt"""
+    """decode: tokens to add to each prompt; the first is also timed apart from the others"""
+    cache: tuple[CacheName, ...] = ()
+    """decode: add a row for each, that keeps keys and values so; without: only in dtype"""
     depths: tuple[int, ...] = (2, 4, 8, 16, 32, 48)
     """compile: layers to try"""
     lengths: tuple[int, ...] = (64, 256, 1024, 4096, 8192)
@@ -79,7 +82,7 @@ class Options:
                 raise ValueError(f"{name}={value} must be at least 1")
         if not self.seconds >= 0:
             raise ValueError(f"seconds={self.seconds} must be a number of at least 0")
-        for name in ("sizes", "dtype", "peers"):
+        for name in ("sizes", "dtype", "peers", "cache"):
             given = getattr(self, name)
             if len(set(given)) < len(given) or (name == "dtype" and not given):
                 raise ValueError(f"--{name} {' '.join(given)}: give each once, and at least one")
@@ -88,6 +91,10 @@ class Options:
                 raise ValueError(
                     f"{path} cannot be written: there is no folder {path.absolute().parent}"
                 )
+        if self.cache and self.workload not in ("decode", "suite"):
+            raise ValueError(
+                f"--cache {' '.join(self.cache)} is for decode; {self.workload} has no cache to keep"
+            )
         if self.capture and (self.map is not None or self.workload != "forward"):
             raise ValueError("--capture is for forward, and without --map: it runs the whole batch")
         if self.capture and self.kernel not in ("auto", "einsum"):

@@ -1,6 +1,10 @@
-"""How far the logits are from float64's: per dtype, attention kernel and precision of matrix products."""
+"""How far the logits are from float64's: per dtype, attention kernel and precision of matrix products.
 
-from collections.abc import Iterator
+And how far those read with a narrow cache are from those with a float32 one.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -9,12 +13,16 @@ import jax.numpy as jnp
 from benchmarks.cases import Case
 from benchmarks.contest import Setting, difference
 from benchmarks.device import check_fits
-from benchmarks.options import DTypeName
+from benchmarks.options import CacheName, DTypeName
 from benchmarks.program import batched_logits, random_tokens
+from jaxformer.cache import empty_cache
 from jaxformer.config import Compute, Config, Kernel
 from jaxformer.params import Params, init
+from jaxformer.transformer import forward
 
 PRECISIONS = ("default", "high", "highest")
+POSITIONS = 128
+"""The most that are read one by one through a cache."""
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
@@ -42,6 +50,33 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
                     **row,
                     **errors(config, compute, precision, params, tokens, judge),
                 }
+    yield from cached(config, params, tokens[:, :POSITIONS])
+
+
+def cached(config: Config, params: Params, tokens: Any) -> Iterator[dict[str, Any]]:
+    """A row per narrow cache, judged by the float32 one: every token is given, and read by itself."""
+    judge = jax.device_get(jax.jit(partial(one_by_one(config, "float32"), params))(tokens))
+    for cache in get_args(CacheName):
+        if cache != "float32":
+            row = {"compute_dtype": "float32", "kernel": "einsum", "precision": "default"}
+            logits = jax.jit(partial(one_by_one(config, cache), params))(tokens)
+            yield {"implementation": "jaxformer", **row, "cache": cache, **compared(logits, judge)}
+
+
+def one_by_one(config: Config, cache: str) -> Callable[[Params, Any], Any]:
+    """(params, tokens [b t]) -> logits [b t v] of tokens that are read one at a time, as in decoding."""
+
+    def logits(params: Params, tokens: Any) -> Any:
+        def step(past: Any, token: Any) -> Any:
+            out = forward(params, config, token[None], past)
+            return out.cache, out.logits[0]
+
+        def one(sequence: Any) -> Any:
+            return jax.lax.scan(step, empty_cache(config, len(sequence), cache), sequence)[1]
+
+        return jax.vmap(one)(tokens)
+
+    return logits
 
 
 def errors(
@@ -54,6 +89,11 @@ def errors(
             logits = run(params, tokens)
     except (ValueError, NotImplementedError) as error:
         return {"unsupported": str(error).splitlines()[0]}
+    return compared(logits, judge)
+
+
+def compared(logits: Any, judge: Any) -> dict[str, Any]:
+    """The largest difference, relative to the largest logit, and how often the likeliest token is the same."""
     return {
         "error": difference(logits, judge),
         "largest_logit": float(abs(judge).max()),

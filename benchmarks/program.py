@@ -53,9 +53,20 @@ def prepare(
     # A new function each time: JAX remembers what it has traced, and the clock must not.
     jitted = jax.jit(lambda *args: function(*args), donate_argnums=donate)
     known = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arguments))
+    return ahead(what, lambda: jitted.lower(*arguments), known, device=device, options=options)
+
+
+def ahead(
+    what: str, lower: Callable[[], Any], known: int, *, device: Device, options: Options
+) -> Program:
+    """Compile what is lowered on the clock; `known` bytes are those of its arguments.
+
+    Raises:
+        ValueError: an XLA option that this compiler does not know, or too much memory.
+    """
     check_fits(what, known, device)
     start = time.perf_counter()
-    lowered = jitted.lower(*arguments)
+    lowered = lower()
     traced = time.perf_counter()
     known += sum(out.size * out.dtype.itemsize for out in jax.tree.leaves(lowered.out_info))
     check_fits(what, known, device)

@@ -25,6 +25,20 @@ def ratio(row: Row) -> str:
     return f"{row['time_over_ours']:.2f} ({row['time_over_ours_low']:.2f}-{row['time_over_ours_high']:.2f})"
 
 
+def spread(key: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
+    """A column with a median and its quartiles, blank where a row has none."""
+
+    def show(row: Row) -> str:
+        if f"{key}_median" not in row:
+            return ""
+        middle, *ends = (
+            format(row[f"{key}_{end}"] * scale, form) for end in ("median", "low", "high")
+        )
+        return f"{middle} ({'-'.join(ends)})"
+
+    return show
+
+
 def figure(key: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
     """A column that formats one number, blank where a row has none."""
 
@@ -45,6 +59,11 @@ def error(row: Row) -> str:
     return "not on this device" if "unsupported" in row else f"{row['error']:.1e}"
 
 
+def cached(row: Row) -> str:
+    """How the cache of a parity row is kept."""
+    return row.get("cache", "none")
+
+
 MILLISECONDS = {"ms (quartiles)": milliseconds}
 RACE: dict[str, Callable[[Row], str]] = {
     "size": figure("size", ""),
@@ -63,7 +82,20 @@ RACE: dict[str, Callable[[Row], str]] = {
 COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
     "forward": RACE,
     "train-step": RACE,
-    "decode": RACE,
+    "decode": {
+        "size": figure("size", ""),
+        "prompts": shape,
+        "implementation": figure("implementation", ""),
+        "ms / token": spread("token", ".3g", 1e3),
+        "token / ours": spread("rest_over_ours", ".2f"),
+        "first ms": figure("opening_median", ".4g", 1e3),
+        "time / ours": ratio,
+        "tokens/s": figure("tokens_per_second", ",.0f"),
+        "of copy": figure("of_copy", ".0%"),
+        "same": figure("same_tokens", ".0%"),
+        "compile s": figure("compile_seconds", ".2f"),
+        "MB": figure("peak_bytes", ",.0f", 1e-6),
+    },
     "compile": {
         "size": figure("size", ""),
         "layers": figure("n_layers", ""),
@@ -81,6 +113,7 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "dtype": figure("compute_dtype", ""),
         "kernel": figure("kernel", ""),
         "precision": figure("precision", ""),
+        "cache": cached,
         "largest error / largest logit": error,
         "same first choice": figure("argmax_agrees", ".2%"),
     },
@@ -92,7 +125,7 @@ def table(workload: str, rows: list[Row], title: str) -> Table:
     sheet = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     columns = COLUMNS[workload]
     for name in columns:
-        text = name in ("size", "implementation", "dtype", "kernel", "precision")
+        text = name in ("size", "implementation", "dtype", "kernel", "precision", "cache")
         sheet.add_column(name, justify="left" if text else "right", no_wrap=True)
     for row in rows:
         sheet.add_row(*(show(row) for show in columns.values()))

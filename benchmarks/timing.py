@@ -25,6 +25,7 @@ def interleave(
     repeats: int = 10,
     seconds: float = math.inf,
     settle: float = 0.1,
+    together: int = 1,
 ) -> dict[str, list[float]]:
     """Each function's seconds per call, in turns (A B C, B C A, ...): a drift of the machine hits all alike.
 
@@ -36,6 +37,7 @@ def interleave(
         settle: a call that takes less than this is made once uncounted in its turn before the counted one.
             Whoever came before leaves the caches full and, if it is another library, its threads
             spinning for a while on the cores.
+        together: so many neighbours share a turn: always called one after the other.
 
     >>> len(interleave({"a": lambda: 1, "b": lambda: 2}, repeats=5)["a"])
     5
@@ -50,7 +52,7 @@ def interleave(
         if done >= 3 and time.perf_counter() - begun > seconds:
             break
         names = list(functions)
-        turn = done % len(names)  # nobody always follows the same one
+        turn = done * together % len(names)  # nobody always follows the same one
         for name in names[turn:] + names[:turn]:
             function = functions[name]
             if last[name] < settle:

@@ -92,19 +92,67 @@ def generate(
     >>> out.tokens.shape, out.activations["resid_post"].shape
     ((2, 6), (2, 2, 6, 8))
     """
+    prompts, asked = _asked(
+        params, config, prompt, n_tokens, key, sampling=sampling, stop=stop, edit=edit,
+        edit_from=edit_from, capture=capture, compute=compute,
+    )  # fmt: skip
+    out = _cut(_generate(**asked), config, prompts, n_tokens)
+    check_finite(out.log_probs)
+    return out
+
+
+def lower(
+    params: Params,
+    config: Config,
+    prompt: Any,
+    n_tokens: int,
+    key: Key[Array, "*b"],
+    **options: Any,
+) -> jax.stages.Lowered:
+    """The program that `generate` runs for the same arguments, not run: its `compile()` tells its memory.
+
+    Of params only shapes and dtypes are read, so `abstract` ones will do.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
+    >>> program = lower(jaxformer.abstract(config), config, [[3], [1]], 6, jax.random.key(1))
+    >>> program.compile().memory_analysis().output_size_in_bytes > 2 * 6 * 4
+    True
+    """
+    return _generate.lower(**_asked(params, config, prompt, n_tokens, key, **options)[1])
+
+
+def _asked(
+    params: Params,
+    config: Config,
+    prompt: Any,
+    n_tokens: int,
+    key: Any,
+    *,
+    sampling: Sampling = Sampling(),  # noqa: B008  frozen
+    stop: Any = None,
+    edit: Edit = keep,
+    edit_from: Any = None,
+    capture: Iterable[str] = (),
+    compute: Compute = Compute(),  # noqa: B008  frozen
+) -> tuple[Prompts, dict[str, Any]]:
+    """The prompts, and the arguments of the compiled program, all checked."""
     how = gather_how(config, edit, capture, compute)
     prompts = gather(prompt, config)
     check_number(n_tokens)
     check_room(config, prompts.longest, n_tokens)
     wish = gather_wish(config, prompts, key, sampling, stop, edit_from)
     check_params(params, config)
-    out = _generate(
-        params, how, wish, prompts.tokens, prompts.lengths, np.int32(n_tokens),
-        room=bucket(n_tokens), single=prompts.single,
-    )  # fmt: skip
-    out = _cut(out, config, prompts, n_tokens)
-    check_finite(out.log_probs)
-    return out
+    return prompts, {
+        "params": params,
+        "how": how,
+        "wish": wish,
+        "prompts": prompts.tokens,
+        "lengths": prompts.lengths,
+        "limit": np.int32(n_tokens),
+        "room": bucket(n_tokens),
+        "single": prompts.single,
+    }
 
 
 @partial(jax.jit, static_argnames=("how", "room", "single"))

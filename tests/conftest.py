@@ -60,6 +60,14 @@ def standard_promotion():
 
 
 @pytest.fixture
+def bench(monkeypatch, tmp_path, standard_promotion, capsys):
+    """`python -m benchmarks`, quick."""
+    from tests.benches import Bench
+
+    return Bench(monkeypatch, tmp_path, capsys)
+
+
+@pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A text to train on, in a folder of its own."""
     line = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. "

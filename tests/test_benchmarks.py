@@ -15,34 +15,13 @@ import benchmarks.__main__ as command
 from benchmarks import device, peers
 from benchmarks.cases import SIZES, cases, change
 from benchmarks.contest import Contender, Setting, Work, contest, difference
-from benchmarks.decode import greedy
-from benchmarks.decode import work as decode_work
 from benchmarks.options import Options
 from benchmarks.program import every_site
-from benchmarks.roofline import Ceilings, forward_flops, matmul_rate, peak, train_flops
+from benchmarks.roofline import forward_flops, matmul_rate, peak, train_flops
 from benchmarks.timing import interleave, paired, summarize
 from jaxformer import Compute, abstract, forward, shown
-from tests.models import CLASSIC, MODERN, NAMED, compiled_flops, random_params, random_tokens
-
-TINY = ["--sizes", "baby", "--set", "n_layers=1", "d_model=8", "n_heads=2", "d_head=4", "d_mlp=8",
-        "--batch", "2", "--seq", "6", "--repeats", "3"]  # fmt: skip
-CEILINGS = Ceilings(matmul=1e11, copy=1e10, peak=None)
-
-
-@pytest.fixture
-def bench(monkeypatch, tmp_path, standard_promotion, capsys):
-    """`python -m benchmarks` with ceilings that cost nothing: its rows and what it printed."""
-    monkeypatch.setattr(command, "measure", lambda *_: CEILINGS)
-
-    def run(*arguments: str, status: int = 0):
-        path = tmp_path / "rows.jsonl"
-        path.unlink(missing_ok=True)
-        assert command.main([*arguments, "--json", str(path)]) == status
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        out, err = capsys.readouterr()
-        return [json.loads(line) for line in text.splitlines()], out + err
-
-    return run
+from tests.benches import CEILINGS, TINY
+from tests.models import CLASSIC, NAMED, compiled_flops, random_params, random_tokens
 
 
 @pytest.mark.parametrize("size", ["seed", "baby", "char"])
@@ -81,13 +60,6 @@ def test_gated_and_grouped_models_are_counted_by_their_parameters():
     assert forward_flops(config, 7) - mixing == 2 * 7 * sum(
         m.size for m in matrices if m is not None
     )
-
-
-def test_decoding_counts_a_prompt_and_one_token_after_another():
-    config = NAMED["modern"]
-    whole, alone = forward_flops(config, 5), forward_flops(config, 1, past=5)
-    assert decode_work(config, 3, 5, 2, 4).flops == 3 * (whole + alone)
-    assert decode_work(config, 3, 5, 2, 4).tokens == 6
 
 
 def test_calls_take_turns_and_settle_uncounted():
@@ -134,17 +106,6 @@ def test_a_peer_that_computes_something_else_is_marked_and_not_timed():
 def test_shapes_that_differ_are_infinitely_different():
     assert difference(jnp.ones(2), jnp.ones(3)) == float("inf")
     assert difference(jnp.zeros(2), jnp.zeros(2)) == 0.0
-
-
-def test_greedy_decoding_is_the_uncached_argmax(x64):
-    params, prompt = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, 5)
-    tokens = prompt
-    for _ in range(4):
-        tokens = jnp.append(
-            tokens, jnp.argmax(forward(params, MODERN, tokens).logits[-1]).astype(jnp.int32)
-        )
-    added = greedy(MODERN, Compute(), 4, jnp.float64)(params, prompt[None])[0]
-    np.testing.assert_array_equal(added, tokens[5:])
 
 
 def test_every_site_comes_out_with_layers_in_front():
@@ -204,15 +165,13 @@ def test_compile_sweeps_depth_and_length(bench):
 
 def test_parity_covers_every_way_of_running(bench):
     rows, _ = bench("parity", *TINY)
-    assert len({(r["compute_dtype"], r["kernel"], r["precision"]) for r in rows}) == len(rows) == 27
-    error = {row["compute_dtype"]: row["error"] for row in rows if "error" in row}
+    ways = [row for row in rows if "cache" not in row]
+    assert len({(r["compute_dtype"], r["kernel"], r["precision"]) for r in ways}) == len(ways) == 27
+    error = {row["compute_dtype"]: row["error"] for row in ways if "error" in row}
     assert error["float32"] < 1e-5 < error["float16"] < error["bfloat16"] < 0.1
-
-
-def test_decoding_is_timed(bench):
-    rows, out = bench("decode", *TINY, "--new", "3", "--peers", "flax-nnx")
-    assert [row["tokens"] for row in rows] == [6]
-    assert "flax-nnx skipped: takes no part in decode" in out
+    narrow = {row["cache"]: row["error"] for row in rows if "cache" in row}
+    assert 0 < narrow["float16"] < narrow["bfloat16"] < 0.02
+    assert 0 < narrow["int8"] < 0.02
 
 
 def test_a_peer_that_is_not_installed_is_skipped_with_what_to_install(bench, monkeypatch):
@@ -248,6 +207,8 @@ BAD = {
     "an empty batch": (["--batch", "0"], "give at least 1"),
     "no such file": (["--config", "/nowhere.json"], "No such file"),
     "an XLA option": (["--xla", "no_such_option=1"], "XLA refuses --xla"),
+    "a cache for no decoding": (["--cache", "int8"], "--cache int8 is for decode; forward has no"),
+    "a cache twice": (["--cache", "int8", "int8"], "give each once"),
     "half an XLA option": (["--xla", "fast"], "write OPTION=VALUE"),
     "a kernel that hides": (["--capture", "--kernel", "fused"], "--capture needs einsum"),
     "too much memory": (["--batch", "1000000000"], "GB free; choose a smaller --batch"),

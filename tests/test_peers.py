@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.contest import as_array, difference
-from benchmarks.decode import greedy
+from benchmarks.decode import door
 from benchmarks.peers import PEERS, UnsupportedError, entrance
 from benchmarks.program import batched_logits
 from jaxformer import Compute
@@ -54,11 +55,26 @@ def test_narrow_weights_stay_narrow(name: str, standard_promotion):
     assert difference(call(), ours) < 0.05
 
 
-def test_generate_adds_our_greedy_tokens():
+@pytest.mark.parametrize("name", ["torch", "hf-eager", "hf-sdpa"])
+def test_peers_add_our_greedy_tokens(name: str):
     params, prompts = init(GPT2, jax.random.key(0)), batch(GPT2)[:, :5]
-    call = entrance("hf-sdpa", "decode")(GPT2, params, prompts, CPU, new=4)
-    ours = greedy(GPT2, Compute(), 4, jnp.float32)(params, prompts)
-    np.testing.assert_array_equal(as_array(call()), ours)
+    call: Any = entrance(name, "decode")(GPT2, params, prompts, CPU)
+    for new in (4, 1):
+        ours = door(GPT2, Compute(), new, params, prompts)
+        np.testing.assert_array_equal(as_array(call(new)), ours)
+
+
+def test_the_plain_gpt_reads_no_more_than_its_position_table_holds():
+    prompts = batch(GPT2)
+    call: Any = entrance("torch", "decode")(GPT2, init(GPT2, jax.random.key(0)), prompts, CPU)
+    assert GPT2.n_context == 9
+    assert as_array(call(5)).shape == (3, 5)  # 7 + 5 - 1 positions
+
+
+def test_what_would_compile_at_every_length_takes_no_part():
+    arguments = GPT2, init(GPT2, jax.random.key(0)), batch(GPT2), CPU
+    with pytest.raises(UnsupportedError, match="the text grows at every step"):
+        entrance("torch-compile", "decode")(*arguments)
 
 
 def test_a_peer_refuses_what_it_does_not_have():

@@ -1,7 +1,8 @@
 """Other people's implementations of the same architectures, run with our weights.
 
 Each module below has a function for each workload that it takes part in (`forward`, `train_step`,
-`decode`): it is given our Config, weights and tokens, and returns the call to time.
+`decode`): it is given our Config, weights and tokens, and returns the call to time; that of `decode` takes the
+number of tokens to add to each prompt.
 """
 
 import importlib
@@ -64,7 +65,7 @@ def chosen(names: Iterable[str]) -> list[str]:
     return list(names)
 
 
-def entrance(name: str, workload: str) -> Callable[..., Callable[[], Any]]:
+def entrance(name: str, workload: str) -> Callable[..., Callable[..., Any]]:
     """A peer's function for a workload.
 
     Raises:

@@ -68,23 +68,20 @@ def decode(
     prompts: Any,
     device: Device,
     *,
-    new: int,
     attention: str,
     compiled: bool = False,
-) -> Callable[[], Tensor]:
+) -> Callable[[int], Tensor]:
     """The tokens that `generate` adds to each prompt, greedily, with its KV cache."""
     if compiled:
         raise UnsupportedError("generate compiles nothing with its default cache")
     model = build(config, params, device, attention).eval()
     batch = tensor(prompts).long().to(place(device))
-    options = {
-        "do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0,
-        "attention_mask": torch.ones_like(batch),
-    }  # fmt: skip
+    options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(batch)}
 
-    def call() -> Tensor:
+    def call(new: int) -> Tensor:
         with torch.inference_mode():
-            return model.generate(batch, **options)[:, batch.shape[1] :]
+            every = model.generate(batch, max_new_tokens=new, min_new_tokens=new, **options)
+        return every[:, batch.shape[1] :]
 
     return waited(call, device)
 

@@ -33,13 +33,13 @@ def tensor(array: Any) -> Tensor:
     return torch.from_numpy(np.array(array if exact else array.astype(np.float32)))
 
 
-def waited(call: Callable[[], Any], device: Device) -> Callable[[], Any]:
+def waited(call: Callable[..., Any], device: Device) -> Callable[..., Any]:
     """The call, with the wait for a GPU in it."""
     if device.platform == "cpu":
         return call
 
-    def wait() -> Any:
-        result = call()
+    def wait(*arguments: Any) -> Any:
+        result = call(*arguments)
         torch.cuda.synchronize()
         return result
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F  # noqa: N812  the field's own name
 from torch import Tensor, nn
 
 from benchmarks.device import Device
-from benchmarks.peers.pytorch import place, run_forward, run_train_step, tensor
+from benchmarks.peers import UnsupportedError
+from benchmarks.peers.pytorch import place, run_forward, run_train_step, tensor, waited
 from jaxformer.config import Config
 from jaxformer.params import Params
 
@@ -109,8 +110,8 @@ class GPT(nn.Module):
         if config.tied:
             self.unembed.weight = self.embed.weight
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits."""
+    def forward(self, tokens: Tensor, *, last: bool = False) -> Tensor:
+        """Logits; of the last position alone if asked: [b v]."""
         state, turn = self.embed(tokens), None
         places = torch.arange(tokens.shape[1], device=tokens.device)
         if self.positions is not None:
@@ -121,6 +122,8 @@ class GPT(nn.Module):
             turn = angles(places, self.config)
         for block in self.blocks:
             state = block(state, turn)
+        if last:
+            state = state[:, -1]
         return self.unembed(self.final_norm(state))
 
 
@@ -176,6 +179,30 @@ def train_step(
     """One AdamW step."""
     model = build(config, params, device)
     return run_train_step(model, windows, device, dtype=dtype, compiled=compiled)
+
+
+def decode(
+    config: Config, params: Params, prompts: Any, device: Device, *, compiled: bool = False
+) -> Callable[[int], Tensor]:
+    """The likeliest tokens, as nanoGPT generates: no cache, the whole text is read anew for each of them."""
+    if compiled:
+        raise UnsupportedError(
+            "without a cache the text grows at every step, and each length would be compiled anew"
+        )
+    model = build(config, params, device).eval()
+    batch = tensor(prompts).long().to(place(device))
+
+    def call(new: int) -> Tensor:
+        text = batch
+        with torch.inference_mode():
+            for _ in range(new):
+                # The position table holds no more.
+                seen = text[:, -config.n_context :] if config.n_context else text
+                token = model(seen, last=True).argmax(dim=-1, keepdim=True)
+                text = torch.cat([text, token], dim=1)
+        return text[:, batch.shape[1] :]
+
+    return waited(call, device)
 
 
 def build(config: Config, params: Params, device: Device) -> GPT:
