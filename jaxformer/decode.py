@@ -149,7 +149,8 @@ def decode(
 def unstack_state(state: State) -> State:
     """The state with an array per layer, to go with `unstack`ed parameters."""
     cache = state.cache
-    return state._replace(cache=Cache(layers(cache.k), layers(cache.v), cache.length))
+    k, v = (layers(stacked) or stacked for stacked in (cache.k, cache.v))
+    return state._replace(cache=Cache(k, v, cache.length))
 
 
 def narrowed(params: Params, compute: Compute) -> Params:

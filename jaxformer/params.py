@@ -96,7 +96,7 @@ def count(config: Config) -> int:
 
 
 def unstack(params: Params) -> Params:
-    """The same parameters with an array per layer: `blocks` becomes a list of Blocks.
+    """The same parameters with an array per layer: `blocks` becomes a list of Blocks, if there are any.
 
     `forward` then runs its layers one by one in place of a loop over slices of arrays. That compiles longer,
     the more so the deeper the model, and suits a program that runs a few tokens at a time: on CPU, the loop
@@ -107,7 +107,7 @@ def unstack(params: Params) -> Params:
     (8, 2, 4)
     """
     blocks: Any = params.blocks
-    return params if isinstance(blocks, list) else params._replace(blocks=layers(blocks))
+    return params if isinstance(blocks, list) else params._replace(blocks=layers(blocks) or blocks)
 
 
 def layers(stacked: Any) -> Any:
