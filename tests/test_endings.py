@@ -1,5 +1,6 @@
-"""How generation ends: by a stop sequence, whose tokens still count, or by logits that are NaN, which are refused."""
+"""Generation at its edges: stop sequences, whose tokens still count; logits that are NaN; no layers."""
 
+import dataclasses
 import re
 
 import jax
@@ -54,3 +55,16 @@ def test_logits_that_are_nan_are_refused_naming_the_token(chunk: int):
         list(stream_tokens(params, SEED, prompt, 9, KEY, chunk=chunk))
     with pytest.raises(ValueError, match="NaN at generated token 0 of prompt 0"):
         generate(params, SEED, [token], 9, KEY, sampling=LIKELIEST)
+
+
+def test_a_model_without_layers_goes_on_too():
+    config = dataclasses.replace(SEED, n_layers=0)
+    params = init(config, KEY)
+    drawn = generate(params, config, [3, 1], 20, KEY, sampling=LIKELIEST, capture=("resid_pre",))
+    assert params.W_U is not None
+    after = (params.W_E @ params.W_U).argmax(axis=-1).tolist()
+    said = [1, *drawn.tokens.tolist()]
+    assert said[1:] == [after[token] for token in said[:-1]]
+    assert drawn.activations["resid_pre"].shape == (0, 20, 8)
+    pieces = stream_tokens(params, config, [3, 1], 20, KEY, sampling=LIKELIEST, context=4)
+    assert np.concatenate([*pieces]).tolist() == said[1:]

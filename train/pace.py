@@ -58,8 +58,8 @@ def _compilations() -> Iterator[list[str]]:
     """What JAX traces, lowers or compiles meanwhile."""
     events: list[str] = []
 
-    def note(event: str, duration: float, **_: Any) -> None:
-        del duration
+    def note(event: str, duration_secs: float, **_: Any) -> None:
+        del duration_secs
         if event.startswith(COMPILING):
             events.append(event)
 
