@@ -95,7 +95,7 @@ def test_activations_and_log_probs_are_those_of_a_full_forward_pass(name: str, x
     together = batch(name)
     assert set(together.activations) == set(shown(config))
     for i, prompt in enumerate(prompts(config)):
-        text = jnp.array([*prompt, *together.tokens[i].tolist()])
+        text = jnp.array([*prompt, *together.tokens[i].tolist()], jnp.int32)
         if name == "modern":
             close(together.log_probs[i], score(params, config, text)[len(prompt) - 1 :])
         full = full_pass(params, config, text[:-1], shown(config))
@@ -220,7 +220,7 @@ def test_an_edit_acts_as_in_a_full_forward_pass(name: str, edit, edit_from: int 
     plain = run()
     begin = edit_from or 0
     for i, prompt in enumerate(both):
-        text = jnp.array([*prompt, *found.tokens[i].tolist()])
+        text = jnp.array([*prompt, *found.tokens[i].tolist()], jnp.int32)
         since = 0 if edit_from is None else len(prompt) - 1 + edit_from
         full = full_pass(params, config, text[:-1], capture, held(edit, since))
         rows = sliced(full, slice(len(prompt) - 1, None))
@@ -251,7 +251,7 @@ def test_every_compute_writes_with_the_same_logits(name: str, how: str, standard
     params, both = random_params(config), prompts(config)[1:3]
     found = generate(params, config, both, N, KEY, capture=("logits",), compute=compute)
     for i, prompt in enumerate(both):
-        text = jnp.array([*prompt, *found.tokens[i].tolist()])
+        text = jnp.array([*prompt, *found.tokens[i].tolist()], jnp.int32)
         logits = forward(params, config, text[:-1]).logits[len(prompt) - 1 :]
         bound = tolerance * float(jnp.abs(logits).max())
         np.testing.assert_allclose(found.activations["logits"][i], logits, rtol=0, atol=bound)
