@@ -17,6 +17,7 @@ from tests.texts import GREEDY, LONG, WIDTH, naive_text
 
 every_model = pytest.mark.parametrize("name", NAMED)
 KEY = jax.random.key(11)
+compiled: Any = _generate
 LENGTHS = (3, 16, 17)
 N = 6
 FREE = Sampling(temperature=0.8, top_k=7, top_p=0.95, min_p=0.01, repetition_penalty=1.3)
@@ -157,21 +158,21 @@ def test_few_programs_serve_all_lengths():
         return value
 
     def programs(lengths, numbers) -> int:
-        before = _generate._cache_size()
+        before = compiled._cache_size()
         for length, number in zip(lengths, numbers, strict=True):
             sampling = Sampling(temperature=0.1 * length)
             prompt = random_tokens(SEED, length)
             generate(params, SEED, prompt, number, KEY, sampling=sampling, edit=fresh)
-        return _generate._cache_size() - before
+        return compiled._cache_size() - before
 
     assert programs(range(1, 17), range(16, 0, -1)) == 1
     assert programs((17, 25, 32), (1, 9, 16)) == 1
     assert programs((4, 16), (17, 32)) == 1
-    before = _generate._cache_size()
+    before = compiled._cache_size()
     for lengths in ((2, 5), (16, 1), (3, 4)):
         both = [random_tokens(SEED, n).tolist() for n in lengths]
         generate(params, SEED, both, 3, KEY, edit=fresh)
-    assert _generate._cache_size() - before == 1
+    assert compiled._cache_size() - before == 1
 
 
 def ablate(site, layer, value):
