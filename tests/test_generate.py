@@ -17,6 +17,7 @@ from tests.texts import GREEDY, LONG, WIDTH, naive_text
 
 every_model = pytest.mark.parametrize("name", NAMED)
 KEY = jax.random.key(11)
+compiled: Any = _generate
 LENGTHS = (3, 16, 17)
 N = 6
 FREE = Sampling(temperature=0.8, top_k=7, top_p=0.95, min_p=0.01, repetition_penalty=1.3)
@@ -95,7 +96,7 @@ def test_activations_and_log_probs_are_those_of_a_full_forward_pass(name: str, x
     together = batch(name)
     assert set(together.activations) == set(shown(config))
     for i, prompt in enumerate(prompts(config)):
-        text = jnp.array([*prompt, *together.tokens[i].tolist()])
+        text = jnp.array([*prompt, *together.tokens[i].tolist()], jnp.int32)
         if name == "modern":
             close(together.log_probs[i], score(params, config, text)[len(prompt) - 1 :])
         full = full_pass(params, config, text[:-1], shown(config))
@@ -157,21 +158,21 @@ def test_few_programs_serve_all_lengths():
         return value
 
     def programs(lengths, numbers) -> int:
-        before = _generate._cache_size()
+        before = compiled._cache_size()
         for length, number in zip(lengths, numbers, strict=True):
             sampling = Sampling(temperature=0.1 * length)
             prompt = random_tokens(SEED, length)
             generate(params, SEED, prompt, number, KEY, sampling=sampling, edit=fresh)
-        return _generate._cache_size() - before
+        return compiled._cache_size() - before
 
     assert programs(range(1, 17), range(16, 0, -1)) == 1
     assert programs((17, 25, 32), (1, 9, 16)) == 1
     assert programs((4, 16), (17, 32)) == 1
-    before = _generate._cache_size()
+    before = compiled._cache_size()
     for lengths in ((2, 5), (16, 1), (3, 4)):
         both = [random_tokens(SEED, n).tolist() for n in lengths]
         generate(params, SEED, both, 3, KEY, edit=fresh)
-    assert _generate._cache_size() - before == 1
+    assert compiled._cache_size() - before == 1
 
 
 def ablate(site, layer, value):
@@ -220,7 +221,7 @@ def test_an_edit_acts_as_in_a_full_forward_pass(name: str, edit, edit_from: int 
     plain = run()
     begin = edit_from or 0
     for i, prompt in enumerate(both):
-        text = jnp.array([*prompt, *found.tokens[i].tolist()])
+        text = jnp.array([*prompt, *found.tokens[i].tolist()], jnp.int32)
         since = 0 if edit_from is None else len(prompt) - 1 + edit_from
         full = full_pass(params, config, text[:-1], capture, held(edit, since))
         rows = sliced(full, slice(len(prompt) - 1, None))
@@ -251,7 +252,7 @@ def test_every_compute_writes_with_the_same_logits(name: str, how: str, standard
     params, both = random_params(config), prompts(config)[1:3]
     found = generate(params, config, both, N, KEY, capture=("logits",), compute=compute)
     for i, prompt in enumerate(both):
-        text = jnp.array([*prompt, *found.tokens[i].tolist()])
+        text = jnp.array([*prompt, *found.tokens[i].tolist()], jnp.int32)
         logits = forward(params, config, text[:-1]).logits[len(prompt) - 1 :]
         bound = tolerance * float(jnp.abs(logits).max())
         np.testing.assert_allclose(found.activations["logits"][i], logits, rtol=0, atol=bound)

@@ -136,7 +136,7 @@ def chi_square(counts: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
     assert not counts[~possible].any()
     expected = expected[possible] * counts.sum()
     statistic = (np.square(counts[possible] - expected) / expected).sum()
-    freedom = possible.sum() - 1
+    freedom = int(possible.sum()) - 1
     return float(jax.scipy.stats.chi2.sf(jnp.float32(statistic), jnp.float32(freedom))), freedom
 
 

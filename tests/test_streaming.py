@@ -79,7 +79,7 @@ def test_a_stop_sequence_may_lie_across_pieces_and_contexts(end: int):
 def test_a_penalty_remembers_the_whole_prompt():
     """Also the tokens that the context has no room for."""
     params = random_params(SEED)
-    params = params._replace(W_U=jnp.zeros_like(params.W_U))
+    params = params._replace(W_U=jnp.zeros((8, 11)))
     offset = jnp.arange(11.0)
 
     def prefer_late_tokens(site, layer, value):
