@@ -140,7 +140,7 @@ def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]
         state = state._replace(seen=state.seen | occurs)
     state = state._replace(
         cache=read.cache,
-        token=jnp.where(over, 0, token),
+        token=jnp.where(over, state.token, token),
         drawn=state.drawn + 1,
         tail=tail,
         done=over | matches.all(axis=-1).any(axis=-1),

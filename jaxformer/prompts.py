@@ -58,7 +58,8 @@ def gather(prompt: Any, config: Config) -> Prompts:
         width = max(min(width, config.n_context), longest)
     numpy: Any = jnp if any(isinstance(one, jax.core.Tracer) for one in each) else np
     rows = [numpy.atleast_2d(one).astype(np.int32) for one in each]
-    padded = [numpy.pad(row, ((0, 0), (0, width - row.shape[1]))) for row in rows]
+    # By their own last token: another's embedding may be NaN, and no mask stops that.
+    padded = [numpy.pad(row, ((0, 0), (0, width - row.shape[1])), mode="edge") for row in rows]
     equal = len(set(lengths)) == 1
     counted = np.asarray(longest if equal else lengths, np.int32)
     return Prompts(numpy.concatenate(padded), counted, longest, single)
