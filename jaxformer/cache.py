@@ -89,7 +89,7 @@ def remember(
     return Past(_write(past.k, config, k, start), _write(past.v, config, v, start))
 
 
-def recall(stored: Stored, dtype: Any) -> Float[Array, "k s h"]:
+def recall(stored: Stored, dtype: Any) -> Float[Array, "*k s h"]:
     """All rows, as an array to compute with."""
     if isinstance(stored, Quantized):
         return (stored.values.astype(stored.scale.dtype) * stored.scale).astype(dtype)
