@@ -171,7 +171,8 @@ def test_decoding_times_the_first_token_apart(bench):
             assert row["token_median"] == row["rest_median"] / 23
             share = row["rest_traffic"] / row["rest_median"] / CEILINGS.copy
             assert row["of_copy"] == share
-    assert rows[1]["rest_traffic"] < rows[2]["rest_traffic"] < rows[0]["rest_traffic"]
+    # At a head of 4, a scale takes as much as int8 saves over bfloat16.
+    assert rows[1]["rest_traffic"] == rows[2]["rest_traffic"] < rows[0]["rest_traffic"]
     assert 0 <= rows[1]["same_tokens"] <= 1
     assert rows[1]["difference"] is None
 
