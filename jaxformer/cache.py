@@ -170,7 +170,7 @@ def _(size: int, batched: list[bool], old: Array, new: Array, start: Array) -> t
         )
         return jax.lax.dynamic_update_slice(old, one, place)
 
-    return jax.lax.fori_loop(0, size, turn, old), True
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(size), turn, old), True
 
 
 @jax.custom_jvp

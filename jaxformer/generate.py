@@ -126,7 +126,7 @@ def _asked(
     params: Params,
     config: Config,
     prompt: Any,
-    n_tokens: int,
+    n_tokens: Any,
     key: Any,
     *,
     sampling: Sampling = Sampling(),  # noqa: B008  frozen

@@ -116,7 +116,7 @@ def check_key(key: Any, prompts: Prompts) -> Key[Array, "*b"]:
     batch = len(prompts.tokens)
     if key.ndim and (prompts.single or key.shape != (batch,)):
         raise ValueError(
-            f"keys of shape {key.shape} do not fit {batch} prompts; give one, or one for each"
+            f"{key.shape} keys do not fit {batch} prompts; give one, or one for each"
         )
     return key
 
