@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int8
+from jaxtyping import Array, Float, Int, Int8, Num
 
 from jaxformer.config import Config
 
@@ -123,8 +123,8 @@ def _write(stored: Stored, config: Config, new: Float[Array, "k t h"], start: Ar
 
 
 def _write_rows(
-    old: Float[Array, "k s h"], config: Config, new: Float[Array, "k t h"], start: Array
-) -> Float[Array, "k s h"]:
+    old: Num[Array, "k s h"], config: Config, new: Num[Array, "k t h"], start: Array
+) -> Num[Array, "k s h"]:
     rows, tokens = old.shape[1], new.shape[1]
     if config.window is not None and tokens > 1:  # these may go over the end and on at the start
         places = (start + jnp.arange(tokens, dtype=jnp.int32)) % rows
