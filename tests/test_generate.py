@@ -180,7 +180,9 @@ def ablate(site, layer, value):
 
 
 def steer(site, layer, value):
-    return value + 0.5 * jnp.arange(8.0) * (layer == 0) if site == "resid_post" else value
+    if site != "resid_post":
+        return value
+    return jnp.where(layer == 0, value + 0.5 * jnp.arange(8, dtype=value.dtype), value)
 
 
 def forbid(site, layer, value):
