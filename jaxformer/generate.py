@@ -74,7 +74,8 @@ def generate(
             drawn with fold_in(its prompt's key, j).
         sampling: how a token is chosen.
         stop: a token id, a sequence of them, or several sequences; a prompt ends once it has generated one.
-        edit: as in `forward`. A new function is compiled anew.
+        edit: as in `forward`. A new function is compiled anew. One that mixes positions also sees those that
+            fill a prompt up to a power of two, behind it.
         edit_from: the first generated token that the edit may change, by acting on the position whose
             logits give it; None: it acts on every position, the prompt's too.
         capture: sites to return for each generated token, of the position whose logits gave it. Scores and

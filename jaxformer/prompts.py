@@ -115,9 +115,7 @@ def check_key(key: Any, prompts: Prompts) -> Key[Array, "*b"]:
         raise ValueError("key must be a key, or one for each prompt; make it by jax.random.key(0)")
     batch = len(prompts.tokens)
     if key.ndim and (prompts.single or key.shape != (batch,)):
-        raise ValueError(
-            f"{key.shape} keys do not fit {batch} prompts; give one, or one for each"
-        )
+        raise ValueError(f"{key.shape} keys do not fit {batch} prompts; give one, or one for each")
     return key
 
 

@@ -100,16 +100,20 @@ def read_on(
 def begun(
     edit: Edit, since: Int[Array, ""], positions: Int[Array, " t"], last: Int[Array, ""]
 ) -> Edit:
-    """The edit, from a position on; earlier ones keep their values."""
+    """The edit, from a position on; earlier ones keep their values, and so does what fills a prompt up.
+
+    Nothing reads the filling, but NaN in it would spread: a weight of 0 times NaN is NaN.
+    """
 
     def gated(site: Site, layer: Layer, value: Array) -> Any:
         changed: Any = edit(site, layer, value)
         if changed is value or jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
             return changed  # nothing to hold back, or something for the Tap to refuse
         here = positions[last][None] if site in READ else positions
+        acts = (here >= since) & (here <= positions[last])
         shape = [1] * value.ndim
         shape[position_axis(site)] = -1
-        return jnp.where((here >= since).reshape(shape), jnp.asarray(changed, value.dtype), value)
+        return jnp.where(acts.reshape(shape), jnp.asarray(changed, value.dtype), value)
 
     return gated
 

@@ -145,7 +145,7 @@ def test_a_batch_is_single_prompts_under_vmap_and_jit(sampling: Sampling, x64):
 def test_many_texts_of_one_prompt_by_vmap_over_keys():
     params = random_params(SEED)
     keys = jax.random.split(KEY, 4)
-    run = partial(generate, params, SEED, [1, 2], 3)
+    run = partial(generate, params, SEED, [5], 12)
     texts = jax.vmap(lambda key: run(key).tokens)(keys)
     np.testing.assert_array_equal(texts, [run(key).tokens for key in keys])
     assert len(np.unique(texts, axis=0)) > 1
@@ -180,7 +180,9 @@ def ablate(site, layer, value):
 
 
 def steer(site, layer, value):
-    return value + 0.5 * jnp.arange(8.0) * (layer == 0) if site == "resid_post" else value
+    if site != "resid_post":
+        return value
+    return jnp.where(layer == 0, value + 0.5 * jnp.arange(8, dtype=value.dtype), value)
 
 
 def forbid(site, layer, value):
