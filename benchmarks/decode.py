@@ -22,7 +22,7 @@ from benchmarks.program import Program, ahead, fresh_seed, prepare, random_token
 from benchmarks.roofline import Ceilings, forward_flops
 from jaxformer.config import Compute, Config
 from jaxformer.generate import generate, lower
-from jaxformer.params import abstract, count, init
+from jaxformer.params import abstract, count, init, unstack
 from jaxformer.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -55,11 +55,14 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         for kept, compute in computes.items()
     }
     params = init(case.config, jax.random.key(0), dtype)
+    ours_params = unstack(params)  # as one does who generates more than once
     seed = fresh_seed()
     prompts = random_tokens(case.config, batch, seq, seed=seed)
 
     def enter_one(kept: str) -> Contender:
-        build = partial(calling, programs[kept], case, computes[kept], params, prompts, setting)
+        build = partial(
+            calling, programs[kept], case, computes[kept], ours_params, prompts, setting
+        )
         notes = {"kernel": setting.kernel, "cache": kept, "seed": seed}
         return enter_ours(programs[kept], build, new=new, **notes)
 
@@ -97,7 +100,7 @@ def door(config: Config, compute: Compute, new: int, params: Any, prompts: Any) 
 def compiled(what: str, case: Case, compute: Compute, new: int, setting: Setting) -> Program:
     """The program that the door runs, compiled ahead; with --xla the door itself is what is compiled."""
     config, options = case.config, setting.options
-    shapes = abstract(config, setting.dtype)
+    shapes = jax.eval_shape(unstack, abstract(config, setting.dtype))
     if options.xla:
         prompts = jax.ShapeDtypeStruct((case.batch, case.seq), jnp.int32)
         run = partial(door, config, compute, new)

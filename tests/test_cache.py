@@ -1,6 +1,8 @@
 """What is kept of the tokens seen: as good as reading them anew, in whatever form it is kept."""
 
 import dataclasses
+import re
+from functools import partial
 from typing import Any
 
 import hypothesis
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis.extra import numpy as arrays
 
-from jaxformer import Cache, Config, empty_cache, forward, shown, unstack
+from jaxformer import Cache, Config, Params, abstract, empty_cache, forward, shown, unstack
 from jaxformer.cache import Quantized, capacity, quantized, recall
+from jaxformer.generate import lower
 from jaxformer.params import layers
 from tests.models import MODERN, NAMED, SEED, WINDOWED, configs, random_params, random_tokens
 
@@ -187,3 +190,48 @@ def test_a_cache_of_another_model_is_refused():
     params, tokens = random_params(SEED), random_tokens(SEED, 2)
     with pytest.raises(ValueError, match=r"the cache holds \(2, 2, 5, 4\).*needs \(2, 4, 5, 4\)"):
         forward(params, SEED, tokens, empty_cache(MODERN, 5))
+
+
+@pytest.mark.parametrize("lengths", [(2, 2, 2), (1, 3, 2)], ids=["equal", "ragged"])
+def test_derivatives_pass_through_the_cache_of_a_batch(lengths: tuple[int, ...], x64):
+    """By reverse and by forward mode: those of the same texts read without a cache."""
+    params = random_params(MODERN, dtype=jnp.float64)
+    batch = jnp.stack([random_tokens(MODERN, 6, seed) for seed in range(3)])
+    equal = len(set(lengths)) == 1
+    axes: Any = Cache(0, 0, None if equal else 0)  # pyright: ignore[reportArgumentType]
+
+    def cached(params: Params) -> jax.Array:
+        empty = empty_cache(MODERN, 8, jnp.float64)
+        first: Any = jax.vmap(lambda t: forward(params, MODERN, t[:3], empty).cache)(batch)
+        # What lies behind its length is written over.
+        cache = first._replace(length=jnp.asarray(lengths[0] if equal else lengths, jnp.int32))
+        rest = jax.vmap(lambda t, c: forward(params, MODERN, t[3:], c).logits, in_axes=(0, axes))
+        return rest(batch, cache)
+
+    def uncached(params: Params) -> jax.Array:
+        texts = [jnp.concatenate([t[:n], t[3:]]) for t, n in zip(batch, lengths, strict=True)]
+        logits = [forward(params, MODERN, text).logits[-3:] for text in texts]
+        return jnp.stack(logits)
+
+    change = random_params(MODERN, seed=1, dtype=jnp.float64)
+    found, expected = (jax.jvp(f, (params,), (change,)) for f in (cached, uncached))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8), found, expected)
+    weights = jnp.cos(jnp.arange(found[0].size, dtype=jnp.float64)).reshape(found[0].shape)
+    backward = [jax.grad(lambda p, f=f: (f(p) * weights).sum())(params) for f in (cached, uncached)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8), *backward)
+
+
+@pytest.mark.parametrize("prompts", [[[3, 1], [4, 1]], [[3, 1], [4]]], ids=["equal", "ragged"])
+def test_decoding_writes_into_the_cache_and_never_copies_it(prompts: list[list[int]]):
+    """In the compiled loop, which holds a layer's keys as [b k s h]."""
+    config = dataclasses.replace(MODERN, d_head=6)
+    shapes = jax.eval_shape(unstack, abstract(config))
+    program = lower(shapes, config, prompts, 16, jax.random.key(0))
+    text = program.compile().as_text()
+    assert text is not None
+    shape = f"f32[2,{config.n_kv_heads},32,6]"
+    bodies = re.findall(r"body=%([\w.\-]+)", text)
+    found = [re.search(rf"\n%{re.escape(body)} \(.*?\n}}\n", text, re.DOTALL) for body in bodies]
+    lines = [line for body in found if body for line in body.group().splitlines()]
+    assert any(shape in line for line in lines)
+    assert not [line for line in lines if re.search(rf"= {re.escape(shape)}\S* copy\(", line)]

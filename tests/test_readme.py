@@ -12,16 +12,28 @@ from train.presets import PRESETS
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
 @pytest.mark.usefixtures("standard_promotion")
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+@pytest.mark.parametrize(
+    ("program", "beginning"),
+    list(zip(PROGRAMS, ["(4, 4, 28, 28)\n[[", "the function |"], strict=True)),
+)
+def test_the_python_examples_run(
+    program: str,
+    beginning: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     """On a model with the seed's sizes and fresh weights: its numbers are another run's."""
     tokenizer = Characters.of("abcdefghijklmnopqrstuvwxyz ")
     config = PRESETS["seed"]().config.for_tokenizer(tokenizer)
     save(tmp_path / "runs/seed/model", config, init(config, jax.random.key(0)), tokenizer)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102  our own page
-    assert capsys.readouterr().out.startswith("(4, 4, 28, 28)\n[[")
+    exec(compile(program, "README.md", "exec"), {})  # noqa: S102  our own page
+    assert capsys.readouterr().out.startswith(beginning)
 
 
 def test_every_path_that_the_readme_names_is_there():
