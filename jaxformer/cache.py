@@ -49,21 +49,31 @@ def empty_cache(config: Config, capacity: int, dtype: Any = jnp.float32) -> Cach
     Args:
         config: of the model.
         capacity: its rows.
-        dtype: of keys and values; "int8" keeps them as `Quantized`.
+        dtype: of keys and values; "int8" keeps them as `Quantized`, through which no true derivative passes:
+            rounding has none.
 
     Raises:
-        ValueError: a capacity below 1, a dtype that is neither a float's nor int8.
+        ValueError: a capacity below 1; a dtype that is neither a float's nor int8, or that JAX has switched off.
     """
     if capacity < 1:
         raise ValueError(f"capacity={capacity} must be at least 1")
-    dtype = jnp.dtype(dtype)
-    if dtype != jnp.int8 and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"a cache of {dtype} cannot be; choose a float or int8")
-    shape = (config.n_layers, config.sizes["k"], capacity, config.d_head)
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype={dtype!r} is no dtype; choose a float or int8") from error
+    if kind != jnp.int8 and not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"a cache of {kind} cannot be; choose a float or int8")
+    if jax.dtypes.canonicalize_dtype(kind) != kind:
+        raise ValueError(
+            f'a cache of {kind} needs 64-bit JAX; call jax.config.update("jax_enable_x64", True) first'
+        )
+    shape = _shape(config, capacity)
 
     def empty() -> Any:
-        rows = jnp.zeros(shape, dtype)
-        return Quantized(rows, jnp.zeros((*shape[:-1], 1))) if dtype == jnp.int8 else rows
+        rows = jnp.zeros(shape, kind)
+        if kind != jnp.int8:
+            return rows
+        return Quantized(rows, jnp.zeros((*shape[:-1], 1), jnp.float32))
 
     return Cache(empty(), empty(), jnp.zeros((), jnp.int32))
 
@@ -71,6 +81,38 @@ def empty_cache(config: Config, capacity: int, dtype: Any = jnp.float32) -> Cach
 def capacity(cache: Cache) -> int:
     """The number of rows."""
     return jax.tree.leaves(cache.k)[0].shape[-2]
+
+
+def batch_axis(cache: Cache) -> int:
+    """Where the arrays of a batch's cache have the batch: in front, or behind layers that are stacked."""
+    return 0 if isinstance(cache.k, list) else 1
+
+
+def check_cache(cache: Cache, config: Config, tokens: int) -> None:
+    """Refuse a cache of another model, or one with fewer rows than tokens come at once.
+
+    Raises:
+        ValueError: naming the shapes or the number of rows.
+    """
+    rows = capacity(cache)
+    needed = _shape(config, rows)
+    for name, stored in (("k", cache.k), ("v", cache.v)):
+        layers = (len(stored),) if isinstance(stored, list) else ()
+        shape = (*layers, *jax.tree.leaves(stored)[0].shape)
+        if shape != needed:
+            raise ValueError(
+                f"the cache's {name} holds {shape}, this Config needs {needed}; make it by empty_cache(config, ...)"
+            )
+    if not jnp.issubdtype(jnp.result_type(cache.length), jnp.integer):
+        raise ValueError(f"the cache's length is {jnp.result_type(cache.length)}, no whole number")
+    if tokens > rows:
+        raise ValueError(
+            f"{tokens} tokens are too many: the cache has room for {rows}; give at most {rows}"
+        )
+
+
+def _shape(config: Config, rows: int) -> tuple[int, ...]:
+    return (config.n_layers, config.sizes["k"], rows, config.d_head)
 
 
 def endless(config: Config, rows: int, tokens: int) -> bool:
@@ -161,16 +203,12 @@ def _(size: int, batched: list[bool], old: Array, new: Array, start: Array) -> t
         return _put_in_place(old, new, start), True
 
     def turn(index: Array, old: Array) -> Array:
-        one = jax.lax.dynamic_index_in_dim(new, index, keepdims=True)
-        place = (
-            index,
-            *[jnp.zeros_like(index)] * (old.ndim - 3),
-            start[index],
-            jnp.zeros_like(index),
-        )
+        index = index.astype(start.dtype)  # a loop of known length counts in int64 in 64-bit JAX
+        one, zero = jax.lax.dynamic_index_in_dim(new, index), jnp.zeros_like(index)
+        place = (index, *[zero] * (old.ndim - 3), start[index], zero)
         return jax.lax.dynamic_update_slice(old, one, place)
 
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(size), turn, old), True
+    return jax.lax.fori_loop(0, size, turn, old), True
 
 
 @jax.custom_jvp

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxformer.attention import attend
-from jaxformer.cache import Cache, Past, capacity, empty_cache, endless
+from jaxformer.cache import Cache, Past, capacity, check_cache, endless
 from jaxformer.config import Compute, Config
 from jaxformer.mlp import feed_forward
 from jaxformer.norm import normalize
@@ -50,14 +50,14 @@ def forward(
             has room for give NaN.
         capture: names of the sites to return.
         edit: `edit(site, layer, value) -> value`, called at every site while tracing.
-        read: the places along t whose states are unembedded; None: all. The sites final_scale, final
-            and logits have no others.
+        read: the places along t whose states are unembedded, -1 being the last; None: all. The sites
+            final_scale, final and logits have no others. Inside traced code a place outside gives NaN.
         compute: how to run it.
 
     Raises:
         ValueError: tokens that are not one sequence of ids of this vocabulary, a sequence longer than
             the position table or the cache, parameters of another architecture, a site that this model
-            does not show, an edit that returns another shape.
+            does not show, an edit that returns another shape, a place to read at that is not there.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -75,20 +75,19 @@ def forward(
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
     params = jax.tree.map(lambda array: jnp.asarray(array).astype(dtype), params)
 
-    start = jnp.zeros((), jnp.int32) if cache is None else cache.length
+    start = jnp.zeros((), jnp.int32) if cache is None else cache.length.astype(jnp.int32)
     positions = start + jnp.arange(len(tokens), dtype=jnp.int32)
     whole = Tap(capture, edit)
     state = embed(params, config, tokens, positions, whole)
     if cache is not None and not endless(config, capacity(cache), len(tokens)):
         # Past its end a cache would overwrite older rows: NaN instead.
         state = jnp.where(start + len(tokens) <= capacity(cache), state, jnp.nan)
-    blocks = _listed if isinstance(params.blocks, list) else _stacked
-    state, captured, past = blocks(
+    state, captured, past = _blocks(
         params.blocks, config, state, positions, cache, partial(Tap, capture, edit), compute
     )
-    logits = unembed(params, config, state if read is None else state[read], whole)
+    logits = unembed(params, config, state if read is None else _at(state, read), whole)
     if cache is not None:
-        cache = Cache(past.k, past.v, start + len(tokens))
+        cache = Cache(past.k, past.v, cache.length + len(tokens))
     return Output(logits, whole.captured | captured, cache)
 
 
@@ -137,24 +136,23 @@ def unembed(
     return tap("logits", query(final, params.W_U))
 
 
-def _stacked(
-    blocks: Block,
-    config: Config,
-    state: Float[Array, "t d"],
-    positions: Int[Array, " t"],
-    cache: Cache | None,
-    new_tap: Callable[[Int[Array, ""]], Tap],
-    compute: Compute,
-) -> tuple[Float[Array, "t d"], dict[str, Array], Any]:
-    """All blocks in turn, as one loop over the layer axis: compile time does not grow with depth."""
-    past = None if cache is None else Past(cache.k, cache.v)
-    step = partial(_step, config, positions, new_tap, compute)
-    xs = (jnp.arange(config.n_layers, dtype=jnp.int32), blocks, past)
-    state, (captured, past) = jax.lax.scan(step, state, xs, unroll=compute.unroll)
-    return state, captured, past
+def _at(state: Float[Array, "t d"], read: Any) -> Float[Array, "r d"]:
+    """The states at some places; NaN at one that is not there, where indexing would take the nearest."""
+    places = jnp.asarray(read)
+    if places.ndim != 1 or not jnp.issubdtype(places.dtype, jnp.integer):
+        raise ValueError(
+            f"read has shape {places.shape} and dtype {places.dtype}; give a one-axis array of places along t"
+        )
+    if not isinstance(places, jax.core.Tracer):
+        outside = [place for place in np.asarray(places) if not -len(state) <= place < len(state)]
+        if outside:
+            raise ValueError(
+                f"read holds {outside[0]}, but there are {len(state)} tokens to read at"
+            )
+    return state.at[places].get(mode="fill", fill_value=jnp.nan)
 
 
-def _listed(
+def _blocks(
     blocks: Any,
     config: Config,
     state: Float[Array, "t d"],
@@ -163,36 +161,33 @@ def _listed(
     new_tap: Callable[[Int[Array, ""]], Tap],
     compute: Compute,
 ) -> tuple[Float[Array, "t d"], dict[str, Array], Any]:
-    """All blocks in turn, written out."""
-    step = partial(_step, config, positions, new_tap, compute)
-    captured, pasts = [], []
-    for layer, params in enumerate(blocks):
-        past = None if cache is None else Past(cache.k[layer], cache.v[layer])
-        state, (seen, past) = step(state, (jnp.int32(layer), params, past))
-        captured.append(seen)
-        pasts.append(past)
-    stacked = jax.tree.map(lambda *values: jnp.stack(values), *captured) if captured else {}
-    if cache is None:
-        return state, stacked, None
-    return state, stacked, Past([past.k for past in pasts], [past.v for past in pasts])
+    """All blocks in turn: stacked, as one loop, whose compile time does not grow with depth; or written out."""
 
-
-def _step(
-    config: Config,
-    positions: Int[Array, " t"],
-    new_tap: Callable[[Int[Array, ""]], Tap],
-    compute: Compute,
-    state: Float[Array, "t d"],
-    layer: tuple[Int[Array, ""], Block, Past | None],
-) -> tuple[Float[Array, "t d"], tuple[dict[str, Array], Past | None]]:
-    """One block, as a step of a scan over layers."""
-
-    def run(state: Array, index: Array, params: Block, past: Past | None) -> Any:
+    def step(state: Array, layer: tuple[Array, Block, Past | None]) -> tuple[Array, Any]:
+        index, params, past = layer
         tap = new_tap(index)
         state, past = block(params, config, state, positions, past, tap=tap, compute=compute)
         return state, (tap.captured, past)
 
-    return REMATS[compute.remat](run)(state, *layer)
+    step = REMATS[compute.remat](step)
+    indices = jnp.arange(config.n_layers, dtype=jnp.int32)
+    past = None if cache is None else Past(cache.k, cache.v)
+    if not isinstance(blocks, list):
+        state, (captured, past) = jax.lax.scan(
+            step, state, (indices, blocks, past), unroll=compute.unroll
+        )
+        return state, captured, past
+    pasts = (
+        [None] * len(blocks)
+        if past is None
+        else [Past(*layer) for layer in zip(*past, strict=True)]
+    )
+    captures = []
+    for i, params in enumerate(blocks):
+        state, (captured, pasts[i]) = step(state, (indices[i], params, pasts[i]))
+        captures.append(captured)
+    captured = jax.tree.map(lambda *values: jnp.stack(values), *captures)
+    return state, captured, None if past is None else Past(*map(list, zip(*pasts, strict=True)))
 
 
 REMATS: dict[str, Callable[[Any], Any]] = {
@@ -229,33 +224,6 @@ def _check_tokens(tokens: Array, params: Params, config: Config, cache: Cache | 
             )
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(np.asarray(tokens), config.n_vocab)
-
-
-def check_cache(cache: Cache, config: Config, tokens: int) -> None:
-    """Refuse a cache of another model, or one with fewer rows than tokens come at once.
-
-    Raises:
-        ValueError: naming the shapes or the number of rows.
-    """
-    rows = capacity(cache)
-    needed = jax.eval_shape(lambda: empty_cache(config, rows))
-    shapes = [_shape(cache.k), _shape(cache.v)]
-    if shapes != [needed.k.shape, needed.v.shape]:
-        raise ValueError(
-            f"the cache holds {shapes[0]}, this Config needs {needed.k.shape}; "
-            "make it by empty_cache(config, ...)"
-        )
-    if tokens > rows:
-        raise ValueError(
-            f"{tokens} tokens are too many: the cache has room for {rows}; give at most {rows}"
-        )
-
-
-def _shape(stored: Any) -> tuple[int, ...]:
-    """Of keys or values, as if their layers were stacked."""
-    if isinstance(stored, list):
-        return (len(stored), *jax.tree.leaves(stored)[0].shape)
-    return jax.tree.leaves(stored)[0].shape
 
 
 def check_vocabulary(tokens: Any, n_vocab: int) -> None:

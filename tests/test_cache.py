@@ -163,6 +163,29 @@ def test_a_rounded_cache_gives_nearly_the_same_logits(name: str, kept: str, list
     assert jax.tree.leaves(cache.k)[0].dtype == kept
 
 
+def test_an_8_bit_cache_works_in_64_bit_jax(x64):
+    params = random_params(MODERN, dtype=jnp.float64)
+    tokens = random_tokens(MODERN, LENGTH)
+    found, _ = read(params, MODERN, tokens, empty_cache(MODERN, LENGTH, "int8"), (4, 2))
+    plain = forward(params, MODERN, tokens).logits
+    np.testing.assert_allclose(found, plain, rtol=0, atol=0.05 * float(jnp.abs(plain).max()))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_batch_s_lengths_may_be_of_any_integer(listed: bool, dtype: str, x64):
+    """Written eagerly: there a loop over the batch counts in int64."""
+    params = random_params(MODERN, dtype=jnp.float64)
+    params = unstack(params) if listed else params
+    empty = emptied(MODERN, 4, jnp.float64, listed)
+    axis = 0 if listed else 1
+    k, v = jax.tree.map(lambda array: jnp.stack([array] * 3, axis), empty[:2])
+    cache = Cache(k, v, jnp.asarray([0, 2, 1], dtype))
+    axes: Any = Cache(axis, axis, 0)  # pyright: ignore[reportArgumentType]
+    run = jax.vmap(lambda c: forward(params, MODERN, jnp.array([3]), c).logits, in_axes=(axes,))
+    assert np.isfinite(run(cache)).all()
+
+
 def test_only_the_key_and_value_heads_are_kept():
     config = dataclasses.replace(MODERN, n_kv_heads=1)
     cache = empty_cache(config, 5)
@@ -188,7 +211,9 @@ def test_a_cache_that_cannot_be_is_refused(rows: int, dtype: str, sentence: str)
 
 def test_a_cache_of_another_model_is_refused():
     params, tokens = random_params(SEED), random_tokens(SEED, 2)
-    with pytest.raises(ValueError, match=r"the cache holds \(2, 2, 5, 4\).*needs \(2, 4, 5, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"the cache's k holds \(2, 2, 5, 4\).*needs \(2, 4, 5, 4\)"
+    ):
         forward(params, SEED, tokens, empty_cache(MODERN, 5))
 
 

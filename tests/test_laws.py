@@ -84,28 +84,6 @@ def test_without_positions_one_layer_is_blind_to_the_order_of_earlier_tokens(x64
 
 
 @every_model
-@pytest.mark.parametrize("split", [(1,) * 7, (3, 4)])
-def test_cached_equals_uncached(name: str, split: tuple[int, ...], x64):
-    params, config, tokens = model(name, jnp.float64)
-    step = jax.jit(forward)
-    cache, logits = empty_cache(config, LENGTH + 2, jnp.float64), []
-    for start, size in zip(np.cumsum((0, *split)), split, strict=False):
-        out = step(params, config, tokens[start : start + size], cache)
-        cache = out.cache
-        logits.append(out.logits)
-    assert cache is not None
-    assert int(cache.length) == LENGTH
-    whole = forward(params, config, tokens).logits
-    np.testing.assert_allclose(np.concatenate(logits), whole, rtol=0, atol=1e-12)
-
-
-def test_more_tokens_than_the_cache_has_room_for_give_nan():
-    params, config, tokens = model("modern")
-    full = forward(params, config, tokens, empty_cache(config, LENGTH)).cache
-    assert np.isnan(jax.jit(forward)(params, config, tokens[:1], full).logits).all()
-
-
-@every_model
 def test_a_batch_is_each_of_its_sequences_alone(name: str, x64):
     params, config, _ = model(name, jnp.float64)
     batch = jnp.stack([random_tokens(config, LENGTH, seed) for seed in range(3)])
@@ -279,3 +257,22 @@ def test_attention_in_blocks_computes_less_and_the_same(x64):
     mixing = 2 * 2 * 300 * 300 * config.n_heads * config.d_head
     saved = compiled_flops(whole, tokens) - compiled_flops(parts, tokens)
     assert saved > 0.24 * mixing  # two blocks: a quarter of the square
+
+
+def test_reading_some_positions_leaves_out_the_logits_of_the_others(x64):
+    params, config, tokens = model("modern", jnp.float64)
+    whole = forward(params, config, tokens, capture=("final",))
+    places = jnp.array([4, -1, 0])
+    some = forward(params, config, tokens, capture=("final",), read=places)
+    np.testing.assert_allclose(some.logits, whole.logits[places], rtol=0, atol=1e-12)
+    assert some.activations["final"].shape == (3, config.d_model)
+    for read, sentence in (
+        ([7], "read holds 7, but there are 7 tokens"),
+        ([-8], "read holds -8"),
+        (2, r"read has shape \(\)"),
+        ([0.5], "give a one-axis array of places"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            inspect.unwrap(forward)(params, config, tokens, read=read)
+    traced = jax.jit(lambda read: forward(params, config, tokens, read=read).logits)
+    assert np.isnan(traced(jnp.array([7, -8]))).all()
