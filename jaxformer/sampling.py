@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxformer.config import Config
@@ -23,8 +24,8 @@ Number = Any  # a number or None; traced, where a Sampling is an argument of a c
 class Sampling:
     """How to choose the next token; the fields act in this order: penalty, temperature, k, p, min.
 
-    A pytree: its numbers may be traced, and another number compiles nothing anew. A field that is None is
-    left out of the program.
+    A pytree: its numbers may be traced, and in `generate` another number compiles nothing anew. A field that is
+    None is left out of the program.
 
     Raises:
         ValueError: a number outside its range, or fields that contradict each other.
@@ -45,6 +46,12 @@ class Sampling:
     """above 1: a token that occurred before, in the prompt or since, becomes less likely"""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(
+            self
+        ):  # numpy's numbers as Python's, to be held to the same ranges
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+                object.__setattr__(self, field.name, value.item())
         ranges: dict[str, tuple[Callable[[Any], bool], str]] = {
             "temperature": (
                 lambda x: 0 <= x < math.inf,
@@ -63,7 +70,7 @@ class Sampling:
         }
         for name, (fits, wanted) in ranges.items():
             value = getattr(self, name)
-            if isinstance(value, bool | str) or (
+            if isinstance(value, bool | str | list | tuple) or (
                 isinstance(value, int | float) and not fits(value)
             ):
                 raise ValueError(f"{name}={value!r} must be {wanted}")
@@ -83,7 +90,7 @@ class Sampling:
         )
 
     def fitted(self, config: Config) -> "Sampling":
-        """The same choice for a model's vocabulary, with temperature=0 where a program sees it: as None.
+        """The same choice for one model's program: temperature=0 as None, other numbers in one type each.
 
         Raises:
             ValueError: top_k above n_vocab.
@@ -92,7 +99,12 @@ class Sampling:
             raise ValueError(
                 f"top_k={self.top_k} is more than the vocabulary's {config.n_vocab} entries; leave it out to keep all"
             )
-        return dataclasses.replace(self, temperature=None) if self.greedy else self
+        kinds = {field.name: float for field in dataclasses.fields(self)} | {"top_k": int}
+        typed = {
+            name: kind(value) if isinstance(value := getattr(self, name), int | float) else value
+            for name, kind in kinds.items()
+        }
+        return Sampling(**typed | ({"temperature": None} if self.greedy else {}))
 
 
 def process(

@@ -38,9 +38,9 @@ def score(
     (2,)
     """
     tokens = jnp.asarray(tokens)
-    if tokens.ndim == 1 and len(tokens) < 2:
+    if tokens.size < 2 and tokens.ndim < 2:
         raise ValueError(
-            f"{len(tokens)} tokens cannot be scored: the first has none before it; give at least two"
+            f"{tokens.size} tokens cannot be scored: the first has none before it; give at least two"
         )
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(tokens, config.n_vocab)

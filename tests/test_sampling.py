@@ -219,6 +219,15 @@ def test_another_number_compiles_nothing_anew():
     assert len(traces) == 1
 
 
+def test_a_program_gets_each_number_in_one_type():
+    """For another type of number would be another program."""
+    for temperature in (1, 1.0, np.float32(1)):
+        fitted = Sampling(temperature=temperature, top_k=np.int8(3), top_p=1).fitted(SEED)
+        types = [type(number) for number in jax.tree.leaves(fitted)]
+        assert types == [float, int, float]
+    assert Sampling(temperature=0).fitted(SEED).temperature is None
+
+
 def test_temperatures_can_be_batched():
     temperatures = jnp.array([0.0, 0.5, 1.0, 3.0])
     keys = jax.random.split(jax.random.key(3), 50)
@@ -256,6 +265,12 @@ def test_temperatures_can_be_batched():
         ({"min_p": 2}, "min_p=2 must be from 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty=0 must be a positive number"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty=inf must be a positive number"),
+        ({"temperature": [1.0]}, r"temperature=\[1.0\] must be 0"),
+        ({"temperature": np.float32("nan")}, "temperature=nan must be 0"),
+        ({"top_k": np.int64(0)}, "top_k=0 must be a whole number"),
+        ({"top_p": np.float32(0)}, "top_p=0.0 must be above 0"),
+        ({"min_p": np.array(2.0)}, "min_p=2.0 must be from 0 to 1"),
+        ({"temperature": np.float32(0), "top_k": 3}, "so top_k=3 would change nothing"),
         ({"temperature": 0, "top_k": 3}, "so top_k=3 would change nothing"),
         ({"temperature": None, "top_p": 0.5}, "so top_p=0.5 would change nothing"),
         ({"temperature": 0.0, "min_p": 0.5}, "so min_p=0.5 would change nothing"),

@@ -1,5 +1,6 @@
 """How likely a model finds a text: by hand, summed over all texts, and at the edges."""
 
+import inspect
 import itertools
 
 import jax
@@ -70,6 +71,11 @@ def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int, plac
 def test_one_token_cannot_be_scored(door, length: int):
     with pytest.raises(ValueError, match=f"{length} tokens cannot be scored.*give at least two"):
         door(random_params(SEED), SEED, jnp.zeros(length, jnp.int32))
+
+
+def test_a_lone_number_cannot_be_scored():
+    with pytest.raises(ValueError, match="1 tokens cannot be scored"):
+        inspect.unwrap(score)(random_params(SEED), SEED, 3)
 
 
 def test_an_edit_and_a_compute_are_those_of_forward():
