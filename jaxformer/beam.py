@@ -4,15 +4,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxformer.cache import Cache, batch_axis
 from jaxformer.config import Compute, Config
-from jaxformer.generate import check_finite, gather_how, gather_wish
+from jaxformer.generate import WHERE_NAN_IS, gather_how
 from jaxformer.params import Params, check_params, unstack
-from jaxformer.prompts import bucket, check_number, check_room, gather
-from jaxformer.reading import How, Wish, narrowed, read_on, read_prompts
-from jaxformer.sampling import Sampling
+from jaxformer.prompts import bucket, check_room, gather, whole
+from jaxformer.reading import How, narrowed, read_on, read_prompts
 from jaxformer.sites import Edit, keep
 
 
@@ -35,7 +37,7 @@ def beam_search(
 ) -> Beams:
     """The `width` likeliest continuations, n_tokens long, that a beam of that width finds.
 
-    A width of 1 is greedy generation.
+    A width of 1 is greedy generation, but for near-ties that rounding of the running total decides.
 
     Args:
         params: as `init` gives them.
@@ -59,44 +61,43 @@ def beam_search(
     prompts = gather(prompt, config)
     if not prompts.single:
         raise ValueError("beam_search takes one prompt at a time")
-    if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= config.n_vocab:
-        raise ValueError(
-            f"width={width!r} must be a whole number from 1 to the vocabulary's {config.n_vocab}"
-        )
-    check_number(n_tokens)
+    n_tokens, width = whole("n_tokens", n_tokens), whole("width", width, most=config.n_vocab)
     check_room(config, prompts.longest, n_tokens)
     check_params(params, config)
-    wish = gather_wish(config, prompts, jax.random.key(0), Sampling(temperature=0), None, None)
-    found = _search(
-        params, how, wish, prompts.tokens, prompts.lengths, n_tokens=n_tokens, width=width
-    )
-    check_finite(found.log_probs[None])
+    found = _search(params, how, prompts.tokens, prompts.lengths, n_tokens=n_tokens, width=width)
+    totals = found.log_probs
+    if not isinstance(totals, jax.core.Tracer) and np.isnan(np.asarray(totals)).any():
+        raise ValueError(f"the logits of a beam that was followed are NaN; {WHERE_NAN_IS}")
     return found
 
 
 @partial(jax.jit, static_argnames=("how", "n_tokens", "width"))
 def _search(
-    params: Params, how: How, wish: Wish, prompts: Any, lengths: Any, *, n_tokens: int, width: int
+    params: Params, how: How, prompts: Any, lengths: Any, *, n_tokens: int, width: int
 ) -> Beams:
     params = narrowed(params, how.compute)
-    read = read_prompts(params, how, wish, prompts, lengths, room=bucket(n_tokens))
+    read = read_prompts(params, how, None, prompts, lengths, room=bucket(n_tokens))
     totals, token = jax.lax.top_k(jax.nn.log_softmax(read.logits[0]), width)
-    cache = unstack(read.cache)
-    rows = jax.tree.map(lambda array: jnp.repeat(array, width, axis=0), cache[:2])
-    cache = cache._replace(k=rows[0], v=rows[1])
+    cache = _rows(unstack(read.cache), jnp.zeros(width, jnp.int32))
     tokens = jnp.zeros((width, n_tokens), jnp.int32).at[:, 0].set(token)
     layered, n_vocab = unstack(params), how.config.n_vocab
 
     def follow(number: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         totals, tokens, cache = carry
         last = jax.lax.dynamic_index_in_dim(tokens, number - 1, axis=1)
-        read = read_on(layered, how, wish, last, cache, jnp.zeros((), jnp.int32))
+        read = read_on(layered, how, None, last, cache, jnp.zeros((), jnp.int32))
         all_ = totals[:, None] + jax.nn.log_softmax(read.logits)  # [w v]
         totals, places = jax.lax.top_k(all_.reshape(-1), width)
         parents = places // n_vocab
         tokens = tokens[parents].at[:, number].set((places % n_vocab).astype(jnp.int32))
-        rows = jax.tree.map(lambda array: array[parents], read.cache[:2])
-        return totals, tokens, read.cache._replace(k=rows[0], v=rows[1])
+        return totals, tokens, _rows(read.cache, parents)
 
     totals, tokens, _ = jax.lax.fori_loop(1, n_tokens, follow, (totals, tokens, cache))
     return Beams(tokens, totals)
+
+
+def _rows(cache: Cache, parents: Int[Array, " w"]) -> Cache:
+    """The caches of some sequences of a batch."""
+    axis = batch_axis(cache)
+    k, v = jax.tree.map(lambda array: jnp.take(array, parents, axis), cache[:2])
+    return cache._replace(k=k, v=v)

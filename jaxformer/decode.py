@@ -5,19 +5,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxformer.cache import Cache
-from jaxformer.params import Params
+from jaxformer.params import Params, unstack
 from jaxformer.prompts import NO_TOKEN
-from jaxformer.reading import How, Read, Wish, read_on, read_prompts
-from jaxformer.sampling import choose
+from jaxformer.reading import How, Read, read_on, read_prompts
+from jaxformer.sampling import Sampling, choose
+
+
+class Wish(NamedTuple):
+    """What may differ from call to call of one program."""
+
+    keys: Key[Array, "*b"]  # one for each sequence; or for all, to be folded with their numbers
+    sampling: Sampling
+    stops: Any  # Int[Array, "stops m"]; shorter ones filled up in front
+    since: Int[Array, "*b"] | None  # the first position to edit
 
 
 class State(NamedTuple):
     """A batch of sequences in the middle of their generation."""
 
-    cache: Cache  # b behind the layer axis; the length only where the prompts' lengths differ
+    cache: Any  # Cache of unstacked layers; None before anything is read
     token: Int[Array, " b"]  # the one drawn last, not yet read
     drawn: Int[Array, ""]  # how many have been drawn
     tail: Int[Array, "b m"]  # the latest of them, as many as the longest stop sequence has
@@ -33,41 +41,38 @@ class Drawn(NamedTuple):
     activations: dict[str, Array]  # of the position whose logits gave it
 
 
-def prefill(
-    params: Params,
-    how: How,
-    wish: Wish,
-    prompts: Int[Array, "b t"],
-    lengths: Int[Array, "..."],
-    *,
-    room: int,
-    before: State | None = None,
-    earlier: Bool[Array, "b v"] | None = None,
-) -> tuple[State, Drawn]:
-    """Read the prompts and draw the first token behind each, with room for so many in all.
-
-    Where `before` is given, the prompts are the end of its text, read anew: it says what was drawn so far.
-    `earlier` marks tokens that occurred before the prompts, for a repetition penalty.
-    """
+def fresh(how: How, wish: Wish, prompts: Int[Array, "b t"], lengths: Int[Array, "..."]) -> State:
+    """The state of texts of which nothing is read yet and nothing drawn."""
     batch, width = prompts.shape
-    read = read_prompts(params, how, wish, prompts, lengths, room=room)
-    if before is not None:
-        return _draw(how, wish, before, read)
     seen = None
     if wish.sampling.repetition_penalty is not None:
         real = jnp.arange(width, dtype=jnp.int32) < jnp.broadcast_to(lengths, batch)[:, None]
         none = jnp.zeros(how.config.n_vocab, bool)
         seen = jax.vmap(lambda tokens, real: none.at[tokens].max(real))(prompts, real)
-        seen = seen if earlier is None else seen | earlier
-    state = State(
-        cache=read.cache,
+    return State(
+        cache=None,
         token=prompts[:, 0],
         drawn=jnp.zeros((), jnp.int32),
         tail=jnp.full((batch, wish.stops.shape[1]), NO_TOKEN - 1, jnp.int32),
         seen=seen,
         done=jnp.zeros(batch, bool),
     )
-    return _draw(how, wish, state, read)
+
+
+def prefill(
+    params: Params,
+    how: How,
+    wish: Wish,
+    state: State,
+    prompts: Int[Array, "b t"],
+    lengths: Int[Array, "..."],
+    *,
+    room: int,
+) -> tuple[State, Drawn]:
+    """Read the texts, or their ends, and draw the next token of each, with room for so many in all."""
+    read = read_prompts(params, how, wish.since, prompts, lengths, room=room)
+    state, drawn = _draw(how, wish, state, read)
+    return state._replace(cache=unstack(read.cache)), drawn
 
 
 def decode(
@@ -110,10 +115,8 @@ def decode(
 
 def _step(params: Params, how: How, wish: Wish, state: State) -> tuple[State, Drawn]:
     """Read the token drawn last, and draw another."""
-    place = jnp.zeros((), jnp.int32)
-    return _draw(
-        how, wish, state, read_on(params, how, wish, state.token[:, None], state.cache, place)
-    )
+    read = read_on(params, how, wish.since, state.token[:, None], state.cache, jnp.int32(0))
+    return _draw(how, wish, state, read)
 
 
 def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]:

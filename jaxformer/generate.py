@@ -1,5 +1,6 @@
 """Generation: a prompt is read in one forward pass, then each token in one of its own, compiled together."""
 
+import inspect
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,22 +9,22 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import slice_in_dim
 from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.config import Compute, Config
-from jaxformer.decode import decode, prefill
+from jaxformer.decode import Wish, decode, fresh, prefill
 from jaxformer.params import Params, check_params, unstack
 from jaxformer.prompts import (
     Prompts,
     bucket,
+    check_edit_from,
     check_key,
-    check_number,
     check_room,
     gather,
     gather_stops,
+    whole,
 )
-from jaxformer.reading import How, Wish, narrowed
+from jaxformer.reading import How, narrowed
 from jaxformer.sampling import Sampling
 from jaxformer.sites import Edit, activation_axis, check_capture, keep
 
@@ -60,9 +61,10 @@ def generate(
 ) -> Generated:
     """The tokens that follow a prompt, or each prompt of a batch.
 
-    The prompt's length and n_tokens are rounded up to powers of two, at least 16; each pair of those, and
-    each size of a batch, is compiled once. Decoding runs its layers one by one (see `unstack`), so that
-    compiling takes longer the deeper the model.
+    The prompt's length and n_tokens are rounded up to powers of two, at least 16; each pair of those is compiled
+    once. So is each size of a batch (apart for prompts that differ in length), each choice of fields that a
+    Sampling sets, each number and length of stops, with edit_from and without, and each edit, capture and
+    compute. Decoding runs its layers one by one (see `unstack`): compiling takes longer the deeper the model.
 
     Args:
         params: as `init` gives them.
@@ -74,10 +76,10 @@ def generate(
             drawn with fold_in(its prompt's key, j).
         sampling: how a token is chosen.
         stop: a token id, a sequence of them, or several sequences; a prompt ends once it has generated one.
-        edit: as in `forward`. A new function is compiled anew. One that mixes positions also sees those that
-            fill a prompt up to a power of two, behind it.
+        edit: as in `forward`, but a hashable function: a new one is compiled anew. It sees the prompt filled up
+            behind to a power of two, then one position at a time; what it does to the filling is undone.
         edit_from: the first generated token that the edit may change, by acting on the position whose
-            logits give it; None: it acts on every position, the prompt's too.
+            logits give it, or one such number for each prompt; None: it acts on every position, the prompt's too.
         capture: sites to return for each generated token, of the position whose logits gave it. Scores and
             pattern have along s the rows of the cache: the positions, or with a window p modulo their number.
         compute: how to run it.
@@ -94,10 +96,9 @@ def generate(
     ((2, 6), (2, 2, 6, 8))
     """
     prompts, asked = _asked(
-        params, config, prompt, n_tokens, key, sampling=sampling, stop=stop, edit=edit,
-        edit_from=edit_from, capture=capture, compute=compute,
-    )  # fmt: skip
-    out = _cut(_generate(**asked), config, prompts, n_tokens)
+        params, config, prompt, n_tokens, key, sampling, stop, edit, edit_from, capture, compute
+    )
+    out = _cut(_generate(**asked), config, prompts, int(asked["limit"]))
     check_finite(out.log_probs)
     return out
 
@@ -120,7 +121,9 @@ def lower(
     >>> program.compile().memory_analysis().output_size_in_bytes > 2 * 6 * 4
     True
     """
-    return _generate.lower(**_asked(params, config, prompt, n_tokens, key, **options)[1])
+    call = inspect.signature(generate).bind(params, config, prompt, n_tokens, key, **options)
+    call.apply_defaults()
+    return _generate.lower(**_asked(*call.arguments.values())[1])
 
 
 def _asked(
@@ -129,18 +132,17 @@ def _asked(
     prompt: Any,
     n_tokens: Any,
     key: Any,
-    *,
-    sampling: Sampling = Sampling(),  # noqa: B008  frozen
-    stop: Any = None,
-    edit: Edit = keep,
-    edit_from: Any = None,
-    capture: Iterable[str] = (),
-    compute: Compute = Compute(),  # noqa: B008  frozen
+    sampling: Sampling,
+    stop: Any,
+    edit: Edit,
+    edit_from: Any,
+    capture: Iterable[str],
+    compute: Compute,
 ) -> tuple[Prompts, dict[str, Any]]:
     """The prompts, and the arguments of the compiled program, all checked."""
     how = gather_how(config, edit, capture, compute)
     prompts = gather(prompt, config)
-    check_number(n_tokens)
+    n_tokens = whole("n_tokens", n_tokens)
     check_room(config, prompts.longest, n_tokens)
     wish = gather_wish(config, prompts, key, sampling, stop, edit_from)
     check_params(params, config)
@@ -170,8 +172,8 @@ def _generate(
 ) -> Generated:
     params = narrowed(params, how.compute)
     wish = wish._replace(keys=own_keys(wish.keys, len(prompts), single))
-    state, first = prefill(params, how, wish, prompts, lengths, room=room)
-    state = state._replace(cache=unstack(state.cache))
+    state = fresh(how, wish, prompts, lengths)
+    state, first = prefill(params, how, wish, state, prompts, lengths, room=room)
     drawn = decode(unstack(params), how, wish, state, limit, room=room, first=first)[1]
     activations = {
         site: jnp.moveaxis(values, 0, 1 + activation_axis(site))
@@ -185,7 +187,7 @@ def _cut(out: Generated, config: Config, prompts: Prompts, n_tokens: int) -> Gen
     """What was asked for, of what was rounded up."""
 
     def cut(site: str, values: Array) -> Array:
-        values = slice_in_dim(
+        values = jax.lax.slice_in_dim(
             values, 0, n_tokens, axis=activation_axis(site) + (not prompts.single)
         )
         if site in ("scores", "pattern") and config.window is None:
@@ -225,15 +227,19 @@ def gather_wish(
     Raises:
         ValueError: a key that is none, a stop sequence that is none, a number out of range.
     """
-    if isinstance(edit_from, int) and edit_from < 0:
-        raise ValueError(f"edit_from={edit_from} must be at least 0, the first generated token")
-    since = None if edit_from is None else prompts.lengths - 1 + jnp.asarray(edit_from, jnp.int32)
+    since = None
+    if edit_from is not None:
+        check_edit_from(edit_from, prompts)
+        since = prompts.lengths - 1 + jnp.asarray(edit_from).astype(jnp.int32)
     return Wish(
         keys=check_key(key, prompts),
         sampling=sampling.fitted(config),
         stops=gather_stops(stop, config),
         since=since,
     )
+
+
+WHERE_NAN_IS = "look for NaN or infinity in the parameters, or in what the edit returns"
 
 
 def check_finite(log_probs: Float[Array, "*b n"], before: int = 0) -> None:
@@ -252,6 +258,5 @@ def check_finite(log_probs: Float[Array, "*b n"], before: int = 0) -> None:
     if np.isnan(values).any():
         prompt, token = np.argwhere(np.isnan(np.atleast_2d(values)))[0]
         raise ValueError(
-            f"the logits are NaN at generated token {before + token} of prompt {prompt}; "
-            "look for NaN or infinity in the parameters, or in what the edit returns"
+            f"the logits are NaN at generated token {before + token} of prompt {prompt}; {WHERE_NAN_IS}"
         )

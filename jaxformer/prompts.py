@@ -1,5 +1,6 @@
 """What `generate` is asked: prompts of any lengths in one array, stop sequences in another, both checked."""
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -79,14 +80,20 @@ def _ids(prompt: Any, config: Config) -> Any:
     return ids
 
 
-def check_number(n_tokens: Any) -> None:
-    """Refuse to generate nothing.
+def whole(name: str, value: Any, most: int | None = None) -> int:
+    """A number of at least 1 of something, as a Python int.
 
     Raises:
-        ValueError: naming the number.
+        ValueError: anything else, or more than `most`.
     """
-    if isinstance(n_tokens, bool) or not isinstance(n_tokens, int | np.integer) or n_tokens < 1:
-        raise ValueError(f"n_tokens={n_tokens!r} must be a whole number of at least 1")
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or (most is not None and number > most):
+        above = "" if most is None else f" and at most {most}"
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1{above}")
+    return number
 
 
 def check_room(config: Config, longest: int, n_tokens: int) -> None:
@@ -119,6 +126,20 @@ def check_key(key: Any, prompts: Prompts) -> Key[Array, "*b"]:
     return key
 
 
+def check_edit_from(edit_from: Any, prompts: Prompts) -> None:
+    """Refuse what is not the number of a generated token, or one for each prompt.
+
+    Raises:
+        ValueError: a number below 0, no whole one, or as many as there are no prompts.
+    """
+    first = edit_from if isinstance(edit_from, jax.Array) else np.asarray(edit_from)
+    fits = first.ndim == 0 or first.shape == (len(prompts.tokens),)
+    if not fits or not jnp.issubdtype(first.dtype, jnp.integer):
+        raise ValueError(f"edit_from={edit_from!r} must be a whole number, or one for each prompt")
+    if not isinstance(first, jax.core.Tracer) and (np.asarray(first) < 0).any():
+        raise ValueError(f"edit_from={edit_from!r} must be at least 0, the first generated token")
+
+
 def gather_stops(stop: Any, config: Config) -> Int[np.ndarray, "stops m"]:
     """The stop sequences as rows, shorter ones filled up in front.
 
@@ -136,6 +157,8 @@ def gather_stops(stop: Any, config: Config) -> Int[np.ndarray, "stops m"]:
         if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
             raise ValueError(f"stop={stop!r} must be a token id, a sequence of them, or several")
         check_vocabulary(row, config.n_vocab)
+    if not rows:
+        raise ValueError("stop holds no sequence; leave it out to go on to the end")
     widest = max(map(len, rows))
     filled = [np.pad(row, (widest - len(row), 0), constant_values=NO_TOKEN) for row in rows]
     return np.stack(filled).astype(np.int32)

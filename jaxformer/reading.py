@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from jaxformer.cache import Cache, empty_cache
+from jaxformer.cache import Cache, batch_axis, empty_cache
 from jaxformer.config import Compute, Config
 from jaxformer.params import Params, unstack
 from jaxformer.prompts import bucket
-from jaxformer.sampling import Sampling
 from jaxformer.sites import READ, Edit, Layer, Site, activation_axis, position_axis
 from jaxformer.transformer import forward
 
@@ -27,15 +26,6 @@ class How:
     compute: Compute
 
 
-class Wish(NamedTuple):
-    """What may differ from call to call of one program."""
-
-    keys: Key[Array, "*b"]  # one for each sequence; or for all, to be folded with their numbers
-    sampling: Sampling
-    stops: Any  # Int[Array, "stops m"]; shorter ones filled up in front
-    since: Int[Array, "*b"] | None  # the first position to edit
-
-
 class Read(NamedTuple):
     """What reading on gave: the logits behind one position of each sequence, and its activations."""
 
@@ -47,13 +37,13 @@ class Read(NamedTuple):
 def read_prompts(
     params: Params,
     how: How,
-    wish: Wish,
+    since: Int[Array, "..."] | None,
     prompts: Int[Array, "b t"],
     lengths: Int[Array, "..."],
     *,
     room: int,
 ) -> Read:
-    """Read the prompts into a fresh cache with room for so many tokens more."""
+    """Read the prompts into a fresh cache with room for so many tokens more; `since`: the first position to edit."""
     batch, width = prompts.shape
     rows, piece = plan(how.config, width, room)
     one = empty_cache(how.config, rows, how.compute.cache or how.compute.dtype or params.W_E.dtype)
@@ -63,9 +53,9 @@ def read_prompts(
     cache = Cache(many[0], many[1], jnp.zeros_like(lengths))
     cache = unstack(cache) if isinstance(params.blocks, list) else cache
     if piece == width:
-        read = read_on(params, how, wish, prompts, cache, lengths - 1)
+        read = read_on(params, how, since, prompts, cache, lengths - 1)
     else:
-        read = _read_in_pieces(params, how, wish, prompts, cache, lengths, piece)
+        read = _read_in_pieces(params, how, since, prompts, cache, lengths, piece)
     # What fills a prompt up is no part of it: the next token takes its row.
     return read._replace(cache=read.cache._replace(length=lengths))
 
@@ -73,7 +63,7 @@ def read_prompts(
 def read_on(
     params: Params,
     how: How,
-    wish: Wish,
+    since: Int[Array, "..."] | None,
     tokens: Int[Array, "b t"],
     cache: Cache,
     last: Int[Array, "..."],
@@ -82,19 +72,19 @@ def read_on(
 
     def one(tokens: Array, cache: Cache, last: Array, since: Array | None) -> tuple[Any, ...]:
         edit = how.edit
-        if since is not None:
-            edit = begun(edit, since, cache.length + jnp.arange(len(tokens), dtype=jnp.int32), last)
+        if since is not None or len(tokens) > 1:
+            positions = cache.length + jnp.arange(len(tokens), dtype=jnp.int32)
+            edit = begun(edit, jnp.int32(0) if since is None else since, positions, last)
         out = forward(
             params, how.config, tokens, cache,
             capture=how.capture, edit=edit, read=last[None], compute=how.compute,
         )  # fmt: skip
         return out.logits[0], _at(out.activations, last), out.cache
 
-    layer = 0 if isinstance(cache.k, list) else 1
-    axes = Cache(layer, layer, _batch_axis(cache.length))  # pyright: ignore[reportArgumentType]
-    since = None if wish.since is None else _batch_axis(wish.since)
-    batched = jax.vmap(one, in_axes=(0, axes, _batch_axis(last), since), out_axes=(0, 0, axes))
-    return Read(*batched(tokens, cache, last, wish.since))
+    layered, own = batch_axis(cache), lambda array: 0 if jnp.ndim(array) else None
+    axes: Any = Cache(layered, layered, own(cache.length))  # pyright: ignore[reportArgumentType]
+    in_axes = (0, axes, own(last), None if since is None else own(since))
+    return Read(*jax.vmap(one, in_axes, (0, 0, axes))(tokens, cache, last, since))
 
 
 def begun(
@@ -142,7 +132,7 @@ def narrowed(params: Params, compute: Compute) -> Params:
 def _read_in_pieces(
     params: Params,
     how: How,
-    wish: Wish,
+    since: Int[Array, "..."] | None,
     prompts: Int[Array, "b t"],
     cache: Cache,
     lengths: Int[Array, "..."],
@@ -153,22 +143,22 @@ def _read_in_pieces(
     def turn(read: Read, start: Array) -> tuple[Read, None]:
         tokens = jax.lax.dynamic_slice_in_dim(prompts, start, piece, axis=1)
         cache = read.cache._replace(length=jnp.zeros_like(lengths) + start)
-        new = read_on(params, how, wish, tokens, cache, jnp.clip(lengths - 1 - start, 0, piece - 1))
-        begun = start < lengths  # a prompt that has ended stays as it is
+        new = read_on(
+            params, how, since, tokens, cache, jnp.clip(lengths - 1 - start, 0, piece - 1)
+        )
+        goes_on = start < lengths  # a prompt that has ended stays as it is
 
-        layer = 0 if isinstance(cache.k, list) else 1
-
-        def choose(axis: int, new: Array, old: Array) -> Array:
+        def newer(axis: int, new: Array, old: Array) -> Array:
             shape = [1] * new.ndim
             shape[axis] = -1
-            return jnp.where(begun.reshape(shape) if begun.ndim else begun, new, old)
+            return jnp.where(goes_on.reshape(shape) if goes_on.ndim else goes_on, new, old)
 
-        kept = jax.tree.map(partial(choose, 0), (new.logits, new.activations), read[:2])
-        k, v = jax.tree.map(partial(choose, layer), new.cache[:2], read.cache[:2])
-        return Read(kept[0], kept[1], Cache(k, v, lengths)), None
+        logits, activations = jax.tree.map(partial(newer, 0), new[:2], read[:2])
+        k, v = jax.tree.map(partial(newer, batch_axis(cache)), new.cache[:2], read.cache[:2])
+        return Read(logits, activations, Cache(k, v, lengths)), None
 
     shapes = jax.eval_shape(
-        lambda: read_on(params, how, wish, prompts[:, :piece], cache, lengths * 0)
+        lambda: read_on(params, how, since, prompts[:, :piece], cache, lengths * 0)
     )
     start = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     starts = jnp.arange(0, prompts.shape[1], piece, dtype=jnp.int32)
@@ -183,8 +173,3 @@ def _at(activations: dict[str, Array], place: Int[Array, ""]) -> dict[str, Array
         )
         for site, value in activations.items()
     }
-
-
-def _batch_axis(array: Array) -> int | None:
-    """Of what may be one for all sequences."""
-    return 0 if array.ndim else None

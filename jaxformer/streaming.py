@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Int, Key
 
 from jaxformer.config import Compute, Config
-from jaxformer.decode import Drawn, State, decode, prefill
+from jaxformer.decode import Drawn, State, Wish, decode, fresh, prefill
 from jaxformer.generate import check_finite, gather_how, gather_wish
 from jaxformer.params import Params, check_params, unstack
-from jaxformer.prompts import bucket, check_number, gather
-from jaxformer.reading import How, Wish, narrowed
+from jaxformer.prompts import Prompts, bucket, gather, whole
+from jaxformer.reading import How, narrowed
 from jaxformer.sampling import Sampling
 from jaxformer.sites import Edit, keep
 
@@ -36,7 +36,8 @@ def stream_tokens(
     """The tokens of `generate` for one prompt as they come: the first alone, then so many at a time.
 
     Args:
-        params: this and what is not named here are as for `generate`.
+        params: as for `generate`, as is all that is not named here. While it runs, a copy of them is held
+            unless they are unstacked already.
         config: the architecture.
         prompt: token ids `t`.
         n_tokens: how many to add, at most; no position table limits them.
@@ -62,44 +63,40 @@ def stream_tokens(
     prompts = gather(prompt, config)
     if not prompts.single:
         raise ValueError("stream_tokens takes one prompt; generate takes a batch")
-    for name, value in (("context", context), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    n_tokens, chunk = whole("n_tokens", n_tokens), whole("chunk", chunk)
+    context = None if context is None else whole("context", context)
     if context and config.n_context is not None and context > config.n_context:
         raise ValueError(
             f"context={context} is more than the position table's n_context={config.n_context}"
         )
-    check_number(n_tokens)
     context = context or config.n_context
     wish = gather_wish(config, prompts, key, sampling, stop, None)
     wish = wish._replace(keys=wish.keys[None])
     check_params(params, config)
-    text = [int(token) for token in prompts.tokens[0, : prompts.longest]]
-    return _stream(narrowed(params, compute), how, wish, text, n_tokens, context, chunk)
+    return _stream(narrowed(params, compute), how, wish, prompts, n_tokens, context, chunk)
 
 
 def _stream(
     params: Params,
     how: How,
     wish: Wish,
-    text: list[int],
+    prompts: Prompts,
     n_tokens: int,
     context: int | None,
     chunk: int,
 ) -> Iterator[Int[np.ndarray, " c"]]:
-    most = context or len(text) + n_tokens
+    most = context or prompts.longest + n_tokens
     layered, rows = unstack(params), bucket(most)
-    state, window, left = None, text[-most:], n_tokens
-    earlier = None
-    if wish.sampling.repetition_penalty is not None and len(text) > most:
-        earlier = jnp.zeros((1, how.config.n_vocab), bool).at[0, jnp.asarray(text)].set(True)
-    while left and (state is None or not state.done.all()):
+    state = fresh(how, wish, jnp.asarray(prompts.tokens), jnp.asarray(prompts.lengths))
+    left = n_tokens
+    window = prompts.tokens[0, : prompts.longest].tolist()[-most:]
+    while left and not state.done.all():
         prompts = gather(window, how.config)
         room = max(rows - prompts.tokens.shape[1], 1)
+        unread = state._replace(cache=None)
         state, drawn = _prefill(
-            params, how, wish, prompts.tokens, prompts.lengths,
-            room=room, before=state, earlier=earlier,
-        )  # fmt: skip
+            params, how, wish, unread, prompts.tokens, prompts.lengths, room=room
+        )
         # The last token drawn is not read: it takes no row.
         new, segment = _kept(drawn, n_tokens - left), min(left, most - len(window) + 1)
         while True:
@@ -115,20 +112,9 @@ def _stream(
 
 @partial(jax.jit, static_argnames=("how", "room"))
 def _prefill(
-    params: Params,
-    how: How,
-    wish: Wish,
-    prompts: Any,
-    lengths: Any,
-    *,
-    room: int,
-    before: Any,
-    earlier: Any,
+    params: Params, how: How, wish: Wish, state: State, prompts: Any, lengths: Any, *, room: int
 ) -> tuple[State, Drawn]:
-    state, drawn = prefill(
-        params, how, wish, prompts, lengths, room=room, before=before, earlier=earlier
-    )
-    state = state._replace(cache=unstack(state.cache))
+    state, drawn = prefill(params, how, wish, state, prompts, lengths, room=room)
     return state, jax.tree.map(lambda one: one[None], drawn)
 
 

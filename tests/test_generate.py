@@ -9,27 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Compute, Config, Sampling, forward, generate, keep, score, shown
+from jaxformer import Compute, Config, Sampling, forward, generate, score, shown
 from jaxformer.generate import _generate
-from jaxformer.sites import activation_axis, position_axis
 from tests.models import MODERN, NAMED, SEED, random_params, random_tokens
-from tests.texts import GREEDY, LONG, WIDTH, naive_text
+from tests.texts import GREEDY, close, full_pass, model, naive_text, prompts, sliced
 
 every_model = pytest.mark.parametrize("name", NAMED)
 KEY = jax.random.key(11)
 compiled: Any = _generate
-LENGTHS = (3, 16, 17)
 N = 6
 FREE = Sampling(temperature=0.8, top_k=7, top_p=0.95, min_p=0.01, repetition_penalty=1.3)
-close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
-
-
-def model(name: str) -> tuple[Any, Config]:
-    return random_params(LONG[name], dtype=jnp.float64), LONG[name]
-
-
-def prompts(config: Config) -> list[list[int]]:
-    return [random_tokens(config, n, seed=n).tolist() for n in LENGTHS]
 
 
 @lru_cache
@@ -37,29 +26,6 @@ def batch(name: str):
     """With all that can be seen; 64-bit JAX is on where this is called."""
     params, config = model(name)
     return generate(params, config, prompts(config), N, KEY, sampling=FREE, capture=shown(config))
-
-
-@partial(jax.jit, static_argnames=("capture", "edit"))
-def filled_up(params, config, tokens, capture, edit=keep):
-    return forward(params, config, tokens, capture=capture, edit=edit).activations
-
-
-def full_pass(params, config, text, capture, edit=keep) -> dict:
-    """Of the text alone: what fills it up, so that one program serves all, cannot change it."""
-    padded = jnp.zeros(WIDTH, jnp.int32).at[: len(text)].set(text)
-    found = sliced(filled_up(params, config, padded, capture, edit), slice(len(text)))
-    weights = {
-        site: found[site][..., : len(text)] for site in ("scores", "pattern") if site in found
-    }
-    return found | weights
-
-
-def sliced(activations: dict, rows: slice) -> dict:
-    """These positions of a full forward pass."""
-    return {
-        site: value[(slice(None),) * activation_axis(site) + (rows,)]
-        for site, value in activations.items()
-    }
 
 
 def by_position(config: Config, site: str, value: Any, length: int) -> np.ndarray:
@@ -173,67 +139,6 @@ def test_few_programs_serve_all_lengths():
         both = [random_tokens(SEED, n).tolist() for n in lengths]
         generate(params, SEED, both, 3, KEY, edit=fresh)
     assert compiled._cache_size() - before == 1
-
-
-def ablate(site, layer, value):
-    return jnp.where(layer == 1, value.at[:, 2].set(0.0), value) if site == "z" else value
-
-
-def steer(site, layer, value):
-    if site != "resid_post":
-        return value
-    return jnp.where(layer == 0, value + 0.5 * jnp.arange(8, dtype=value.dtype), value)
-
-
-def forbid(site, layer, value):
-    return value.at[:, 4].set(-jnp.inf) if site == "logits" else value
-
-
-def blur(site, layer, value):
-    return value * 0.5 if site == "pattern" else value
-
-
-def scale_keys(site, layer, value):
-    return value * 2.0 if site == "k" else value
-
-
-def held(edit, since: int):
-    """The edit, acting from a position on."""
-
-    def gated(site, layer, value):
-        axis = position_axis(site)
-        shape = [-1 if i == axis else 1 for i in range(value.ndim)]
-        late = jnp.arange(value.shape[axis]) >= since
-        return jnp.where(late.reshape(shape), edit(site, layer, value), value)
-
-    return gated
-
-
-EDITED = [("modern", ablate), ("modern", scale_keys), ("classic", steer), ("windowed", blur)]
-
-
-@pytest.mark.parametrize(("name", "edit"), [*EDITED, ("seed", forbid), ("parallel", steer)])
-@pytest.mark.parametrize("edit_from", [None, 0, 2])
-def test_an_edit_acts_as_in_a_full_forward_pass(name: str, edit, edit_from: int | None, x64):
-    params, config = model(name)
-    both = prompts(config)[1:3]
-    capture = ("resid_post", "logits")
-    run = partial(generate, params, config, both, N, KEY, sampling=GREEDY, capture=capture)
-    found = run(edit=edit, edit_from=edit_from)
-    plain = run()
-    begin = edit_from or 0
-    for i, prompt in enumerate(both):
-        text = jnp.array([*prompt, *found.tokens[i].tolist()], jnp.int32)
-        since = 0 if edit_from is None else len(prompt) - 1 + edit_from
-        full = full_pass(params, config, text[:-1], capture, held(edit, since))
-        rows = sliced(full, slice(len(prompt) - 1, None))
-        for site in capture:
-            close(found.activations[site][i], rows[site], err_msg=site)
-        assert found.tokens[i].tolist() == rows["logits"].argmax(axis=-1).tolist()
-        np.testing.assert_array_equal(found.tokens[i, :begin], plain.tokens[i, :begin])
-        assert np.isfinite(found.log_probs[i]).all()
-        first = found.activations["logits"][i, begin] != plain.activations["logits"][i, begin]
-        assert first.any()
 
 
 COMPUTES = {

@@ -67,13 +67,10 @@ def test_a_text_ends_with_its_first_stop_sequence(kind: str):
 
 
 def test_only_generated_tokens_end_a_text():
+    """A stop sequence that lies partly in the prompt, and nowhere behind it, changes nothing."""
     across = [PROMPT[-1], FREE[0][0]]
-    found = write(BATCH, stop=[across, [*PROMPT]])
-    assert (
-        found.tokens[0].tolist()[: len(ended(FREE[0], [across, PROMPT]))][1:]
-        == ended(FREE[0], [across, PROMPT])[1:]
-    )
-    assert int(found.lengths[0]) > 1
+    assert ended(FREE[0], [across]) == FREE[0]
+    assert write(BATCH, stop=across).tokens[0].tolist() == FREE[0]
 
 
 REFUSED = {
@@ -106,6 +103,10 @@ REFUSED = {
         {"prompt": [[1], [2]], "key": jax.random.split(KEY, 3)},
         r"\(3,\) keys do not fit 2 prompts; give one, or one for each",
     ),
+    "edit_from half": ({"edit_from": 1.5}, "edit_from=1.5 must be a whole number, or one for each"),
+    "edit_from below": ({"edit_from": np.int64(-1)}, "must be at least 0"),
+    "edit_from many": ({"edit_from": [0, 1]}, "must be a whole number, or one for each prompt"),
+    "no stops": ({"stop": np.zeros((0, 2), int)}, "stop holds no sequence"),
     "edit_from": ({"edit_from": -1}, "edit_from=-1 must be at least 0, the first generated token"),
     "another model": ({"config": MODERN}, "both must come from one model"),
 }  # fmt: skip
@@ -128,10 +129,43 @@ def test_nan_parameters_are_told_by_the_first_token_they_spoil(name: str):
     with pytest.raises(ValueError, match="NaN at generated token 0 of prompt 0; look for NaN"):
         generate(broken, config, PROMPT, 3, KEY)
     text = generate(params, config, PROMPT, N, KEY).tokens.tolist()
-    new = next(token for token in text if token not in (0, *PROMPT))
+    new = next(token for token in text if token not in PROMPT)
     broken = params._replace(W_E=params.W_E.at[new].set(jnp.nan))
     with pytest.raises(ValueError, match=f"NaN at generated token {text.index(new) + 1} of"):
         generate(broken, config, PROMPT, N, KEY)
+
+
+def test_numpy_s_numbers_are_numbers():
+    plain = write(BATCH, edit_from=2, edit=half).tokens
+    door: Any = inspect.unwrap(generate)
+    found = door(
+        PARAMS,
+        SEED,
+        BATCH,
+        np.int64(N),
+        KEY,
+        edit_from=np.int32(2),
+        edit=half,
+        capture=("resid_post",),
+    )
+    np.testing.assert_array_equal(found.tokens, plain)
+    each = write(BATCH, edit_from=[0, 2, 12], edit=half).tokens
+    np.testing.assert_array_equal(each[1], plain[1])
+    np.testing.assert_array_equal(each[2], FREE[2])
+
+
+def half(site, layer, value):
+    return value / 2 if site == "resid_post" else value
+
+
+def test_what_an_edit_does_behind_the_prompt_is_undone():
+    """Behind it lies what fills it up to a power of two."""
+
+    def spoil(site, layer, value):
+        behind = jnp.arange(len(value))[:, None] >= len(PROMPT)
+        return jnp.where(behind, jnp.nan, value) if site == "resid_post" else value
+
+    assert write(PROMPT, edit=spoil).tokens.tolist() == write(PROMPT).tokens.tolist()
 
 
 @pytest.mark.parametrize("since", [0, 4])

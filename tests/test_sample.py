@@ -121,7 +121,7 @@ REFUSED = {
     ("--temperature", "0", "--top-p", "0.9"): "so top_p=0.9 would change nothing",
     ("--min-p", "2"): "min_p=2.0 must be from 0 to 1",
     ("--repetition-penalty", "0"): "repetition_penalty=0.0 must be a positive number",
-    ("--context", "0"): "context=0 must be at least 1",
+    ("--context", "0"): "context=0 must be a whole number of at least 1",
     ("--stop", "a", ""): "the text to stop at, '', is empty",
     ("--stop", "Zebra"): "the text to stop at, 'Zebra', cannot come: the character 'Z' at",
     ("--seed", str(2**70)): f"seed={2**70} has more than 64 bits",

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxformer import Config, Edit, Params, Sampling, forward, keep
 from jaxformer.sampling import choose
-from tests.models import NAMED
+from jaxformer.sites import activation_axis
+from tests.models import NAMED, random_params, random_tokens
 
 WIDTH = 48
 LONG = {
@@ -59,3 +60,38 @@ def naive_text(
         drawn.append(token)
         shown = [*shown, token]
     return drawn
+
+
+LENGTHS = (3, 16, 17)
+close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+
+
+def model(name: str) -> tuple[Any, Config]:
+    return random_params(LONG[name], dtype=jnp.float64), LONG[name]
+
+
+def prompts(config: Config) -> list[list[int]]:
+    return [random_tokens(config, n, seed=n).tolist() for n in LENGTHS]
+
+
+@partial(jax.jit, static_argnames=("capture", "edit"))
+def filled_up(params, config, tokens, capture, edit=keep):
+    return forward(params, config, tokens, capture=capture, edit=edit).activations
+
+
+def full_pass(params, config, text, capture, edit=keep) -> dict:
+    """Of the text alone: what fills it up, so that one program serves all, cannot change it."""
+    padded = jnp.zeros(WIDTH, jnp.int32).at[: len(text)].set(text)
+    found = sliced(filled_up(params, config, padded, capture, edit), slice(len(text)))
+    weights = {
+        site: found[site][..., : len(text)] for site in ("scores", "pattern") if site in found
+    }
+    return found | weights
+
+
+def sliced(activations: dict, rows: slice) -> dict:
+    """These positions of a full forward pass."""
+    return {
+        site: value[(slice(None),) * activation_axis(site) + (rows,)]
+        for site, value in activations.items()
+    }

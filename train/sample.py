@@ -71,8 +71,11 @@ def begin(command: Command) -> tuple[Tokenizer, Tokens, Iterator[Tokens]]:
         raise ValueError(f"{folder} was saved without a tokenizer, so it cannot read a prompt")
     prompt = tokenizer.encode(command.prompt)
     context = fitting(config, trained) if command.context is None else command.context
-    if context is None and command.n > AT_ONCE:
-        raise ValueError(f"n={command.n} tokens are too many to see at once; choose a --context")
+    if (context or command.n) > AT_ONCE:
+        what = f"n={command.n}" if context is None else f"context={context}"
+        raise ValueError(
+            f"{what} tokens are too many to see at once; choose a --context up to {AT_ONCE}"
+        )
     pieces = stream_tokens(
         params,
         config,
