@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
@@ -46,9 +47,7 @@ class Sampling:
     """above 1: a token that occurred before, in the prompt or since, becomes less likely"""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(
-            self
-        ):  # numpy's numbers as Python's, to be held to the same ranges
+        for field in dataclasses.fields(self):  # numpy's numbers are as good as Python's
             value = getattr(self, field.name)
             if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
                 object.__setattr__(self, field.name, value.item())
@@ -70,6 +69,8 @@ class Sampling:
         }
         for name, (fits, wanted) in ranges.items():
             value = getattr(self, name)
+            if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+                value = np.asarray(value).item() if not value.ndim else value
             if isinstance(value, bool | str | list | tuple) or (
                 isinstance(value, int | float) and not fits(value)
             ):

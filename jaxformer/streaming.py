@@ -85,7 +85,8 @@ def _stream(
     context: int | None,
     chunk: int,
 ) -> Iterator[Int[np.ndarray, " c"]]:
-    most = context or prompts.longest + n_tokens
+    text = prompts.longest + n_tokens
+    most = min(context or text, text)
     layered, rows = unstack(params), bucket(most)
     state = fresh(how, wish, jnp.asarray(prompts.tokens), jnp.asarray(prompts.lengths))
     left = n_tokens

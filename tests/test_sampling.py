@@ -268,6 +268,7 @@ def test_temperatures_can_be_batched():
         ({"temperature": [1.0]}, r"temperature=\[1.0\] must be 0"),
         ({"temperature": np.float32("nan")}, "temperature=nan must be 0"),
         ({"top_k": np.int64(0)}, "top_k=0 must be a whole number"),
+        ({"top_k": jnp.int32(0)}, "top_k=0 must be a whole number"),
         ({"top_p": np.float32(0)}, "top_p=0.0 must be above 0"),
         ({"min_p": np.array(2.0)}, "min_p=2.0 must be from 0 to 1"),
         ({"temperature": np.float32(0), "top_k": 3}, "so top_k=3 would change nothing"),

@@ -100,6 +100,12 @@ def test_a_model_without_layers_streams_too():
     assert joined(door(params, config, PROMPT, np.int64(20), KEY, context=np.int64(4))) == whole
 
 
+def test_a_context_larger_than_the_text_takes_no_room():
+    params = random_params(SEED)
+    whole = joined(stream_tokens(params, SEED, PROMPT, 20, KEY))
+    assert joined(stream_tokens(params, SEED, PROMPT, 20, KEY, context=10**12)) == whole
+
+
 def test_nan_in_the_middle_is_named_by_its_place_in_the_text():
     params = random_params(SEED)
     free = joined(stream_tokens(params, SEED, PROMPT, 30, KEY))
