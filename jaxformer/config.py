@@ -76,6 +76,8 @@ class Config:
     """let the MLP read the stream before the block's attention has written to it"""
     tied: bool = False
     """unembed with the transposed embedding"""
+    unembed_bias: bool = False
+    """add a number of its own to each vocabulary entry's logit"""
     window: int | None = None
     """the latest positions that attention sees, a token's own included; None: all up to its own"""
     attention_scale: float | None = None

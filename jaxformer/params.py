@@ -38,6 +38,7 @@ class Params(NamedTuple):
     blocks: Block
     final_norm: Norm | None
     W_U: Float[Array, "d v"] | None
+    b_U: Float[Array, " v"] | None
 
 
 Unstackable = TypeVar("Unstackable", Params, Cache)
@@ -60,6 +61,7 @@ def specs(config: Config) -> Params:
         ),
         final_norm=norm_spec(config, "d"),
         W_U=None if config.tied else spec.matrix(config, "d v", reads="d"),
+        b_U=spec.constant(config, "v", 0.0) if config.unembed_bias else None,
     )
 
 

@@ -40,14 +40,14 @@ class Embedding:
 
 
 class LogitFn:
-    """The score of one vocabulary entry: one query on the final state."""
+    """The score of one vocabulary entry: one query on the final state, and a bias where there is one."""
 
-    def __init__(self, direction):
-        self.direction = direction
+    def __init__(self, direction, bias):
+        self.direction, self.bias = direction, bias
 
     def apply(self, state):
         """The logit."""
-        return state.query(self.direction)
+        return state.query(self.direction) + self.bias
 
 
 class Unembedding:
@@ -172,7 +172,10 @@ class Transformer:
         self.blocks = [res_block(config, weights.blocks, layer) for layer in range(config.n_layers)]
         self.final_norm = norm(config, weights.final_norm)
         directions = weights.W_E if config.tied else transpose(weights.W_U)
-        self.unembedding = Unembedding([LogitFn(direction) for direction in directions])
+        biases = weights.b_U or [0.0] * config.n_vocab
+        self.unembedding = Unembedding(
+            [LogitFn(direction, bias) for direction, bias in zip(directions, biases, strict=True)]
+        )
 
     def apply(self, tokens):
         """A list of logits per position."""

@@ -7,12 +7,18 @@ from jaxtyping import Array, Int, Shaped
 
 from jaxformer.config import Compute, Config
 
-SITES = (
-    "embed", "pos_embed",
-    "resid_pre", "attn_scale", "q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "head_out", "attn_out",
-    "resid_mid", "mlp_scale", "pre", "pre_linear", "post", "mlp_out", "resid_post",
-    "final_scale", "final", "logits",
-)  # fmt: skip
+AXES = {
+    "embed": "t d", "pos_embed": "t d",
+    "resid_pre": "t d", "attn_scale": "t 1", "q": "t n h", "k": "t k h", "v": "t k h",
+    "rot_q": "t n h", "rot_k": "t k h", "scores": "n t s", "pattern": "n t s", "z": "t n h",
+    "head_out": "t n d", "attn_out": "t d",
+    "resid_mid": "t d", "mlp_scale": "t 1", "pre": "t f", "pre_linear": "t f", "post": "t f",
+    "mlp_out": "t d", "resid_post": "t d",
+    "final_scale": "t 1", "final": "t d", "logits": "t v",
+}  # fmt: skip
+"""Each site's axes, as an edit receives its value, by the letters of the dimension key."""
+
+SITES = tuple(AXES)
 """Every site, in the order in which a forward pass reaches it; the names are TransformerLens's."""
 
 WHOLE = frozenset({"embed", "pos_embed", "final_scale", "final", "logits"})
@@ -24,7 +30,7 @@ READ = frozenset({"final_scale", "final", "logits"})
 
 def position_axis(site: str) -> int:
     """The axis along which a site's value, as an edit receives it, has positions."""
-    return 1 if site in ("scores", "pattern") else 0
+    return AXES[site].split().index("t")
 
 
 def activation_axis(site: str) -> int:
@@ -110,6 +116,20 @@ def check_capture(capture: Iterable[str], config: Config, compute: Compute) -> N
             raise ValueError(
                 f"kernel={compute.kernel!r} never forms {site!r}; capture it with Compute(kernel='einsum')"
             )
+
+
+def check_edit(edit: Edit, config: Config, compute: Compute) -> None:
+    """Let an edit that declares what it acts on refuse a model without that, where it would do nothing.
+
+    An edit may have a method `check(config, compute)`, as those of `jaxformer.interp.edit` have; a plain
+    function has none.
+
+    Raises:
+        ValueError: as the edit's own check.
+    """
+    check = getattr(edit, "check", None)
+    if check is not None:
+        check(config, compute)
 
 
 class Tap:

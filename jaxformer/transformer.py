@@ -17,8 +17,8 @@ from jaxformer.mlp import feed_forward
 from jaxformer.norm import normalize
 from jaxformer.params import Block, Params, check_params
 from jaxformer.position import position_embedding
-from jaxformer.sites import Edit, Tap, check_capture, keep
-from jaxformer.stream import product, query, update
+from jaxformer.sites import Edit, Tap, check_capture, check_edit, keep
+from jaxformer.stream import biased, product, query, update
 
 
 class Output(NamedTuple):
@@ -69,6 +69,7 @@ def forward(
     """
     capture = capture if isinstance(capture, str) else tuple(capture)
     check_capture(capture, config, compute)
+    check_edit(edit, config, compute)
     tokens = jnp.asarray(tokens)
     check_params(params, config)
     _check_tokens(tokens, params, config, cache)
@@ -89,6 +90,57 @@ def forward(
     if cache is not None:
         cache = Cache(past.k, past.v, cache.length + len(tokens))
     return Output(logits, whole.captured | captured, cache)
+
+
+def forward_from(
+    params: Params,
+    config: Config,
+    state: Float[Array, "t d"],
+    layer: Int[Array, ""] | int,
+    *,
+    edit: Edit = keep,
+    read: Int[Array, " r"] | None = None,
+    compute: Compute = Compute(),  # noqa: B008  frozen
+) -> Float[Array, "r v"]:
+    """The logits of the rest of a pass: from a layer's `resid_pre` on, whose number may be traced.
+
+    The layers before it are not run, so a sweep that changes one layer after another costs half. Reverse-mode
+    derivatives need a layer that is not traced, for the number of turns of the loop is that of the layers.
+
+    Args:
+        params: as `init` gives them, with stacked layers.
+        config: their architecture.
+        state: what `forward` captures as resid_pre of that layer.
+        layer: where to go on; n_layers: only unembed.
+        edit: as in `forward`; of earlier layers it sees nothing.
+        read: as in `forward`.
+        compute: how to run it; unroll and remat have no say here.
+
+    Raises:
+        ValueError: unstacked parameters.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> out = forward(params, config, jnp.array([3, 1, 4]), capture=("resid_pre",))
+    >>> rest = forward_from(params, config, out.activations["resid_pre"][1], 1)
+    >>> bool(jnp.allclose(rest, out.logits, atol=1e-5))
+    True
+    """
+    if isinstance(params.blocks, list):
+        raise ValueError("forward_from takes stacked layers, as init gives them")
+    check_edit(edit, config, compute)
+    dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
+    params = jax.tree.map(lambda array: array.astype(dtype), params)
+    positions = jnp.arange(len(state), dtype=jnp.int32)
+
+    def turn(index: Array, state: Array) -> Array:
+        own = jax.tree.map(lambda stacked: stacked[index], params.blocks)
+        tap = Tap((), edit, index.astype(jnp.int32))
+        return block(own, config, state, positions, None, tap=tap, compute=compute)[0]
+
+    state = jax.lax.fori_loop(layer, config.n_layers, turn, state.astype(dtype))
+    return unembed(params, config, state if read is None else _at(state, read), Tap((), edit))
 
 
 def embed(
@@ -132,8 +184,10 @@ def unembed(
     """One query per vocabulary entry, in float32 or wider."""
     final = tap("final", normalize(params.final_norm, config, state, tap, "final_scale"))
     if params.W_U is None:
-        return tap("logits", product("td,vd->tv", final, params.W_E))
-    return tap("logits", query(final, params.W_U))
+        logits = product("td,vd->tv", final, params.W_E)
+    else:
+        logits = query(final, params.W_U)
+    return tap("logits", biased(logits, params.b_U))
 
 
 def _at(state: Float[Array, "t d"], read: Any) -> Float[Array, "r d"]:

@@ -59,6 +59,7 @@ def configs(draw: st.DrawFn) -> Config:
         "activation": draw(st.sampled_from(get_args(ActivationKind))),
         "bias": draw(st.sampled_from(get_args(Bias))),
         "tied": draw(st.booleans()),
+        "unembed_bias": draw(st.booleans()),
         "window": draw(st.sampled_from([None, 1, 3])),
         "attention_scale": draw(st.sampled_from([None, 1.0, 0.3])),
     }

@@ -43,6 +43,7 @@ def test_the_oracle_itself_on_a_model_small_enough_for_paper():
         n_layers=1, d_model=2, n_heads=1, d_head=1, d_mlp=1, n_vocab=2, n_kv_heads=None,
         position="none", norm="none", activation="relu", gated=False, bias="none",
         parallel=False, tied=False, attention_scale=None, window=None,
+        unembed_bias=False,
     )  # fmt: skip
     attn = SimpleNamespace(
         W_Q=[[[[1]], [[0]]]], W_K=[[[[1]], [[0]]]], W_V=[[[[1]], [[0]]]], W_O=[[[[0, 0]]]],
@@ -53,7 +54,8 @@ def test_the_oracle_itself_on_a_model_small_enough_for_paper():
     )
     blocks = SimpleNamespace(attn=attn, mlp=mlp, attn_norm=None, mlp_norm=None)
     weights = SimpleNamespace(
-        W_E=[[1, 2], [0, 0]], W_pos=None, blocks=blocks, final_norm=None, W_U=[[1, 0], [0, 1]]
+        W_E=[[1, 2], [0, 0]], W_pos=None, blocks=blocks, final_norm=None, W_U=[[1, 0], [0, 1]],
+        b_U=None,
     )
     assert Transformer(config, weights).apply([0]) == [[1, 8]]
 

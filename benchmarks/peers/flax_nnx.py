@@ -102,6 +102,8 @@ class NNXTransformer(nnx.Module):
         self.unembed = (
             None if config.tied else nnx.Linear(config.d_model, config.n_vocab, **options)
         )
+        zeros = jnp.zeros(config.n_vocab, dtype) if config.unembed_bias else None
+        self.unembed_bias = nnx.data(None if zeros is None else nnx.Param(zeros))
 
     def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t v"]:
         """Logits."""
@@ -113,7 +115,8 @@ class NNXTransformer(nnx.Module):
         for block in self.blocks:
             state = block(state)
         state = self.final_norm(state)
-        return self.embed.attend(state) if self.unembed is None else self.unembed(state)
+        logits = self.embed.attend(state) if self.unembed is None else self.unembed(state)
+        return logits if self.unembed_bias is None else logits + self.unembed_bias[...]
 
 
 def within(length: int, window: int) -> Bool[Array, "1 1 t s"]:
@@ -243,6 +246,7 @@ def places(model: NNXTransformer, config: Config) -> Any:
         ),
         final_norm=_norm_places(config, model.final_norm),
         W_U=model.unembed.kernel if model.unembed else None,
+        b_U=model.unembed_bias,
     )
 
 

@@ -121,6 +121,7 @@ def check(config: Config) -> None:
         "attention_scale=None": config.attention_scale is None,
         "n_heads·d_head = d_model": config.n_heads * config.d_head == config.d_model,
         "d_mlp above 0": config.d_mlp > 0,
+        "unembed_bias=False": not config.unembed_bias,
     }
     if lacking := [name for name, there in needed.items() if not there]:
         raise UnsupportedError(f"GPT-2 needs {lacking[0]}")

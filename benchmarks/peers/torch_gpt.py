@@ -106,7 +106,7 @@ class GPT(nn.Module):
         self.positions = nn.Embedding(rows, config.d_model) if rows else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         self.final_norm = make_norm(config)
-        self.unembed = nn.Linear(config.d_model, config.n_vocab, bias=False)
+        self.unembed = nn.Linear(config.d_model, config.n_vocab, bias=config.unembed_bias)
         if config.tied:
             self.unembed.weight = self.embed.weight
 
@@ -217,6 +217,7 @@ def state_dict(config: Config, params: Params) -> dict[str, Tensor]:
     attn, mlp = params.blocks.attn, params.blocks.mlp
     found: dict[str, Any] = {"embed.weight": params.W_E, "positions.weight": params.W_pos}
     found["unembed.weight"] = params.W_E if params.W_U is None else params.W_U.T
+    found["unembed.bias"] = params.b_U
     found |= _norm("final_norm", params.final_norm)
     for layer in range(config.n_layers):
         own = f"blocks.{layer}."
