@@ -104,4 +104,6 @@ def test_any_model_can_be_swept(config: Config):
         site = "resid_post" if config.n_layers else "embed"
         by = everywhere(site)
         found = patch_sweep(params, config, clean, corrupted, metric, site, by)
-        np.testing.assert_allclose(found, naive(params, config, clean, corrupted, site, by), **close)
+        np.testing.assert_allclose(
+            found, naive(params, config, clean, corrupted, site, by), **close
+        )
