@@ -20,6 +20,7 @@ from jaxformer.transformer import check_vocabulary, forward
 
 Metric = Callable[[Any], Any]
 """From logits `t v`, or `b t v` of a batch, to one number."""
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)

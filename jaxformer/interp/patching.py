@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.cells import (
+    GIB,
     How,
     Metric,
     cells_at_once,
@@ -30,8 +31,6 @@ from jaxformer.interp.parts import axis_of
 from jaxformer.params import Params
 from jaxformer.sites import AXES, WHOLE, Edit, check_capture
 from jaxformer.transformer import check_read, forward, forward_from
-
-GIB = 2**30
 
 
 def patch_sweep(
