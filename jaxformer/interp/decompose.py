@@ -2,7 +2,8 @@
 
 All here are functions of `activations`, which `forward(..., capture=...)` returned for one sequence;
 `jax.vmap` gives them a batch. Components come stacked in front, [c t d], in the order of their labels in
-`interp.labels`. What edits of the pass added to the stream itself is no component's.
+`interp.components`; `interp.lens` reads them as logits. What an edit added to the stream itself is no
+component's: there, the parts sum to less than was captured.
 
 Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
@@ -13,46 +14,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Config
-from jaxformer.interp.labels import (
-    accumulated_labels,
+from jaxformer.interp.components import (
     attends_first,
+    captured,
     check_layer,
     check_mid,
     component_labels,
-    full_labels,
-    head_labels,
-    neuron_labels,
-)
-from jaxformer.interp.lens import (
-    apply_norm,
-    captured,
-    direct_logit_attribution,
     embedding_sites,
-    final_bias,
-    logit_directions,
-    logit_lens,
     stream_at,
 )
+from jaxformer.interp.lens import direct_logit_attribution, final_bias, logit_lens
 from jaxformer.params import Block, Params
 from jaxformer.stream import product
 
 __all__ = [
-    "accumulated_labels",
     "accumulated_resid",
-    "apply_norm",
     "component_labels",
     "decompose_resid",
     "direct_logit_attribution",
     "final_bias",
     "full_decomposition",
-    "full_labels",
-    "head_labels",
     "head_results",
-    "logit_directions",
     "logit_lens",
-    "neuron_labels",
     "neuron_results",
-    "stream_at",
 ]
 
 
@@ -201,6 +185,7 @@ def neuron_results(
         ValueError: a layer that is not there, a site that was not captured, unstacked parameters.
 
     >>> import jax, jaxformer
+    >>> from jaxformer.interp.lens import logit_directions
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> params = jaxformer.init(config, jax.random.key(0))
     >>> out = jaxformer.forward(params, config, jnp.array([3, 1, 4]), capture=("post",))
@@ -250,9 +235,8 @@ def full_decomposition(
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> params = jaxformer.init(config, jax.random.key(0))
     >>> out = jaxformer.forward(params, config, jnp.array([3, 1, 4]), capture=("embed", "z", "mlp_out"))
-    >>> parts = full_decomposition(params, config, out.activations)
-    >>> len(parts) == len(full_labels(config))
-    True
+    >>> full_decomposition(params, config, out.activations).shape  # L0H0 L0H1 0_mlp_out embed bias
+    (5, 3, 8)
     """
     layer = check_layer(config, layer, mlp_input=mlp_input)
     attended = layer + attends_first(config, mlp_input=mlp_input)

@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Config
-from jaxformer.interp.labels import attends_first, check_layer
+from jaxformer.interp.components import captured, check_layer, stream_at
 from jaxformer.norm import CENTRES, Norm, normalize
 from jaxformer.params import Params
-from jaxformer.sites import AXES, WHOLE, Tap, shown
+from jaxformer.sites import Tap
 from jaxformer.stream import product, wide, widened
 from jaxformer.transformer import check_vocabulary, unembed
 
@@ -120,6 +120,15 @@ def logit_directions(
 
     Raises:
         ValueError: as there.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="rms")
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> out = jaxformer.forward(params, config, jnp.array([3, 1, 4]), capture=("resid_post",))
+    >>> towards = logit_directions(params, config, out.activations, 2)
+    >>> logits = (out.activations["resid_post"][-1] * towards).sum(-1)
+    >>> bool(jnp.allclose(logits, out.logits[:, 2], atol=1e-5))
+    True
     """
     direction = _unembedding(params, config, tokens)
     if minus is not None:
@@ -187,6 +196,13 @@ def apply_norm(
 
     Raises:
         ValueError: a layer that is not there, a site that was not captured.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="rms")
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> out = jaxformer.forward(params, config, jnp.array([3, 1, 4]), capture=("embed", "resid_pre"))
+    >>> apply_norm(params, config, out.activations, out.activations["embed"][None], 0).shape
+    (1, 3, 8)
     """
     layer = check_layer(config, layer, mlp_input=mlp_input)
     norm = params.final_norm
@@ -197,53 +213,6 @@ def apply_norm(
         return components
     scale = _scale(norm, config, activations, layer, mlp_input=mlp_input)
     return CENTRES[config.norm](components.astype(scale.dtype)) / scale * norm.w.astype(scale.dtype)
-
-
-def stream_at(
-    config: Config,
-    activations: Mapping[str, Array],
-    layer: int | None = None,
-    *,
-    mlp_input: bool = False,
-) -> Float[Array, "t d"]:
-    """The stream as a layer's attention, its MLP, or (None) the unembedding finds it, before the norm.
-
-    Raises:
-        ValueError: a layer that is not there, a site that was not captured.
-    """
-    layer = check_layer(config, layer, mlp_input=mlp_input)
-    if layer < config.n_layers:
-        site = "resid_mid" if attends_first(config, mlp_input=mlp_input) else "resid_pre"
-        return captured(activations, site)[0][layer]
-    if config.n_layers:
-        return captured(activations, "resid_post")[0][-1]
-    return sum(captured(activations, *embedding_sites(config)))  # pyright: ignore[reportReturnType]
-
-
-def embedding_sites(config: Config) -> tuple[str, ...]:
-    """The sites whose sum is the first state."""
-    return tuple(site for site in ("embed", "pos_embed") if site in shown(config))
-
-
-def captured(activations: Mapping[str, Array], *sites: str) -> list[Array]:
-    """The values of some sites, of one sequence.
-
-    Raises:
-        ValueError: naming those that are missing, or one that is of a batch.
-    """
-    if missing := [site for site in sites if site not in activations]:
-        raise ValueError(
-            f"the activations lack {' and '.join(map(repr, missing))}; "
-            f"this needs forward(..., capture={sites})"
-        )
-    for site in sites:
-        axes = AXES[site] if site in WHOLE else f"l {AXES[site]}"
-        if activations[site].ndim != len(axes.split()):
-            raise ValueError(
-                f"{site!r} has shape {activations[site].shape}, not [{axes}]: "
-                "give the activations of one sequence, and jax.vmap for a batch"
-            )
-    return [activations[site] for site in sites]
 
 
 def _scale(

@@ -1,13 +1,21 @@
-"""The names of the rows that `interp.decompose` gives, in its order: TransformerLens's names."""
+"""What the stream is made of: the names of its components, and where a pass's activations hold them.
+
+The labels are TransformerLens's; each function here lists those of a function in `interp.decompose`, of the
+same arguments, in the order of its rows.
+"""
+
+from collections.abc import Mapping
+
+from jaxtyping import Array, Float
 
 from jaxformer.config import Config
-from jaxformer.sites import shown
+from jaxformer.sites import AXES, WHOLE, shown
 
 
 def component_labels(
     config: Config, layer: int | None = None, *, mlp_input: bool = False
 ) -> list[str]:
-    """Of `decompose_resid`: embed, pos_embed, then each layer's attn_out and mlp_out.
+    """Those of `decompose_resid`: embed, pos_embed, then each layer's attn_out and mlp_out.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> component_labels(config, 1, mlp_input=True)
@@ -15,14 +23,14 @@ def component_labels(
     """
     layer = check_layer(config, layer, mlp_input=mlp_input)
     outs = ("attn_out", "mlp_out") if config.d_mlp else ("attn_out",)
-    labels = _embeds(config) + [f"{i}_{out}" for i in range(layer) for out in outs]
+    labels = [*embedding_sites(config)] + [f"{i}_{out}" for i in range(layer) for out in outs]
     return labels + [f"{layer}_attn_out"] * attends_first(config, mlp_input=mlp_input)
 
 
 def accumulated_labels(
     config: Config, layer: int | None = None, *, incl_mid: bool = False, mlp_input: bool = False
 ) -> list[str]:
-    """Of `accumulated_resid`.
+    """Those of `accumulated_resid`.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> accumulated_labels(config, incl_mid=True)
@@ -37,7 +45,7 @@ def accumulated_labels(
 
 
 def head_labels(config: Config, layer: int | None = None, *, remainder: bool = False) -> list[str]:
-    """Of `head_results`.
+    """Those of `head_results`.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> head_labels(config, 1, remainder=True)
@@ -48,7 +56,7 @@ def head_labels(config: Config, layer: int | None = None, *, remainder: bool = F
 
 
 def neuron_labels(config: Config, layer: int) -> list[str]:
-    """Of `neuron_results`.
+    """Those of `neuron_results`.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=3, n_vocab=5)
     >>> neuron_labels(config, 1)
@@ -61,7 +69,7 @@ def neuron_labels(config: Config, layer: int) -> list[str]:
 def full_labels(
     config: Config, layer: int | None = None, *, mlp_input: bool = False, neurons: bool = False
 ) -> list[str]:
-    """Of `full_decomposition`.
+    """Those of `full_decomposition`.
 
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> full_labels(config)
@@ -76,7 +84,7 @@ def full_labels(
             for i in range(layer)
             for label in (neuron_labels(config, i) if neurons else [f"{i}_mlp_out"])
         ]
-    return [*heads, *mlps, *_embeds(config), "bias"]
+    return [*heads, *mlps, *embedding_sites(config), "bias"]
 
 
 def check_layer(config: Config, layer: int | None, *, mlp_input: bool = False) -> int:
@@ -118,8 +126,51 @@ def attends_first(config: Config, *, mlp_input: bool) -> bool:
     return mlp_input and not config.parallel
 
 
-def _embeds(config: Config) -> list[str]:
-    return [site for site in ("embed", "pos_embed") if site in shown(config)]
+def stream_at(
+    config: Config,
+    activations: Mapping[str, Array],
+    layer: int | None = None,
+    *,
+    mlp_input: bool = False,
+) -> Float[Array, "t d"]:
+    """The stream as a layer's attention, its MLP, or (None) the unembedding finds it, before the norm.
+
+    Raises:
+        ValueError: a layer that is not there, a site that was not captured.
+    """
+    layer = check_layer(config, layer, mlp_input=mlp_input)
+    if layer < config.n_layers:
+        site = "resid_mid" if attends_first(config, mlp_input=mlp_input) else "resid_pre"
+        return captured(activations, site)[0][layer]
+    if config.n_layers:
+        return captured(activations, "resid_post")[0][-1]
+    return sum(captured(activations, *embedding_sites(config)))  # pyright: ignore[reportReturnType]
+
+
+def embedding_sites(config: Config) -> tuple[str, ...]:
+    """The sites whose sum is the first state."""
+    return tuple(site for site in ("embed", "pos_embed") if site in shown(config))
+
+
+def captured(activations: Mapping[str, Array], *sites: str) -> list[Array]:
+    """The values of some sites, of one sequence.
+
+    Raises:
+        ValueError: naming those that are missing, or one that is of a batch.
+    """
+    if missing := [site for site in sites if site not in activations]:
+        raise ValueError(
+            f"the activations lack {' and '.join(map(repr, missing))}; "
+            f"this needs forward(..., capture={sites})"
+        )
+    for site in sites:
+        axes = AXES[site] if site in WHOLE else f"l {AXES[site]}"
+        if activations[site].ndim != len(axes.split()):
+            raise ValueError(
+                f"{site!r} has shape {activations[site].shape}, not [{axes}]: "
+                "give the activations of one sequence, and jax.vmap for a batch"
+            )
+    return [activations[site] for site in sites]
 
 
 def _heads(config: Config, layers: int) -> list[str]:
