@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from jaxformer import Compute, Config, forward, shown, unstack
 from jaxformer.interp.components import (
@@ -34,6 +34,7 @@ from tests.models import CLASSIC, MODERN, PARALLEL, SEED, configs, random_params
 
 LENGTH = 5
 LAYERED_NORM = dataclasses.replace(CLASSIC, tied=False, unembed_bias=True, n_kv_heads=2)
+BIGRAM = dataclasses.replace(CLASSIC, n_layers=0)
 
 
 def tame(config: Config, seed: int = 0) -> Any:
@@ -61,6 +62,7 @@ def places(config: Config) -> list[tuple[int, bool]]:
     return [(layer, False) for layer in range(config.n_layers + 1)] + before_mlp
 
 
+@example(config=BIGRAM)
 @given(config=configs())
 @settings(max_examples=6)
 def test_parts_sum_to_the_stream_at_every_place(config: Config, x64):
@@ -120,6 +122,7 @@ def test_a_parallel_mlp_reads_what_its_attention_reads(x64):
     agree(read + params.blocks.mlp.b_in[1], out.activations["pre"][1])
 
 
+@example(config=BIGRAM)
 @given(config=configs())
 @settings(max_examples=6)
 def test_attributions_sum_to_the_logit_and_to_a_difference_of_logits(config: Config, x64):
@@ -146,6 +149,7 @@ def test_attributions_sum_to_the_logit_and_to_a_difference_of_logits(config: Con
     agree(normed + bias, acts["final"])
 
 
+@example(config=BIGRAM)
 @given(config=configs())
 @settings(max_examples=6)
 def test_the_last_row_of_the_lens_is_the_model_and_each_row_has_its_own_scale(config: Config, x64):

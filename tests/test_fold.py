@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from jaxformer import Config, Params, forward, unstack
 from jaxformer.interp.fold import (
@@ -38,6 +38,7 @@ LAYER_NORM = dataclasses.replace(
     CLASSIC, tied=False, unembed_bias=True, n_kv_heads=2, position="sinusoidal", n_context=None
 )
 WIDE = dataclasses.replace(LAYER_NORM, d_model=4, d_head=8, d_mlp=0, window=2)
+BIGRAM = dataclasses.replace(LAYER_NORM, n_layers=0)
 
 
 def tame(config: Config, seed: int = 0) -> Any:
@@ -73,6 +74,7 @@ def folds(config: Config) -> dict[str, Any]:
     return chosen | {"every": every}
 
 
+@example(config=BIGRAM)
 @given(config=configs())
 @settings(max_examples=6)
 def test_every_fold_keeps_what_the_model_says(config: Config, x64):
