@@ -40,8 +40,8 @@ class FactoredMatrix:
     Array([1., 2., 3.], dtype=float32)
     """
 
-    A: Float[Array, "*l d r"]
-    B: Float[Array, "*l r e"]
+    A: Float[Array, "*#l d r"]
+    B: Float[Array, "*#l _r e"]  # unchecked here, for __post_init__ says it in words
 
     __array_ufunc__ = None  # so that numpy leaves `array @ factored` and `array * factored` to us
 
