@@ -193,8 +193,8 @@ def head_scores(
         compute: how to run it; its kernel must form the pattern.
 
     Raises:
-        ValueError: an unknown target or one of another shape, tokens outside the vocabulary, a kernel
-            without patterns.
+        ValueError: an unknown target or one of another shape, tokens in which a named target finds nothing
+            (traced, they score 0) or that are outside the vocabulary, a kernel without patterns.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=4, d_head=2, d_mlp=0, n_vocab=5)
@@ -209,22 +209,33 @@ def head_scores(
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(tokens, config.n_vocab)
     prompts = jnp.atleast_2d(jnp.asarray(tokens))
+    targets = _targets(target, prompts)
+    options = measure, exclude_first, exclude_current
+    return _mean_match(params, config, prompts, targets, options, compute)
+
+
+def _targets(
+    target: str | Shaped[Array | np.ndarray, "..."], prompts: Int[Array, "b t"]
+) -> Shaped[Array, "b t s"]:
+    """Each prompt's target pattern; refused where the tokens at hand hold nothing to look for."""
     if isinstance(target, str):
         if target not in TARGETS:
             raise ValueError(
                 f"target={target!r} must be a pattern or one of {', '.join(map(repr, TARGETS))}"
             )
         targets = jax.vmap(TARGETS[target])(prompts)
-    else:
-        each = (len(prompts), prompts.shape[1], prompts.shape[1])
-        if target.shape not in (each, each[1:]):
+        if not isinstance(targets, jax.core.Tracer) and not np.any(targets):
             raise ValueError(
-                f"a target of shape {target.shape} does not fit these prompts; give {each[1:]}, or {each} "
-                "for a target of each prompt's own"
+                f"target={target!r} finds nothing to look at in these tokens; give some that repeat"
             )
-        targets = jnp.broadcast_to(jnp.asarray(target), each)
-    options = measure, exclude_first, exclude_current
-    return _mean_match(params, config, prompts, targets, options, compute)
+        return targets
+    each = (len(prompts), prompts.shape[1], prompts.shape[1])
+    if target.shape not in (each, each[1:]):
+        raise ValueError(
+            f"a target of shape {target.shape} does not fit these prompts; give {each[1:]}, or {each} "
+            "for a target of each prompt's own"
+        )
+    return jnp.broadcast_to(jnp.asarray(target), each)
 
 
 @partial(jax.jit, static_argnums=(4,))
