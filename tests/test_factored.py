@@ -1,0 +1,191 @@
+"""A FactoredMatrix is its product in all but the cost: every law compares it with the dense matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.interp.factored import FactoredMatrix
+
+SHAPES = {
+    "tall": ((), 6, 2, 4),
+    "square": ((2, 3), 5, 2, 5),
+    "wide inside": ((3,), 3, 4, 3),
+    "a row": ((), 1, 2, 4),
+}
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def factored(leading, d, r, e, seed: int = 0) -> FactoredMatrix:
+    return FactoredMatrix(
+        normal(*leading, d, r, seed=2 * seed), normal(*leading, r, e, seed=2 * seed + 1)
+    )
+
+
+def same(ours, dense, atol: float = 1e-12) -> None:
+    np.testing.assert_allclose(getattr(ours, "AB", ours), dense, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_its_numbers_are_the_dense_matrix_s(name: str, x64):
+    leading, d, r, e = SHAPES[name]
+    matrix = factored(leading, d, r, e)
+    dense = np.asarray(matrix.A) @ np.asarray(matrix.B)
+    assert (matrix.shape, matrix.ndim) == (dense.shape, dense.ndim)
+    norm, svd, transposed = jax.jit(lambda m: (m.norm(), m.svd(), m.T))(matrix)
+    same(norm, np.linalg.norm(dense, axis=(-2, -1)))
+    same(transposed, np.swapaxes(dense, -2, -1))
+    values = np.linalg.svd(dense, compute_uv=False)
+    kept = min(d, r, e)
+    assert svd.S.shape == (*leading, kept)
+    same(svd.S, values[..., :kept])
+    same(np.zeros(1), values[..., kept:].max(initial=0.0))  # no singular value is left out
+    same((svd.U * svd.S[..., None, :]) @ svd.Vh, dense)
+    same(svd.U.mT @ svd.U, np.broadcast_to(np.eye(kept), (*leading, kept, kept)))
+    same(svd.Vh @ svd.Vh.mT, np.broadcast_to(np.eye(kept), (*leading, kept, kept)))
+    for part, its_own in zip((matrix.U, matrix.S, matrix.Vh), matrix.svd(), strict=True):
+        np.testing.assert_array_equal(part, its_own)
+
+
+@pytest.mark.parametrize("name", ["square", "wide inside"])
+def test_eigenvalues_and_trace_of_a_square_matrix(name: str, x64):
+    leading, d, r, e = SHAPES[name]
+    matrix = factored(leading, d, r, e)
+    dense = np.asarray(matrix.A) @ np.asarray(matrix.B)
+    same(matrix.trace, np.trace(dense, axis1=-2, axis2=-1))
+    ours = np.asarray(matrix.eigenvalues)
+    assert ours.shape == (*leading, min(d, r))
+    missing = np.zeros((*leading, d - ours.shape[-1]))
+    theirs = np.sort_complex(np.linalg.eigvals(dense).round(9))
+    same(np.sort_complex(np.concatenate([ours, missing], -1).round(9)), theirs, atol=1e-8)
+
+
+def test_products_on_both_sides_keep_the_smaller_inner_axis(x64):
+    matrix, narrow = factored((2, 3), 5, 2, 6), factored((2, 3), 6, 1, 4, seed=1)
+    dense = np.asarray(matrix.AB)
+    for left, right, inner in [
+        (matrix, narrow, 1),
+        (narrow.T, matrix.T, 1),
+        (matrix, normal(6, 3), 2),
+        (matrix, normal(2, 3, 6, 1), 2),
+        (normal(3, 5), matrix, 2),
+        (np.asarray(normal(3, 5)), matrix, 2),  # numpy leaves it to us
+        (matrix @ normal(6, 1), normal(1, 7), 1),  # through one column: no wider than that
+        (normal(7, 1), normal(1, 5) @ matrix, 1),
+    ]:
+        product = left @ right
+        assert isinstance(product, FactoredMatrix)
+        assert product.A.shape[-1] == product.B.shape[-2] == inner
+        same(
+            product, np.asarray(getattr(left, "AB", left)) @ np.asarray(getattr(right, "AB", right))
+        )
+    same(matrix @ normal(6), dense @ np.asarray(normal(6)))
+    same(normal(5) @ matrix, np.asarray(normal(5)) @ dense)
+    same(2.5 * matrix, 2.5 * dense)
+    same(matrix * jnp.asarray(-0.5), -0.5 * dense)
+
+
+INDICES = [
+    1,
+    -1,
+    (0, 2),
+    np.s_[:, 1],
+    np.s_[..., 3],
+    np.s_[..., 3, :],
+    np.s_[..., 1:4, ::2],
+    np.s_[1, 0, 4, 2],
+    np.s_[:, :, -1, -1],
+    np.s_[0, ..., -2],
+    np.s_[...],
+    np.s_[jnp.array([1, 0, 1])],
+    np.s_[..., jnp.array([0, 0, 4]), :],
+    np.s_[jnp.asarray(1), ..., jnp.asarray(2)],
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_an_index_takes_what_it_takes_from_the_dense_matrix(index, x64):
+    matrix = factored((2, 3), 5, 2, 6)
+    taken, dense = matrix[index], matrix.AB[index]
+    assert taken.shape == dense.shape
+    same(taken, dense)
+
+
+def test_rows_and_columns_are_chosen_each_for_itself(x64):
+    matrix = factored((), 5, 2, 6)
+    rows, columns = jnp.array([4, 0]), jnp.array([1, 1, 5])
+    same(matrix[rows, columns], np.asarray(matrix.AB)[np.ix_(rows, columns)])
+    same(jax.jit(lambda m, i: m[i])(matrix, 3), matrix.AB[3])
+
+
+def test_a_loop_over_the_first_axis_ends():
+    assert [m.shape for m in factored((2,), 3, 1, 4)] == [(3, 4)] * 2
+
+
+def test_leading_axes_are_so_many_matrices(x64):
+    """Under vmap over layers and heads; and factors that share an axis in front are broadcast."""
+    matrix = factored((2, 3), 5, 2, 5)
+    numbers = lambda m: (m.norm(), m.svd().S, m.trace, (m @ m)[0], (m.T * 2.0).AB)  # noqa: E731
+    mapped = jax.jit(jax.vmap(jax.vmap(numbers)))(matrix)
+    for ours, one_by_one in zip(mapped, numbers(matrix)[:3], strict=False):
+        same(ours, one_by_one)
+    same(mapped[3], (np.asarray(matrix.AB) @ np.asarray(matrix.AB))[..., 0, :])
+    same(mapped[4], 2 * matrix.T.AB)
+    shared = FactoredMatrix(matrix.A, matrix.B[0, 0])
+    same(shared[1, 2], matrix.A[1, 2] @ matrix.B[0, 0])
+
+
+def test_it_is_a_tree_of_two_named_arrays():
+    matrix = factored((2,), 3, 1, 4)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(matrix)]
+    assert paths == [".A", ".B"]
+    axes = jax.tree.unflatten(jax.tree.structure(matrix), [0, None])
+    mapped = jax.vmap(lambda m: m.AB, in_axes=(axes,))
+    alone = jax.tree.unflatten(jax.tree.structure(matrix), [matrix.A, matrix.B[1]])
+    np.testing.assert_allclose(mapped(alone), matrix.A @ matrix.B[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["square", "wide inside"])
+def test_its_norm_has_the_dense_matrix_s_derivative(name: str, x64):
+    matrix = factored(*SHAPES[name])
+    ours = jax.grad(lambda m: m.norm().sum())(matrix)
+    theirs = jax.grad(lambda m: jnp.sqrt(jnp.square(m.AB).sum((-2, -1))).sum())(matrix)
+    same(ours.A, theirs.A)
+    same(ours.B, theirs.B)
+    at_zero = jax.grad(lambda m: m.norm().sum())(matrix * 0.0)
+    np.testing.assert_array_equal(at_zero.A, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "sentence"),
+    [
+        (
+            lambda m: FactoredMatrix(m.A, m.A),
+            ValueError,
+            r"A of shape \(3, 1\) and B of shape \(3, 1\) are no product",
+        ),
+        (lambda m: m * jnp.ones(3), ValueError, r"one number, not by an array of shape \(3,\)"),
+        (
+            lambda m: m.trace,
+            ValueError,
+            r"a matrix of shape \(3, 4\) has no trace; it must be square",
+        ),
+        (lambda m: m.eigenvalues, ValueError, r"shape \(3, 4\) has no eigenvalues"),
+        (lambda m: m[3], IndexError, r"index 3 is outside an axis of 3 in shape \(3, 4\)"),
+        (lambda m: m[:, -5], IndexError, "index -5 is outside an axis of 4"),
+        (lambda m: m[0, 0, 0], IndexError, r"\(0, 0, 0\) does not index the axes"),
+        (lambda m: m[None], IndexError, "does not index the axes"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(wrong, error, sentence: str):
+    with pytest.raises(error, match=sentence):
+        wrong(factored((), 3, 1, 4))
+
+
+def test_narrow_factors_are_measured_in_float32():
+    matrix = jax.tree.map(lambda x: x.astype(jnp.bfloat16), factored((), 5, 2, 5))
+    for number in (matrix.norm(), matrix.S, matrix.trace, matrix.eigenvalues.real):
+        assert number.dtype == jnp.float32
