@@ -79,7 +79,7 @@ def attribution_patch(
     params: Params,
     config: Config,
     clean: Int[Array, " t"],
-    corrupted: Int[Array, " t"],
+    corrupted: Int[Array, "_"],  # as many, which check_pair says in a sentence
     metric: Metric,
     sites: Iterable[str],
     *,
@@ -199,7 +199,7 @@ def _kept(site: str, by: Any) -> list[int]:
 def difference(
     clean: Int[Array, " t"], corrupted: Int[Array, " t"], goal: Any, base: Any
 ) -> dict[str, Array]:
-    """goal - base, exactly zero where all tokens are the same, or both are the -inf of a masked score."""
+    """The difference of two runs' values: exactly zero where all tokens are the same, or both are the -inf of a masked score."""
     differs = (clean != corrupted).any()
 
     def minus(goal: Array, base: Array) -> Array:

@@ -70,7 +70,7 @@ def receivers(config: Config) -> tuple[Node, ...]:
     return (*nodes, Node("final"))
 
 
-def edge_mask(config: Config) -> Bool[np.ndarray, "u r"]:
+def edge_mask(config: Config) -> Bool[np.ndarray, "senders receivers"]:
     """Where there is an edge: the sender has written when the receiver reads.
 
     A layer's MLP reads what its heads have written, except in a parallel block, where both read the same stream.
@@ -93,13 +93,13 @@ def edge_attribution(
     params: Params,
     config: Config,
     clean: Int[Array, " t"],
-    corrupted: Int[Array, " t"],
+    corrupted: Int[Array, "_"],  # as many, which check_pair says in a sentence
     metric: Metric,
     *,
     steps: int = 1,
     read: Int[Array, " r"] | None = None,
     compute: Compute = Compute(),  # noqa: B008  frozen
-) -> Float[Array, "u r"]:
+) -> Float[Array, "senders receivers"]:
     """What patching one sender's clean value into one receiver's input would do to the metric, to first order.
 
     Σ_td (clean - corrupted output of the sender) · (derivative of the metric by the receiver's input). The input
@@ -144,7 +144,7 @@ def edge_attribution(
     def captured(tokens: Int[Array, " t"]) -> dict[str, Array]:
         return forward(stored, config, tokens, capture=written, compute=compute).activations
 
-    def sent(base: dict[str, Array]) -> Float[Array, "u t d"]:
+    def sent(base: dict[str, Array]) -> Float[Array, "senders t d"]:
         base = {site: base[site] for site in written}
         return _sent(params, config, difference(clean, corrupted, captured(clean), base))
 
@@ -158,7 +158,7 @@ def edge_attribution(
     else:
         fixed = sent(captured(corrupted))
 
-        def part(edit: Edit) -> Float[Array, "u r"]:
+        def part(edit: Edit) -> Float[Array, "senders receivers"]:
             _, values, slopes = run(edit, _watched(config))
             return _meet(params, config, fixed, values, slopes)
 
@@ -174,7 +174,7 @@ def _watched(config: Config) -> tuple[str, ...]:
     return ("embed", "resid_pre", "q", "k", "v", *mlp, "resid_post")
 
 
-def _sent(params: Params, config: Config, moved: dict[str, Array]) -> Float[Array, "u t d"]:
+def _sent(params: Params, config: Config, moved: dict[str, Array]) -> Float[Array, "senders t d"]:
     """The difference that each sender writes, in the order of `senders`."""
     embed = moved["embed"]
     each = product("ltnh,lnhd->lntd", moved["z"], params.blocks.attn.W_O).astype(embed.dtype)
@@ -186,17 +186,19 @@ def _sent(params: Params, config: Config, moved: dict[str, Array]) -> Float[Arra
 def _meet(
     params: Params,
     config: Config,
-    sent: Float[Array, "u t d"],
+    sent: Float[Array, "senders t d"],
     values: dict[str, Array],
     slopes: dict[str, Array],
-) -> Float[Array, "u r"]:
+) -> Float[Array, "senders receivers"]:
     """Every sender's difference times every receiver's derivative, one layer of receivers at a time."""
     last = slopes["resid_post"][-1] if config.n_layers else slopes["embed"]
     final = product("utd,td->u", sent, last)[:, None]
     if not config.n_layers:
         return final
 
-    def layer(own: tuple[Block, dict[str, Array], dict[str, Array]]) -> Float[Array, "u r"]:
+    def layer(
+        own: tuple[Block, dict[str, Array], dict[str, Array]],
+    ) -> Float[Array, "senders receivers"]:
         return product("utd,rtd->ur", sent, _inputs(config, *own))
 
     each = jax.lax.map(layer, (params.blocks, _layered(values), _layered(slopes)))
@@ -209,7 +211,7 @@ def _layered(values: dict[str, Array]) -> dict[str, Array]:
 
 def _inputs(
     config: Config, block: Block, values: dict[str, Array], slopes: dict[str, Array]
-) -> Float[Array, "r t d"]:
+) -> Float[Array, "receivers t d"]:
     """The metric's derivative by the input of each of one layer's receivers, as if each read a stream of its own."""
     weights = (block.attn.W_Q, block.attn.W_K, block.attn.W_V)
     read = [
