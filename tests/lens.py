@@ -60,11 +60,11 @@ def parameters() -> Params:
     """Of the tiny model: nothing is zero or one, and heads differ enough for every patch to matter."""
 
     def shifted(part: Any) -> Any:
-        return part._replace(w=part.w + 0.9, b=part.b - 0.1) if isinstance(part, Norm) else part - 0.1
+        return (
+            part._replace(w=part.w + 0.9, b=part.b - 0.1) if isinstance(part, Norm) else part - 0.1
+        )
 
-    return jax.tree.map(
-        shifted, random_params(CONFIG), is_leaf=lambda part: isinstance(part, Norm)
-    )
+    return jax.tree.map(shifted, random_params(CONFIG), is_leaf=lambda part: isinstance(part, Norm))
 
 
 def golden() -> dict[str, np.ndarray]:
@@ -117,7 +117,6 @@ def captured(model: Any, tokens: Any, cache: Any) -> dict[str, Any]:
     for ours, theirs in SITES.items():
         layers = [cache[f"blocks.{layer}.{theirs}"][0] for layer in range(CONFIG.n_layers)]
         found[f"site/{ours}"] = np.stack(layers)
-    found["site/head_out"] = found["site/head_out"].swapaxes(1, 2)
     return found | {"site/logits": model(tokens)[0]}
 
 
@@ -203,31 +202,56 @@ def headed(model: Any, tokens: Any) -> dict[str, Any]:
     # The detector asks a model for its tokenizer; this one has none.
     stand_in = SimpleNamespace(cfg=model.cfg, to_tokens=lambda _: tokens)
     alone = run(model, tokens).remove_batch_dim()
-    return {f"heads/{name}": detect_head(stand_in, "", f"{name}_head", cache=alone) for name in HEADS}
+    return {
+        f"heads/{name}": detect_head(stand_in, "", f"{name}_head", cache=alone) for name in HEADS
+    }
 
 
 def attributed(model: Any, clean: Any, corrupted: Any) -> dict[str, Any]:
-    """Attribution patching: of heads [l n t], MLPs [l t], the embedding [t]; from head to head, over t."""
+    """Attribution patching: of the embedding [t], heads [l n t], MLPs [l t]; of edges, over all t."""
     from transformer_lens.tools.analysis import attribution_patching as ap
 
-    layers, heads = CONFIG.n_layers, CONFIG.n_heads
     score: Callable[..., Any] = partial(ap.attribution_patch, model, clean, corrupted, metric)
-    found: dict[str, Any] = {
-        "attribution/embed": np.zeros(len(CLEAN)),
-        "attribution/z": np.zeros((layers, heads, len(CLEAN))),
-        "attribution/mlp_out": np.zeros((layers, len(CLEAN))),
-        **{f"edges/{kind}": np.zeros((layers, heads, layers, heads)) for kind in "qkv"},
+    length = len(CLEAN)
+    found = {
+        "attribution/embed": np.zeros(length),
+        "attribution/z": np.zeros((CONFIG.n_layers, CONFIG.n_heads, length)),
+        "attribution/mlp_out": np.zeros((CONFIG.n_layers, length)),
     }
     for node, value in score(ap.EdgeAttributionConfig(granularity="node")).node_scores.items():
-        place = [i for i in (node.layer, node.head, node.position) if i is not None]
+        place = tuple(i for i in (node.layer, node.head, node.position) if i is not None)
         site = {"attn_head_out": "z"}.get(node.kind, node.kind)
-        found[f"attribution/{site}"][*place] = value
-    edges = score(ap.EdgeAttributionConfig(granularity="edge")).edge_scores
-    for (writer, reader), value in edges.items():
-        kind = reader.kind.removesuffix("_input")
-        if writer.kind == "attn_head_out" and kind in BY_HEAD:
-            found[f"edges/{kind}"][writer.layer, writer.head, reader.layer, reader.head] += value
+        found[f"attribution/{site}"][place] = value
+    rows, columns = senders(), receivers()
+    edges = np.zeros((len(rows), len(columns)))
+    scores = score(ap.EdgeAttributionConfig(granularity="edge")).edge_scores
+    for (writer, reader), value in scores.items():
+        edges[rows.index(end(writer)), columns.index(end(reader))] += value
+    return found | {"edges": edges}
+
+
+def end(node: Any) -> tuple[Any, ...]:
+    """An end of an edge, wherever in the text."""
+    return (node.kind,) if node.kind == "logits" else (node.kind, node.layer, node.head)
+
+
+def senders() -> list[tuple[Any, ...]]:
+    """The rows of edges: the embedding, then each layer's heads and its MLP."""
+    found: list[tuple[Any, ...]] = [("embed", None, None)]
+    for layer in range(CONFIG.n_layers):
+        found += [("attn_head_out", layer, head) for head in range(CONFIG.n_heads)]
+        found.append(("mlp_out", layer, None))
     return found
+
+
+def receivers() -> list[tuple[Any, ...]]:
+    """The columns: each layer's q, k and v, head by head, then its MLP; last the unembedding."""
+    found: list[tuple[Any, ...]] = []
+    for layer in range(CONFIG.n_layers):
+        for kind in "qkv":
+            found += [(f"{kind}_input", layer, head) for head in range(CONFIG.n_heads)]
+        found.append(("mlp_in", layer, None))
+    return [*found, ("logits",)]
 
 
 def write() -> None:

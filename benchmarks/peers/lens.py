@@ -3,7 +3,6 @@
 
 from typing import Any
 
-import torch
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from benchmarks.device import Device
