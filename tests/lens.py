@@ -60,9 +60,10 @@ def parameters() -> Params:
     """Of the tiny model: nothing is zero or one, and heads differ enough for every patch to matter."""
 
     def shifted(part: Any) -> Any:
-        return (
-            part._replace(w=part.w + 0.9, b=part.b - 0.1) if isinstance(part, Norm) else part - 0.1
-        )
+        if isinstance(part, Norm):
+            weight, bias = jax.tree.leaves(part)
+            return Norm(weight + 0.9, bias - 0.1)
+        return part - 0.1
 
     return jax.tree.map(shifted, random_params(CONFIG), is_leaf=lambda part: isinstance(part, Norm))
 
@@ -262,7 +263,8 @@ def write() -> None:
         for name, a in live().items()
     }
     GOLDEN.parent.mkdir(exist_ok=True)
-    np.savez_compressed(GOLDEN, **found, **versions)
+    every: Any = found | versions  # savez takes names for options of its own
+    np.savez_compressed(GOLDEN, **every)
     print(f"{GOLDEN}: {len(found)} quantities, {GOLDEN.stat().st_size / 1e3:.0f} kB, {versions}")
 
 
