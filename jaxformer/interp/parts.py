@@ -59,8 +59,8 @@ def part(site: str, shape: tuple[int, ...], index: Index) -> Bool[Array, "..."]:
     return mask
 
 
-def axis_of(site: str, name: str) -> int:
-    """The axis of a site's value that a name of `LETTERS` stands for.
+def axis_of(site: str, name: str, *others: str) -> int:
+    """The axis of a site's value that a name of `LETTERS` stands for; `others` are choices to name beside those.
 
     Raises:
         ValueError: there is none.
@@ -72,7 +72,7 @@ def axis_of(site: str, name: str) -> int:
     for axis, letter in enumerate(letters):
         if letter in LETTERS.get(name, ""):
             return axis
-    named = [name for name, own in LETTERS.items() if set(letters) & set(own)]
+    named = [*others, *(name for name, own in LETTERS.items() if set(letters) & set(own))]
     raise ValueError(
         f"{site} [{' '.join(letters)}] has no {name!r}; choose from {', '.join(named)}"
     )

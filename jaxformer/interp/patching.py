@@ -181,6 +181,6 @@ def part_sizes(site: str, by: Sequence[str], config: Config, length: int) -> dic
         if name == "layer":
             sizes[name] = config.n_layers
         else:
-            letter = letters[axis_of(site, name)]
+            letter = letters[axis_of(site, name, *(() if site in WHOLE else ("layer",)))]
             sizes[name] = length if letter in "ts" else config.sizes[letter]
     return sizes
