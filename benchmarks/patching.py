@@ -18,7 +18,8 @@ from benchmarks.roofline import forward_flops
 from jaxformer.config import Compute, Config
 from jaxformer.interp.attribution import attribution_patch, summed
 from jaxformer.interp.cells import measure
-from jaxformer.interp.patching import part_sizes, patch_sweep, path_patch
+from jaxformer.interp.patching import part_sizes, patch_sweep
+from jaxformer.interp.paths import path_patch
 from jaxformer.params import abstract, count, init
 from jaxformer.transformer import forward
 
@@ -39,9 +40,9 @@ class Sweep(NamedTuple):
 
 
 SWEEPS = {
-    "stream: layer, position": Sweep("resid_pre", ("layer", "position")),
-    "heads: layer, head": Sweep("z", ("layer", "head")),
-    "heads: layer, head, position": Sweep("z", ("layer", "head", "position")),
+    "stream [l t]": Sweep("resid_pre", ("layer", "position")),
+    "heads [l n]": Sweep("z", ("layer", "head")),
+    "heads [l n t]": Sweep("z", ("layer", "head", "position")),
 }
 
 
@@ -119,7 +120,7 @@ def every_path(pair: Pair, setting: Setting) -> Iterator[dict[str, Any]]:
             read=LAST, memory=pair.notes["budget_bytes"], progress=False,
         )  # fmt: skip
 
-    name, number = "paths: head, later head's q", pairs_of_heads(config)
+    name, number = "paths [l n l n]", pairs_of_heads(config)
     ours = entered(name, door, pair, setting)
     ours = ours._replace(result=as_array(ours.result)[later])
     peers = [
@@ -149,7 +150,7 @@ def attributed(pair: Pair, setting: Setting) -> Iterator[dict[str, Any]]:
         read = jnp.asarray(LAST)
         return jax.vmap(lambda tokens: forward(params, config, tokens, read=read).logits)(corrupted)
 
-    name = "attribution: all nodes"
+    name = "all nodes"
     ours = entered(name, every, pair, setting, compiled=True)
     single = entered("one pass", passed, pair, setting, compiled=True)
     single = single._replace(name="one forward pass", exact=False)

@@ -25,13 +25,13 @@ def ratio(row: Row) -> str:
     return f"{row['time_over_ours']:.2f} ({row['time_over_ours_low']:.2f}-{row['time_over_ours_high']:.2f})"
 
 
-def spread(key: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
+def spread(key: str, form: str) -> Callable[[Row], str]:
     """A column with a median and its quartiles, blank where a row has none."""
 
     def show(row: Row) -> str:
         if f"{key}_median" not in row:
             return ""
-        middle, *ends = (format(row[f"{key}_{end}"] * scale, form) for end in ("median", "low", "high"))
+        middle, *ends = (format(row[f"{key}_{end}"], form) for end in ("median", "low", "high"))
         return f"{middle} ({'-'.join(ends)})"
 
     return show
@@ -111,7 +111,7 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "task": figure("task", ""),
         "prompts": shape,
         "implementation": figure("implementation", ""),
-        "ms / patch": spread("patch", ".3g", 1e3),
+        "ms / patch": figure("patch_median", ".3g", 1e3),
         "time / ours": ratio,
         "patches": figure("patches", ""),
         "call ms": figure("median", ".4g", 1e3),

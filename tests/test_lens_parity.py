@@ -34,8 +34,8 @@ class Room:
             return pytest.skip(f"{self.name}.{function} is not built yet")
 
 
-attribution, circuits, decompose, edges, fold, heads, patching = map(
-    Room, ("attribution", "circuits", "decompose", "edges", "fold", "heads", "patching")
+attribution, circuits, decompose, edges, fold, heads, patching, paths = map(
+    Room, ("attribution", "circuits", "decompose", "edges", "fold", "heads", "patching", "paths")
 )
 
 CLEAN, CORRUPTED = jnp.asarray(lens.CLEAN), jnp.asarray(lens.CORRUPTED)
@@ -72,8 +72,8 @@ def sweep(site: str, *by: str) -> Callable[[], Any]:
     return run
 
 
-def paths(kind: str) -> Any:
-    found = patching.path_patch(params(), CONFIG, CLEAN, CORRUPTED, metric, kind, read=LAST)
+def every_path(kind: str) -> Any:
+    found = paths.path_patch(params(), CONFIG, CLEAN, CORRUPTED, metric, kind, read=LAST)
     return jnp.nan_to_num(found - unpatched())
 
 
@@ -166,7 +166,7 @@ OURS: dict[str, Callable[[], Any]] = {
     "sweep/pattern/heads": sweep("pattern", *HEADS),
     "sweep/pattern/positions": sweep("pattern", *POSITIONS),
     "sweep/pattern/sources": sweep("pattern", *POSITIONS, "source"),
-    **{f"path/{kind}": partial(paths, kind) for kind in "qkv"},
+    **{f"path/{kind}": partial(every_path, kind) for kind in "qkv"},
     **{
         f"composition/{kind}": lambda kind=kind: circuits.composition_scores(params(), CONFIG, kind)
         for kind in "qkv"
