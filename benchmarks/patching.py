@@ -15,7 +15,7 @@ from benchmarks.contest import Contender, Setting, Work, as_array, contest, ente
 from benchmarks.options import Options
 from benchmarks.program import fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_flops
-from jaxformer.config import Compute, Config
+from jaxformer.config import Config
 from jaxformer.interp.attribution import attribution_patch, summed
 from jaxformer.interp.cells import measure
 from jaxformer.interp.patching import part_sizes, patch_sweep

@@ -3,7 +3,6 @@
 The table below says which of our calls is which of its quantities; `tests.lens` says how it gets them.
 """
 
-import importlib
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -14,29 +13,10 @@ import numpy as np
 import pytest
 
 from jaxformer import forward
+from jaxformer.interp import attribution, circuits, decompose, edges, fold, heads, patching, paths
 from jaxformer.sites import shown
 from tests import lens
 from tests.lens import CONFIG, RIGHT, WRONG
-
-
-class Room:
-    """A room of interp; a call of a function that is not built yet skips its test."""
-
-    def __init__(self, name: str):
-        self.name = f"jaxformer.interp.{name}"
-
-    def __getattr__(self, function: str) -> Any:
-        if function.startswith("_"):  # doctest and pytest look for such
-            raise AttributeError(function)
-        try:
-            return getattr(importlib.import_module(self.name), function)
-        except (ModuleNotFoundError, AttributeError):
-            return pytest.skip(f"{self.name}.{function} is not built yet")
-
-
-attribution, circuits, decompose, edges, fold, heads, patching, paths = map(
-    Room, ("attribution", "circuits", "decompose", "edges", "fold", "heads", "patching", "paths")
-)
 
 CLEAN, CORRUPTED = jnp.asarray(lens.CLEAN), jnp.asarray(lens.CORRUPTED)
 LAST = jnp.array([-1])

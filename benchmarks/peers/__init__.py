@@ -1,8 +1,8 @@
 """Other people's implementations of the same architectures, run with our weights.
 
-Each module below has a function for each workload that it takes part in (`forward`, `train_step`,
-`decode`; `patching`, `paths` and `attribution` of the one workload patching): it is given our Config, weights and tokens, and returns the call to time; that of `decode` takes the
-number of tokens to add to each prompt.
+Each module below has a function for each workload that it takes part in (`forward`, `train_step`, `decode`;
+`patching`, `paths` and `attribution`, which are all of the workload patching): it is given our Config, weights
+and tokens, and returns the call to time; that of `decode` takes the number of tokens to add to each prompt.
 """
 
 import importlib
