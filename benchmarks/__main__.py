@@ -10,7 +10,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from benchmarks import decode, forward, growth, parity, train_step
+from benchmarks import decode, forward, growth, parity, patching, train_step
 from benchmarks.cases import cases
 from benchmarks.contest import Setting
 from benchmarks.device import Device, about, choose
@@ -26,6 +26,7 @@ WORKLOADS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "decode": decode.rows,
     "compile": growth.rows,
     "parity": parity.rows,
+    "patching": patching.rows,
 }
 DEFAULT_SIZES = {
     "forward": ("baby", "char", "gpt2-124m"),
@@ -33,7 +34,10 @@ DEFAULT_SIZES = {
     "decode": ("baby", "char", "gpt2-124m"),
     "compile": ("baby",),
     "parity": ("baby", "char"),
+    "patching": ("baby", "gpt2-124m"),
 }
+OWN: dict[str, dict[str, Any]] = {"patching": {"peers": ("lens",)}}
+"""What one workload has for an option that is not given."""
 SUITE_PEERS = ("flax-nnx", "torch", "torch-compile", "hf-sdpa")
 """One of each kind; `--peers` chooses others."""
 SUITE: dict[str, dict[str, Any]] = {
@@ -89,6 +93,8 @@ def selected(workload: str, options: Options) -> Any:
     ):  # fmt: skip
         if workload == "decode":
             yield from decode.prompted(case, options)
+        elif workload == "patching":
+            yield from patching.prompted(case, options)
         else:
             yield case
 
@@ -126,7 +132,7 @@ def main(args: list[str] | None = None) -> int:
         options.check()
         device = choose(options.device)
         chosen(options.peers)
-        plan = {options.workload: {}}
+        plan = {options.workload: OWN.get(options.workload, {})}
         if options.workload == "suite":
             plan, options = SUITE, unless_given(options, {"peers": SUITE_PEERS})
         rows = []

@@ -8,7 +8,7 @@ import tyro
 
 from jaxformer.config import Kernel
 
-Workload = Literal["suite", "forward", "train-step", "decode", "compile", "parity"]
+Workload = Literal["suite", "forward", "train-step", "decode", "compile", "parity", "patching"]
 KERNELS: dict[str, Kernel] = {"cpu": "blocked", "gpu": "fused", "cuda": "fused"}
 """The attention kernel of each platform; elsewhere einsum."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -24,7 +24,8 @@ class Options:
 
     workload: Annotated[Workload, tyro.conf.Positional] = "suite"
     """forward: the jitted, vmapped pass; train-step: gradient and AdamW; decode: generate, greedily;
-    compile: how compile time and cost grow with depth and length; parity: errors against float64"""
+    compile: how compile time and cost grow with depth and length; parity: errors against float64;
+    patching: activation patching, path patching and attribution"""
     sizes: tuple[str, ...] = ()
     """seed, baby, char, gpt2-124m; each workload has its own default"""
     config: Path | None = None
@@ -45,6 +46,8 @@ class Options:
     """compile: layers to try"""
     lengths: tuple[int, ...] = (64, 256, 1024, 4096, 8192)
     """compile: tokens in one sequence to try"""
+    budget: int = 1024
+    """patching: MiB that a sweep may hold beside the parameters"""
     kernel: Literal["auto", "einsum", "blocked", "fused"] = "auto"
     """our attention; auto: blocked on CPU, fused on GPU, einsum elsewhere"""
     map: int | None = None
@@ -58,7 +61,7 @@ class Options:
     xla: tuple[str, ...] = ()
     """OPTION=VALUE: XLA options to compile our programs with"""
     peers: tuple[str, ...] = ("all",)
-    """flax-nnx, torch, torch-compile, hf-eager, hf-sdpa, hf-compile; all; none"""
+    """flax-nnx, torch, torch-compile, hf-eager, hf-sdpa, hf-compile, lens; all; none"""
     device: str | None = None
     """cpu, gpu, cuda, rocm or tpu; JAX's first choice if left out"""
     repeats: int = 10
@@ -76,7 +79,7 @@ class Options:
         Raises:
             ValueError: a number below what makes sense, options that exclude each other, or no VALUE.
         """
-        for name in ("repeats", "new", "map", "accumulate", "unroll"):
+        for name in ("repeats", "new", "map", "accumulate", "unroll", "budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")

@@ -106,6 +106,20 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "of matmul": figure("of_matmul", ".0%"),
         "peak MB": figure("peak_bytes", ",.0f", 1e-6),
     },
+    "patching": {
+        "size": figure("size", ""),
+        "task": figure("task", ""),
+        "prompts": shape,
+        "implementation": figure("implementation", ""),
+        "ms / patch": figure("patch_median", ".3g", 1e3),
+        "time / ours": ratio,
+        "patches": figure("patches", ""),
+        "call ms": figure("median", ".4g", 1e3),
+        "/ forward": figure("over_forward", ".2f"),
+        "compile s": figure("compile_seconds", ".2f"),
+        "held MB": figure("held_bytes", ",.0f", 1e-6),
+        "budget MB": figure("budget_bytes", ",.0f", 1e-6),
+    },
     "parity": {
         "size": figure("size", ""),
         "dtype": figure("compute_dtype", ""),
@@ -123,7 +137,7 @@ def table(workload: str, rows: list[Row], title: str) -> Table:
     sheet = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     columns = COLUMNS[workload]
     for name in columns:
-        text = name in ("size", "implementation", "dtype", "kernel", "precision", "cache")
+        text = name in ("size", "task", "implementation", "dtype", "kernel", "precision", "cache")
         sheet.add_column(name, justify="left" if text else "right", no_wrap=True)
     for row in rows:
         sheet.add_row(*(show(row) for show in columns.values()))

@@ -1,8 +1,8 @@
 """Other people's implementations of the same architectures, run with our weights.
 
-Each module below has a function for each workload that it takes part in (`forward`, `train_step`,
-`decode`): it is given our Config, weights and tokens, and returns the call to time; that of `decode` takes the
-number of tokens to add to each prompt.
+Each module below has a function for each workload that it takes part in (`forward`, `train_step`, `decode`;
+`patching`, `paths` and `attribution`, which are all of the workload patching): it is given our Config, weights
+and tokens, and returns the call to time; that of `decode` takes the number of tokens to add to each prompt.
 """
 
 import importlib
@@ -36,6 +36,7 @@ class Peer(NamedTuple):
 
 TORCH = "pip install torch"
 HF = "pip install torch transformers"
+LENS = "pip install transformer-lens"
 
 PEERS: dict[str, Peer] = {
     "flax-nnx": Peer("flax_nnx", ("flax",), "pip install flax", {}),
@@ -46,6 +47,7 @@ PEERS: dict[str, Peer] = {
     "hf-compile": Peer(
         "huggingface", ("torch", "transformers"), HF, {"attention": "sdpa", "compiled": True}
     ),
+    "lens": Peer("lens", ("torch", "transformers", "transformer_lens"), LENS, {}),
 }
 
 

@@ -1,0 +1,124 @@
+"""TransformerLens around Hugging Face's GPT-2 with our weights: its patching, in a loop over forward passes."""
+# pyright: reportMissingImports=false
+
+import io
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformer_lens import patching as lens
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformer_lens.tools.analysis.attribution_patching import attribution_patch
+
+from benchmarks.device import Device
+from benchmarks.peers import huggingface
+from benchmarks.peers.pytorch import place, tensor, waited
+from jaxformer.config import Config
+from jaxformer.params import Params
+
+
+def build(config: Config, params: Params, device: Device) -> Any:
+    """TransformerLens's bridge to GPT-2 of this Config with our weights, unfolded.
+
+    Since version 4 it has no model of its own: it puts hooks around one of transformers, whose attention
+    must be eager. Nothing is downloaded.
+
+    Raises:
+        UnsupportedError: anything that GPT-2 does not have.
+    """
+    model = huggingface.build(config, params, device, "eager").eval()
+    bridge = build_bridge_from_module(model, "GPT2LMHeadModel", hf_config=model.config)
+    return bridge.eval()
+
+
+def patching(
+    config: Config,
+    params: Params,
+    clean: Any,
+    corrupted: Any,
+    device: Device,
+    *,
+    metric: Callable[[Tensor], Tensor],
+    site: str,
+    by: tuple[str, ...],
+    cells: np.ndarray,
+) -> Callable[[], Tensor]:
+    """The metric with each of these cells patched; the clean run's cache is taken ahead."""
+    model = build(config, params, device)
+    batches = [ids(tokens, device) for tokens in (clean, corrupted)]
+    axes = [name for name in ("layer", "position", "head") if name in by]  # the setters' order
+    index = pd.DataFrame(cells[:, [by.index(name) for name in axes]], columns=axes)
+    with torch.inference_mode():
+        cache = model.run_with_cache(batches[0])[1]
+
+    def call() -> Tensor:
+        with torch.inference_mode(), redirect_stderr(io.StringIO()):  # its progress bar
+            return lens.generic_activation_patch(
+                model, batches[1], cache, metric, SETTERS[tuple(axes)], site, index_df=index
+            )
+
+    return waited(call, device)
+
+
+SETTERS = {
+    ("layer", "position"): lens.layer_pos_patch_setter,
+    ("layer", "head"): lens.layer_head_vector_patch_setter,
+    ("layer", "position", "head"): lens.layer_pos_head_vector_patch_setter,
+}
+
+
+def paths(
+    config: Config,
+    params: Params,
+    clean: Any,
+    corrupted: Any,
+    device: Device,
+    *,
+    metric: Callable[[Tensor], Tensor],
+) -> Callable[[], Tensor]:
+    """The metric with every path from a head to a later head's queries patched; both caches are taken ahead."""
+    model = build(config, params, device)
+    batches = [ids(tokens, device) for tokens in (clean, corrupted)]
+    with torch.inference_mode():
+        caches = [model.run_with_cache(tokens)[1] for tokens in batches]
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return lens.get_act_patch_direct_path_all_sources(
+                model, batches[1], *caches, metric, component="q", verbose=False
+            )
+
+    return waited(call, device)
+
+
+def attribution(
+    config: Config,
+    params: Params,
+    clean: Any,
+    corrupted: Any,
+    device: Device,
+    *,
+    metric: Callable[[Tensor], Tensor],
+) -> Callable[[], Tensor]:
+    """Every node's attribution: heads [l n t], then the embedding [t], then MLPs [l t], in one row."""
+    model = build(config, params, device)
+    batches = [ids(tokens, device) for tokens in (clean, corrupted)]
+    kinds = ("attn_head_out", "embed", "mlp_out")
+
+    def order(node: Any) -> tuple[int, ...]:
+        return kinds.index(node.kind), node.layer or 0, node.head or 0, node.position
+
+    def call() -> Tensor:
+        scores = attribution_patch(model, *batches, metric).node_scores
+        return torch.tensor([scores[node] for node in sorted(scores, key=order)])
+
+    return waited(call, device)
+
+
+def ids(tokens: Any, device: Device) -> Tensor:
+    """Token ids [b t] as PyTorch takes them."""
+    return tensor(tokens).long().to(place(device))
