@@ -183,10 +183,9 @@ def unembed(
 ) -> Float[Array, "t v"]:
     """One query per vocabulary entry, in float32 or wider."""
     final = tap("final", normalize(params.final_norm, config, state, tap, "final_scale"))
-    if params.W_U is None:
-        logits = product("td,vd->tv", final, params.W_E)
-    else:
-        logits = query(final, params.W_U)
+    logits = (
+        product("td,vd->tv", final, params.W_E) if params.W_U is None else query(final, params.W_U)
+    )
     return tap("logits", biased(logits, params.b_U))
 
 

@@ -22,6 +22,8 @@ FLOORS = [
     ("jaxformer.decode",),
     ("jaxformer.generate", "jaxformer.checkpoint"),
     ("jaxformer.streaming", "jaxformer.beam"),
+    ("jaxformer.interp.parts",),
+    ("jaxformer.interp.edit",),
     ("jaxformer.interp", "jaxformer.interp.heads"),
     ("jaxformer",),
     ("train",),

@@ -54,7 +54,11 @@ def test_the_oracle_itself_on_a_model_small_enough_for_paper():
     )
     blocks = SimpleNamespace(attn=attn, mlp=mlp, attn_norm=None, mlp_norm=None)
     weights = SimpleNamespace(
-        W_E=[[1, 2], [0, 0]], W_pos=None, blocks=blocks, final_norm=None, W_U=[[1, 0], [0, 1]],
+        W_E=[[1, 2], [0, 0]],
+        W_pos=None,
+        blocks=blocks,
+        final_norm=None,
+        W_U=[[1, 0], [0, 1]],
         b_U=None,
     )
     assert Transformer(config, weights).apply([0]) == [[1, 8]]

@@ -1,0 +1,267 @@
+"""Edits as data: what to change, at which site, in which layer; for `forward(edit=...)` and all that takes one.
+
+An edit of this room is a pytree. Its layer, its indices and its values may be traced, so that an edit can be built
+inside a vmapped function and a sweep is one compiled program. It knows the site it acts on, and a pass that never
+reaches it refuses it: a plain function of a misspelt or absent site would do nothing, in silence.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Shaped
+
+from jaxformer.config import Compute, Config
+from jaxformer.interp.parts import Index, checked, concrete, part
+from jaxformer.sites import AXES, WHOLE, Edit, Layer, Site, check_capture
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class At:
+    """An edit of one site, in one layer, or in all where `layer` is None; `change` is called as an edit is."""
+
+    site: str = dataclasses.field(metadata={"static": True})
+    layer: Any
+    change: Partial
+
+    def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
+        """The value to go on with."""
+        if str(site) != self.site:
+            return value
+        changed = self.change(site, layer, value)
+        if self.layer is None:
+            return changed
+        if jnp.shape(changed) != value.shape:
+            return changed  # for the pass to refuse
+        here = layer == jnp.asarray(self.layer, jnp.int32)
+        return jnp.where(here, jnp.asarray(changed).astype(value.dtype), value)
+
+    def check(self, config: Config, compute: Compute) -> None:
+        """Refuse a model that never comes to where this acts.
+
+        Raises:
+            ValueError: naming the site or the layer, and what there is.
+        """
+        check_capture((self.site,), config, compute)
+        if self.layer is None:
+            return
+        for layer in np.ravel(concrete(self.layer)):
+            if not 0 <= layer < config.n_layers:
+                raise ValueError(
+                    f"layer={layer} is out of range: this model has layers 0 to {config.n_layers - 1}"
+                )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chain:
+    """Several edits as one: each gets what the one before it made."""
+
+    edits: tuple[Any, ...]
+
+    def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
+        """The value to go on with."""
+        for edit in self.edits:
+            value = edit(site, layer, value)
+        return value
+
+    def check(self, config: Config, compute: Compute) -> None:
+        """Refuse what any of them refuses."""
+        for edit in self.edits:
+            if check := getattr(edit, "check", None):
+                check(config, compute)
+
+
+def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
+    """The edit that puts `fn(value)` in the place of a site's value.
+
+    Args:
+        site: a name of `jaxformer.SITES`.
+        layer: its number, from 0, maybe traced; None: every layer, or a site that belongs to none.
+        fn: of one layer's value, whose axes `jaxformer.sites.AXES` tells. It may close over traced values; as a
+            `jax.tree_util.Partial` its arguments are leaves of the edit.
+
+    Raises:
+        ValueError: an unknown site, a layer of a site that has none, a layer that is no whole number.
+
+    >>> double = at("mlp_out", 1, lambda value: 2 * value)
+    >>> double.site, double.layer
+    ('mlp_out', 1)
+    """
+    return _at(site, layer, Partial(_of_value, Partial(fn)))
+
+
+def chain(*edits: Edit) -> Chain:
+    """Several edits, one after another, as one.
+
+    >>> len(chain(at("q", 0, abs), at("k", 0, abs)).edits)
+    2
+    """
+    return Chain(edits)
+
+
+def patch(site: str, layer: Any, index: Index | None, value: Any) -> At:
+    """The edit that puts a part of another value, say another run's, in the place of the same part here.
+
+    Args:
+        site: where.
+        layer: as in `at`.
+        index: the part: {"position": 3, "head": 1}. Names that are not there stand for all; None for the whole.
+        value: broadcasts to the site's value, of one layer. Only the part at `index` of it is used.
+
+    Raises:
+        ValueError: as `at`; a name that the site has no axis for; while tracing, an index out of range or a value
+            of another shape.
+
+    >>> import jaxformer
+    >>> config = jaxformer.Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=0, n_vocab=5)
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> silent = patch("z", 1, {"head": 0}, 0.0)
+    >>> out = jaxformer.forward(params, config, jnp.array([3, 1]), edit=silent, capture=("z",))
+    >>> bool((out.activations["z"][1, :, 0] == 0).all())
+    True
+    """
+    return _at(site, layer, Partial(_put, checked(site, index), value))
+
+
+def ablate(
+    site: str,
+    layer: Any = None,
+    *,
+    head: Any = None,
+    neuron: Any = None,
+    position: Any = None,
+    to: Any = 0.0,
+) -> At:
+    """The edit that takes a part out: its value becomes 0, or what `to` says, say its mean over many texts.
+
+    Zero is a value that the model may never have seen there; the mean over a distribution keeps what all of its
+    texts have in common (Source: Wang et al. 2022, "Interpretability in the Wild", §2.2).
+
+    Args:
+        site: where: z or head_out for a head, post for a neuron, attn_out or mlp_out for a whole layer.
+        layer: as in `at`.
+        head: which; None: all. At k, v and rot_k a key/value head.
+        neuron: which; None: all.
+        position: which; None: all.
+        to: broadcasts to the site's value.
+
+    Raises:
+        ValueError: as `patch`.
+
+    >>> ablate("post", 0, neuron=3).site
+    'post'
+    """
+    named = {"head": head, "neuron": neuron, "position": position}
+    return patch(site, layer, {name: i for name, i in named.items() if i is not None}, to)
+
+
+def steer(
+    layer: Any,
+    direction: Float[Array, "*t d"],
+    strength: Any = 1.0,
+    *,
+    site: str = "resid_pre",
+    position: Any = None,
+) -> At:
+    """The edit that adds a direction to the stream.
+
+    Source: Turner et al. 2023, "Activation Addition".
+
+    Args:
+        layer: as in `at`.
+        direction: one for all positions, or one for each.
+        strength: its factor.
+        site: another site of vectors `d`.
+        position: where to add it; None: everywhere.
+
+    Raises:
+        ValueError: as `patch`.
+
+    >>> steer(0, jnp.ones(8), -2.0).site
+    'resid_pre'
+    """
+    index = {} if position is None else {"position": position}
+    return _at(site, layer, Partial(_add, checked(site, index), direction, strength))
+
+
+def freeze_pattern(pattern: Float[Array, "l n t s"]) -> At:
+    """The edit that lets every head attend as it did in another run: as captured, `out.activations["pattern"]`.
+
+    What is left of the model is linear in what the heads read but for norms and neurons.
+    """
+    return _at("pattern", None, Partial(_own_layer, pattern))
+
+
+def knock_out(query: Any, key: Any, *, layer: Any = None, head: Any = None) -> At:
+    """The edit that keeps queries from looking at keys: their scores become -inf, and others get the attention.
+
+    A query that may then look at nothing gives NaN.
+
+    Source: Geva et al. 2023, "Dissecting Recall of Factual Associations", §5.
+
+    Args:
+        query: a position, or several; None: all.
+        key: likewise.
+        layer: as in `at`.
+        head: which; None: all.
+
+    Raises:
+        ValueError: as `patch`.
+
+    >>> knock_out(5, jnp.array([0, 1])).site
+    'scores'
+    """
+    named = {"position": query, "source": key, "head": head}
+    index = {name: i for name, i in named.items() if i is not None}
+    return patch("scores", layer, index, -jnp.inf)
+
+
+def _at(site: str, layer: Any, change: Partial) -> At:
+    if site not in AXES:
+        raise ValueError(f"unknown site {site!r}; the sites are {', '.join(AXES)}")
+    if layer is not None:
+        if site in WHOLE:
+            raise ValueError(f"{site} belongs to no layer; give layer=None, not {layer!r}")
+        if isinstance(layer, bool) or not jnp.issubdtype(jnp.result_type(layer), jnp.integer):
+            raise ValueError(f"layer={layer!r} must be a whole number, or None for every layer")
+    return At(site, layer, change)
+
+
+def _of_value(fn: Callable[[Any], Any], site: Site, layer: Layer, value: Array) -> Any:
+    del site, layer
+    return fn(value)
+
+
+def _put(index: Index, new: Any, site: Site, layer: Layer, value: Array) -> Array:
+    del layer
+    new = _fitting(new, site, value)
+    return jnp.where(part(str(site), value.shape, index), new, value)
+
+
+def _add(
+    index: Index, direction: Any, strength: Any, site: Site, layer: Layer, value: Array
+) -> Array:
+    del layer
+    change = jnp.asarray(strength).astype(value.dtype) * _fitting(direction, site, value)
+    return jnp.where(part(str(site), value.shape, index), value + change, value)
+
+
+def _own_layer(stacked: Any, site: Site, layer: Layer, value: Array) -> Array:
+    return _fitting(jnp.asarray(stacked)[layer], site, value)
+
+
+def _fitting(new: Any, site: Site, value: Array) -> Array:
+    """In the dtype and the shape of the site's value."""
+    new = jnp.asarray(new).astype(value.dtype)
+    sizes = zip(new.shape[::-1], value.shape[::-1], strict=False)
+    if new.ndim > value.ndim or any(size not in (1, own) for size, own in sizes):
+        raise ValueError(
+            f"a value of shape {new.shape} does not fit {site}, which holds {value.shape} [{AXES[str(site)]}]"
+        )
+    return jnp.broadcast_to(new, value.shape)
