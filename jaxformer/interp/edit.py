@@ -129,6 +129,15 @@ def patch(site: str, layer: Any, index: Index | None, value: Any) -> At:
     return _at(site, layer, Partial(_put, checked(site, index), value))
 
 
+def patch_layers(site: str, index: Index | None, values: Shaped[Array, "l ..."]) -> At:
+    """The same in every layer at once, each with its own value: `values` as captured, layers in front.
+
+    Raises:
+        ValueError: as `patch`.
+    """
+    return _at(site, None, Partial(_put_own, checked(site, index), values))
+
+
 def ablate(
     site: str,
     layer: Any = None,
@@ -195,7 +204,7 @@ def freeze_pattern(pattern: Float[Array, "l n t s"]) -> At:
 
     What is left of the model is linear in what the heads read but for norms and neurons.
     """
-    return _at("pattern", None, Partial(_own_layer, pattern))
+    return patch_layers("pattern", None, pattern)
 
 
 def knock_out(query: Any, key: Any, *, layer: Any = None, head: Any = None) -> At:
@@ -252,8 +261,8 @@ def _add(
     return jnp.where(part(str(site), value.shape, index), value + change, value)
 
 
-def _own_layer(stacked: Any, site: Site, layer: Layer, value: Array) -> Array:
-    return _fitting(jnp.asarray(stacked)[layer], site, value)
+def _put_own(index: Index, stacked: Any, site: Site, layer: Layer, value: Array) -> Array:
+    return _put(index, jnp.asarray(stacked)[layer], site, layer, value)
 
 
 def _fitting(new: Any, site: Site, value: Array) -> Array:
