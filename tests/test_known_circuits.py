@@ -128,13 +128,18 @@ def test_each_score_finds_its_head_and_no_other():
 
 
 @pytest.mark.parametrize(
-    ("target", "head"),
-    [("previous_token", "previous"), ("duplicate_token", "duplicate"), ("induction", "induction")],
+    ("target", "head", "share"),
+    [
+        ("previous_token", "previous", 11 / 12),
+        ("duplicate_token", "duplicate", 6 / 12),
+        ("induction", "induction", 6 / 12),
+    ],
 )
-def test_targets_are_met_by_their_heads_over_several_prompts(target: Any, head: str):
+def test_targets_are_met_by_their_heads_over_several_prompts(target: Any, head: str, share: float):
+    """As often as there is something to look at; else these heads look at their own token, which can be left out."""
     prompts = jnp.stack([REPEATS, (REPEATS + 1) % V])
-    scores = head_scores(*MODEL, prompts, target, exclude_current=True)
-    near(scores, only((2, 2), HEADS[head]))
+    near(head_scores(*MODEL, prompts, target), share * only((2, 2), HEADS[head]))
+    near(head_scores(*MODEL, prompts, target, exclude_current=True)[HEADS[head]], 1)
 
 
 def test_the_copying_score_tells_copying_from_suppressing_from_neither():

@@ -57,6 +57,9 @@ def test_one_axis_is_a_row_and_three_are_panels_of_one_scale():
         np.testing.assert_array_equal(axes.images[0].get_array(), values)
         assert axes.images[0].get_clim() == (-np.abs(VALUES).max(), np.abs(VALUES).max())
         assert (axes.get_ylabel(), axes.get_xlabel()) == ("head", "position")
+    by = ("score", "layer", "head")
+    [one, other] = panels(heat_map(VALUES[:2], by, labels={"score": ["copying", "induction"]}))
+    assert (one.get_title(), other.get_title()) == ("copying", "induction")
 
 
 def test_tokens_stand_where_positions_and_sources_are():

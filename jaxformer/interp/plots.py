@@ -35,7 +35,7 @@ def heat_map(
         title: above it all.
         unit: of the values, beside the colours.
         tokens: their texts, in place of numbers along "position" and "source".
-        labels: texts along other axes, by name: {"component": component_labels(...)}.
+        labels: texts along other axes, by name: {"component": component_labels(...)}; panels have them as titles.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -60,7 +60,8 @@ def heat_map(
     if shown.ndim == 1:
         shown, by, texts = shown[None], ("", *by), {"": [""], **texts}
     panels = shown[None] if shown.ndim == 2 else shown
-    titles = [""] if shown.ndim == 2 else [f"{by[0]} {text}" for text in texts[by[0]]]
+    numbered = "" if by[0] in (labels or {}) else f"{by[0]} "
+    titles = [""] if shown.ndim == 2 else [numbered + text for text in texts[by[0]]]
     rows, columns = by[-2:]
     return _draw(panels, titles, (rows, texts[rows]), (columns, texts[columns]), title, unit)
 
