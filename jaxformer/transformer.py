@@ -191,18 +191,25 @@ def unembed(
 
 def _at(state: Float[Array, "t d"], read: Any) -> Float[Array, "r d"]:
     """The states at some places; NaN at one that is not there, where indexing would take the nearest."""
+    return state.at[check_read(read, len(state))].get(mode="fill", fill_value=jnp.nan)
+
+
+def check_read(read: Any, length: int) -> Int[Array, " r"]:
+    """Places along t as an array, those that can be looked at held to being there.
+
+    Raises:
+        ValueError: no whole numbers along one axis, or a place outside.
+    """
     places = jnp.asarray(read)
     if places.ndim != 1 or not jnp.issubdtype(places.dtype, jnp.integer):
         raise ValueError(
             f"read has shape {places.shape} and dtype {places.dtype}; give a one-axis array of places along t"
         )
     if not isinstance(places, jax.core.Tracer):
-        outside = [place for place in np.asarray(places) if not -len(state) <= place < len(state)]
+        outside = [place for place in np.asarray(places) if not -length <= place < length]
         if outside:
-            raise ValueError(
-                f"read holds {outside[0]}, but there are {len(state)} tokens to read at"
-            )
-    return state.at[places].get(mode="fill", fill_value=jnp.nan)
+            raise ValueError(f"read holds {outside[0]}, but there are {length} tokens to read at")
+    return places
 
 
 def _blocks(

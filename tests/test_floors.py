@@ -24,7 +24,12 @@ FLOORS = [
     ("jaxformer.streaming", "jaxformer.beam"),
     ("jaxformer.interp.parts",),
     ("jaxformer.interp.edit", "jaxformer.interp.cells"),
-    ("jaxformer.interp", "jaxformer.interp.heads", "jaxformer.interp.patching"),
+    (
+        "jaxformer.interp",
+        "jaxformer.interp.heads",
+        "jaxformer.interp.patching",
+        "jaxformer.interp.paths",
+    ),
     ("jaxformer",),
     ("train",),
     ("benchmarks",),

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 
 from jaxformer import Compute, Config, forward, init
 from jaxformer.interp.cells import measure
-from jaxformer.interp.edit import patch, patch_layers
+from jaxformer.interp.edit import chain, patch, patch_layers
 from jaxformer.interp.patching import patch_sweep
+from jaxformer.interp.paths import path_patch
 from jaxformer.sites import AXES, WHOLE, shown
 from tests.models import NAMED, SEED, configs, random_params, random_tokens
 
@@ -58,10 +59,10 @@ def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by
         return metric(forward(params, config, corrupted, edit=edit).logits)
 
     letters = {name: letter for letter, name in NAMES.items() if letter in AXES[site]}
-    sizes = {"l": config.n_layers, "t": LENGTH, "s": LENGTH, **config.sizes, "l": config.n_layers}
+    sizes = {"t": LENGTH, "s": LENGTH, **config.sizes}
     shape = [sizes["l" if name == "layer" else letters[name]] for name in by]
-    cells = np.array(list(np.ndindex(*shape)), np.int32).reshape(-1, len(by))
-    return np.array([one(jnp.asarray(cell)) for cell in cells]).reshape(shape)
+    cells = [jnp.array(cell, jnp.int32) for cell in np.ndindex(*shape)]
+    return np.array([one(cell) for cell in cells]).reshape(shape)
 
 
 @pytest.mark.parametrize(
@@ -104,4 +105,49 @@ def test_any_model_can_be_swept(config: Config):
         site = "resid_post" if config.n_layers else "embed"
         by = everywhere(site)
         found = patch_sweep(params, config, clean, corrupted, metric, site, by)
-        np.testing.assert_allclose(found, naive(params, config, clean, corrupted, site, by), **close)
+        np.testing.assert_allclose(
+            found, naive(params, config, clean, corrupted, site, by), **close
+        )
+
+
+def naive_path(
+    params: Any,
+    config: Config,
+    clean: Any,
+    corrupted: Any,
+    kind: str,
+    sender: Any,
+    reader: Any,
+    mlps: bool,
+) -> float:
+    """By three whole passes: freeze every head but the sender, look at what the reader then reads, put that in."""
+    sites = ("head_out", "mlp_out", kind)
+    before = forward(params, config, corrupted, capture=sites).activations
+    new = forward(params, config, clean, capture=("head_out",)).activations["head_out"]
+    heads = before["head_out"].at[sender[0], :, sender[1]].set(new[sender[0], :, sender[1]])
+    frozen = [patch_layers("head_out", None, heads)]
+    if config.d_mlp and not mlps:
+        frozen.append(patch_layers("mlp_out", None, before["mlp_out"]))
+    seen = forward(params, config, corrupted, capture=(kind,), edit=chain(*frozen)).activations[
+        kind
+    ]
+    edit = patch(kind, reader[0], {"head": reader[1]}, seen[reader[0]])
+    return metric(forward(params, config, corrupted, edit=edit).logits)
+
+
+@pytest.mark.parametrize("mlps", [False, True])
+@pytest.mark.parametrize(("name", "kind"), [("modern", "k"), ("classic", "q"), ("parallel", "v")])
+def test_a_path_is_three_passes(name: str, kind: str, mlps: bool, x64):
+    config = dataclasses.replace(NAMED[name], n_layers=3)
+    params = random_params(config, dtype=jnp.float64)
+    clean, corrupted = texts(config)
+    found = path_patch(params, config, clean, corrupted, metric, kind, through_mlps=mlps)
+    readers = config.sizes["n" if kind == "q" else "k"]
+    assert found.shape == (3, 4, 3, readers)
+    no_path = np.arange(3)[:, None] >= np.arange(3)
+    np.testing.assert_array_equal(np.isnan(found).all(axis=(1, 3)), no_path)
+    np.testing.assert_array_equal(np.isnan(found).any(axis=(1, 3)), no_path)
+    one = jax.jit(lambda s, r: naive_path(params, config, clean, corrupted, kind, s, r, mlps))
+    for sender, reader in (((0, 1), (1, 0)), ((0, 3), (2, 1)), ((1, 2), (2, readers - 1))):
+        expected = one(jnp.array(sender), jnp.array(reader))
+        np.testing.assert_allclose(found[*sender, *reader], expected, **close)

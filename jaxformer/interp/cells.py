@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +15,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.params import Params, check_params, count
-from jaxformer.sites import Edit, keep
+from jaxformer.sites import READ, Edit, keep
 from jaxformer.transformer import check_vocabulary, forward
 
 Metric = Callable[[Any], Any]
 """From logits `t v`, or `b t v` of a batch, to one number."""
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,35 +114,23 @@ def scalar(metric: Metric, logits: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.asarray(value)
 
 
-def try_metric(params: Params, how: How, tokens: Int[Array, "b t"], read: Any) -> None:
-    """Trace one pass: what is wrong with the metric, or with where it reads, is said before anything runs."""
-    tokens = tokens[0] if how.single else tokens
-
-    def whole(params: Params, tokens: Array) -> Array:
-        return measure(params, how.config, tokens, how.metric, read=read, compute=how.compute)
-
-    jax.eval_shape(whole, params, tokens)
-
-
+@partial(jax.jit, static_argnames=("how", "sites"))
 def show(
-    params: Params, how: How, tokens: Int[Array, "b t"], sites: Sequence[str], read: Any
+    params: Params,
+    tokens: Int[Array, "b t"],
+    read: Int[Array, " r"] | None,
+    how: How,
+    sites: tuple[str, ...],
 ) -> dict[str, Array]:
-    """What a batch shows at some sites, the batch in front; the unembedding runs only where it is asked for."""
-    return _show(params, tokens, None if read is None else jnp.asarray(read), how, tuple(sites))
-
-
-def _show_one(params: Params, tokens: Any, read: Any, how: How, sites: tuple[str, ...]) -> Any:
-    unread = read is None and not {"final_scale", "final", "logits"} & set(sites)
-    read = jnp.array([-1]) if unread else read
+    """What a batch shows at some sites, the batch in front; the logits' sites at the places read."""
+    if read is None and not READ & set(sites):
+        read = jnp.array([-1])  # nobody looks: unembed one
 
     def one(tokens: Array) -> dict[str, Array]:
         out = forward(params, how.config, tokens, capture=sites, read=read, compute=how.compute)
         return out.activations
 
     return jax.vmap(one)(tokens)
-
-
-_show = jax.jit(_show_one, static_argnames=("how", "sites"))
 
 
 def chunks(groups: Sequence[tuple[int, Int[np.ndarray, "_ k"]]], most: int) -> list[Chunk]:

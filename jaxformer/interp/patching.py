@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.cells import (
+    GIB,
     How,
     Metric,
     cells_at_once,
@@ -24,15 +25,12 @@ from jaxformer.interp.cells import (
     scalar,
     show,
     shows_progress,
-    try_metric,
 )
 from jaxformer.interp.edit import patch, patch_layers
 from jaxformer.interp.parts import axis_of
 from jaxformer.params import Params
 from jaxformer.sites import AXES, WHOLE, Edit, check_capture
-from jaxformer.transformer import forward, forward_from
-
-GIB = 2**30
+from jaxformer.transformer import check_read, forward, forward_from
 
 
 def patch_sweep(
@@ -93,22 +91,20 @@ def patch_sweep(
     check_capture((site,), config, compute)
     sizes = part_sizes(site, by, config, tokens[1].shape[1])
     how = How(config, metric, jnp.ndim(corrupted) == 1, compute)
-    try_metric(params, how, tokens[1], read)
+    read = None if read is None else check_read(read, tokens[1].shape[1])
     order = sorted(by, key=lambda name: name != "layer")
     others = tuple(name for name in order if name != "layer")
     every = list(np.ndindex(*(sizes[name] for name in others)))
     cells = np.array(every, np.int32).reshape(len(every), len(others))
     groups = [(layer, cells) for layer in range(sizes.get("layer", 1))]
 
-    values = show(params, how, tokens[0], (site,), read)[site]
-    begun = (
-        tokens[1]
-        if site in WHOLE
-        else show(params, how, tokens[1], ("resid_pre",), read)["resid_pre"]
-    )
+    values = show(params, tokens[0], read, how, (site,))[site]
+    begun = tokens[1]
+    if site not in WHOLE:
+        begun = show(params, begun, read, how, ("resid_pre",))["resid_pre"]
     most = cells_at_once(how, tokens[1], read, memory, (values, begun))
     program = partial(
-        _sweep, params, begun, values, None if read is None else jnp.asarray(read),
+        _sweep, params, begun, values, read,
         how=how, site=site, names=others, one_layer="layer" in by,
     )  # fmt: skip
     shown = shows_progress(

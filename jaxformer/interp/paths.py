@@ -1,0 +1,213 @@
+"""Path patching: the effect of what one head writes on what one later head reads, and on nothing else."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxformer.config import Compute, Config
+from jaxformer.interp.cells import (
+    GIB,
+    How,
+    Metric,
+    cells_at_once,
+    check_door,
+    chunks,
+    run_chunks,
+    scalar,
+    show,
+    shows_progress,
+)
+from jaxformer.interp.edit import patch
+from jaxformer.mlp import feed_forward
+from jaxformer.norm import normalize
+from jaxformer.params import Block, Params
+from jaxformer.sites import Tap
+from jaxformer.stream import biased, query, update
+from jaxformer.transformer import check_read, forward_from
+
+RECEIVERS = ("q", "k", "v")
+
+
+def path_patch(
+    params: Params,
+    config: Config,
+    clean: Int[Array, "*b t"],
+    corrupted: Int[Array, "*b t"],
+    metric: Metric,
+    receiver: str = "q",
+    *,
+    through_mlps: bool = False,
+    read: Any = None,
+    memory: int = GIB,
+    progress: bool | None = None,
+    compute: Compute = Compute(),  # noqa: B008  frozen
+) -> Float[Array, "l n l m"]:
+    """The metric of the corrupted run with one head reading what another would have written in the clean run.
+
+    For every head (the sender) and every head of a later layer (the receiver): the sender's clean output takes the
+    place of its corrupted one in the stream that the receiver's norm, and then its query, key or value, reads; no
+    other reader sees it. The receiver's new vector is computed exactly, its norm anew, at all positions, and the
+    rest of the model runs on from there. The result has sender layer, sender head, receiver layer, receiver head
+    (key/value head for k and v), and NaN where the receiver is in no later layer: that is no measurement.
+
+    By default a path is the direct one, through no layer between, as TransformerLens's get_act_patch_direct_path has
+    it. With `through_mlps` the MLPs between run again on what they see of the change, while the heads between go on
+    as they were: then a path has no other head on it.
+
+    Source: Wang et al. 2022, "Interpretability in the Wild", §3.1 (with MLPs); Goldowsky-Dill et al. 2023,
+    "Localizing Model Behavior with Path Patching".
+
+    Args:
+        params: as `init` gives them.
+        config: their architecture.
+        clean: as in `patch_sweep`, as is all that is not named here.
+        corrupted: tokens of the run to patch.
+        metric: from logits to one number.
+        receiver: "q", "k" or "v".
+        through_mlps: let the MLPs between pass the change on.
+        read: the places whose logits the metric gets.
+        memory: in bytes.
+        progress: show a bar.
+        compute: how to run it.
+
+    Raises:
+        ValueError: another receiver, fewer than two layers, and all that `patch_sweep` refuses.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> path_patch(
+    ...     params, config, jnp.array([3, 1, 4]), jnp.array([2, 1, 4]), lambda logits: logits[-1, 3], "k"
+    ... ).shape
+    (2, 2, 2, 2)
+    """
+    tokens = check_door(params, clean, corrupted, config)
+    if receiver not in RECEIVERS:
+        raise ValueError(f"receiver={receiver!r} is unknown; choose from {', '.join(RECEIVERS)}")
+    if config.n_layers < 2:
+        raise ValueError(
+            f"a path leads to a later layer, and this model has n_layers={config.n_layers}"
+        )
+    how = How(config, metric, jnp.ndim(corrupted) == 1, compute)
+    read = None if read is None else check_read(read, tokens[1].shape[1])
+    senders, receivers = config.n_heads, config.sizes["n" if receiver == "q" else "k"]
+    groups = [
+        (layer, np.array(list(np.ndindex(layer * senders, receivers)), np.int32))
+        for layer in range(1, config.n_layers)
+    ]
+
+    own, streams = _record(params, tokens, how=how, through_mlps=through_mlps)
+    most = cells_at_once(how, tokens[1], read, memory, (own, streams))
+    program = partial(_paths, params, own, streams, read, how=how, receiver=receiver)
+    cells = sum(len(cells) for _, cells in groups)
+    shown = shows_progress(progress, how, (params, tokens), cells, tokens[1].size)
+    found = run_chunks(program, chunks(groups, most), progress=shown)
+    sender, head = np.concatenate([cells for _, cells in groups]).T
+    layer = np.concatenate([np.full(len(cells), layer) for layer, cells in groups])
+    nothing = jnp.full((config.n_layers, senders, config.n_layers, receivers), jnp.nan, found.dtype)
+    return nothing.at[sender // senders, sender % senders, layer, head].set(found)
+
+
+@partial(jax.jit, static_argnames=("how", "through_mlps"))
+def _record(
+    params: Params, tokens: tuple[Array, Array], *, how: How, through_mlps: bool
+) -> tuple[Float[Array, "b l t d"], Float[Array, "b a s t d"]]:
+    """The corrupted streams, and those with one sender's clean output `s` in them, at each layer `a`.
+
+    The direct path's change is the same at all layers: there `a` is 1, and it is the change alone.
+    """
+    sites = ("resid_pre", "head_out", "attn_out")
+    found = show(params, tokens[1], None, how, sites)
+    clean = show(params, tokens[0], None, how, ("head_out",))
+    change = clean["head_out"] - found["head_out"]  # [b l t n d]
+    b, _, t, _, d = change.shape
+    change = change.transpose(0, 1, 3, 2, 4).reshape(b, -1, t, d)
+    if not through_mlps:
+        return found["resid_pre"], change[:, None]
+    passed = jax.vmap(partial(_pass_on, params, how.config))
+    return found["resid_pre"], passed(found["resid_pre"], found["attn_out"], change)
+
+
+def _pass_on(
+    params: Params,
+    config: Config,
+    streams: Float[Array, "l t d"],
+    attended: Float[Array, "l t d"],
+    change: Float[Array, "s t d"],
+) -> Float[Array, "l s t d"]:
+    """Each sender's change as it stands before each layer, once the MLPs before that have seen it."""
+    layers = jnp.arange(config.n_layers, dtype=jnp.int32)
+    from_layer = jnp.repeat(layers, config.n_heads)
+
+    def one(own: Any, state: Float[Array, "t d"], written: Float[Array, "t d"]) -> Array:
+        params, attended = own
+        after = update(update(state, attended), written)
+        if params.mlp is None:
+            return after
+        seen = state if config.parallel else after
+        normed = normalize(params.mlp_norm, config, seen, Tap(), "mlp_scale")
+        return update(after, feed_forward(params.mlp, config, normed, Tap()))
+
+    def turn(states: Float[Array, "s t d"], layer: Any) -> tuple[Array, Array]:
+        index, params, stream, attended = layer
+        written = jnp.where((from_layer == index)[:, None, None], change, 0.0)
+        after = jax.vmap(partial(one, (params, attended)))(states, written)
+        return after, states - stream
+
+    dtype = streams.dtype
+    blocks = jax.tree.map(lambda array: array.astype(dtype), params.blocks)
+    start = jnp.broadcast_to(streams[0], change.shape)
+    return jax.lax.scan(turn, start, (layers, blocks, streams, attended))[1]
+
+
+@partial(jax.jit, static_argnames=("how", "receiver"))
+def _paths(
+    params: Params,
+    streams: Float[Array, "b l t d"],
+    changes: Float[Array, "b a s t d"],
+    read: Any,
+    layers: Any,
+    cells: Any,
+    *,
+    how: How,
+    receiver: str,
+) -> Float[Array, "m c"]:
+    """The metric of every cell (sender, receiving head) of every chunk."""
+
+    def one_chunk(chunk: tuple[Array, Array]) -> Array:
+        layer, cells = chunk
+        own = jax.tree.map(lambda stacked: stacked[layer], params.blocks)
+
+        def logits(sender: Array, head: Array, streams: Array, changes: Array) -> Array:
+            stream, change = streams[layer], changes[jnp.minimum(layer, len(changes) - 1), sender]
+            new = _read(own, how.config, update(stream, change), receiver)
+            edit = patch(receiver, layer, {"head": head}, new)
+            return forward_from(
+                params, how.config, stream, layer, edit=edit, read=read, compute=how.compute
+            )
+
+        def one(cell: Int[Array, "2"]) -> Array:
+            every = jax.vmap(partial(logits, cell[0], cell[1]))(streams, changes)
+            return scalar(how.metric, every[0] if how.single else every)
+
+        return jax.vmap(one)(cells)
+
+    return jax.lax.map(one_chunk, (layers, cells))
+
+
+def _read(
+    own: Block, config: Config, stream: Float[Array, "t d"], receiver: str
+) -> Float[Array, "t m h"]:
+    """What all heads of a layer read of a stream as their queries, keys or values."""
+    own = jax.tree.map(lambda array: array.astype(stream.dtype), own)
+    normed = normalize(own.attn_norm, config, stream, Tap(), "attn_scale")
+    W, b = {
+        "q": (own.attn.W_Q, own.attn.b_Q),
+        "k": (own.attn.W_K, own.attn.b_K),
+        "v": (own.attn.W_V, own.attn.b_V),
+    }[receiver]
+    return biased(query(normed, W), b)
