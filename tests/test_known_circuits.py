@@ -35,7 +35,8 @@ from jaxformer.interp.heads import (
     pattern_entropy,
     previous_token_score,
 )
-from jaxformer.interp.patching import patch_sweep, path_patch
+from jaxformer.interp.patching import patch_sweep
+from jaxformer.interp.paths import path_patch
 from tests import circuits
 from tests.circuits import AND, ANSWER, FIRST, ONE, OR, PREVIOUS, SECOND, SHARP, SPARE, THEN, V
 

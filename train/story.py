@@ -20,7 +20,8 @@ from jaxformer.config import Config
 from jaxformer.interp.circuits import full_ov_circuit
 from jaxformer.interp.edit import ablate
 from jaxformer.interp.heads import copying_score, induction_score, previous_token_score
-from jaxformer.interp.patching import patch_sweep, path_patch
+from jaxformer.interp.patching import patch_sweep
+from jaxformer.interp.paths import path_patch
 from jaxformer.interp.plots import heat_map
 from jaxformer.params import Params
 from jaxformer.sites import keep
