@@ -1,13 +1,13 @@
 """A model taken apart: `python -m train.story` trains one that learns induction, and finds out how it does it.
 
-The task is random tokens that repeat: after ... A B ... A comes B. Two layers of attention alone learn it with two
-heads: one tells each token which one stands before it, and the other looks for a token that was told of its like.
+The task is random tokens that repeat: after ... A B ... A comes B. Two layers of attention alone can learn it: a head
+tells each token which one stands before it, and then others look for a token that was told of their own token's like.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, Int
 
-from jaxformer.checkpoint import load
+from jaxformer.checkpoint import load as load_model
 from jaxformer.config import Config
 from jaxformer.interp.circuits import full_ov_circuit
 from jaxformer.interp.edit import ablate
@@ -24,7 +24,6 @@ from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
 from jaxformer.interp.plots import heat_map
 from jaxformer.params import Params
-from jaxformer.sites import keep
 from jaxformer.transformer import forward
 from train.data import open_data
 from train.optimizer import make_optimizer
@@ -33,11 +32,9 @@ from train.run import fresh_state, keys
 from train.step import many_steps
 from train.watch import watcher
 
-CHUNK = 50
-
 
 class Texts(NamedTuple):
-    """Sequences of different tokens, twice; and pairs that differ in what stands before the answer's first showing."""
+    """Different tokens, twice; and pairs that end in A, of which the clean ones alone hold A B before."""
 
     repeated: Int[Array, "b t"]
     clean: Int[Array, "b t"]
@@ -46,30 +43,19 @@ class Texts(NamedTuple):
     period: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """Find a model's induction head, and what it is made of."""
-
-    load: Path | None = None
-    """the folder of a model with two layers or more, say runs/induction/model; None: train one"""
-    steps: Annotated[int, tyro.conf.arg(help="of the training")] = 400
-    picture: Path = Path("story.png")
-    """where to draw what was found"""
-
-
-def train(steps: int) -> tuple[Config, Params]:
-    """The induction preset at half its context, in few steps."""
+def train(steps: int, chunk: int = 50) -> tuple[Config, Params]:
+    """The induction preset with half its heads, at half its context, in few steps."""
     recipe = PRESETS["induction"]()
-    small = replace(recipe.config, n_context=31)
+    small = replace(recipe.config, n_heads=2, d_head=32, n_context=31)
     recipe = replace(recipe, config=small, context=31, steps=steps, watch=("induction",))
     data = open_data(recipe)
     config = recipe.config.for_tokenizer(data.tokenizer)
     take_steps = many_steps(config, make_optimizer(config, recipe.optimizer, steps), recipe.compute)
     look = jax.jit(watcher(recipe.watch, config, data.held_out, recipe.compute))
     state = fresh_state(recipe, config)
-    print("Training. The loss falls when a head becomes an induction head:")
-    for done in range(0, steps, CHUNK):
-        some = np.arange(done, min(done + CHUNK, steps))
+    print("Train: the loss falls while heads become induction heads")
+    for done in range(0, steps, chunk):
+        some = np.arange(done, min(done + chunk, steps))
         state, history = take_steps(state, data.draw(keys(recipe.seed).batches, some))
         loss, best = np.asarray(history["loss"])[-1], np.max(look(state.params)["induction"])
         print(f"  step {some[-1] + 1:4}  loss {loss:5.3f}  best induction score {best:4.2f}")
@@ -77,8 +63,8 @@ def train(steps: int) -> tuple[Config, Params]:
 
 
 def write_texts(config: Config, rows: int = 16) -> Texts:
-    """As long as the model's positions and vocabulary allow, and 31 tokens at most."""
-    period = min((config.n_context or 31) // 2, 15, config.n_vocab - 1)
+    """As long as the model's positions and vocabulary allow, and 30 tokens at most."""
+    period = min((config.n_context or 30) // 2, 15, config.n_vocab - 1)
     each = jax.random.split(jax.random.key(0), rows)
     tokens = jax.vmap(lambda key: jax.random.permutation(key, config.n_vocab))(each)
     sequence, other, middle = tokens[:, :period], tokens[:, period], period // 2
@@ -88,35 +74,28 @@ def write_texts(config: Config, rows: int = 16) -> Texts:
 
 
 def score(params: Params, config: Config, texts: Texts) -> tuple[Array, Array]:
-    """Induction and previous-token scores; the latter in the first showing, where alone it is of use."""
+    """Induction and previous-token scores; the latter in the first half, where alone it is of use."""
 
     def one(tokens: Int[Array, " t"]) -> tuple[Array, Array]:
         pattern = forward(params, config, tokens, capture=("pattern",)).activations["pattern"]
         first = pattern[..., : texts.period, : texts.period]
         return induction_score(pattern, texts.period), previous_token_score(first)
 
-    scores = jax.jit(jax.vmap(one))(texts.repeated)
-    return jax.tree.map(lambda each: each.mean(0), scores)
+    return jax.tree.map(lambda each: each.mean(0), jax.jit(jax.vmap(one))(texts.repeated))
 
 
-def losses_without(params: Params, config: Config, texts: Texts) -> tuple[Array, Array]:
-    """Nats per token in the second showing: of the whole model, and [l n] with one head silent."""
-
-    def loss(edit: Any) -> Float[Array, ""]:
-        logits = jax.vmap(lambda tokens: forward(params, config, tokens, edit=edit).logits)
-        chances = jax.nn.log_softmax(logits(texts.repeated))[:, texts.period : -1]
-        return -jnp.take_along_axis(chances, texts.repeated[:, texts.period + 1 :, None], 2).mean()
-
-    layers, heads = jnp.indices((config.n_layers, config.n_heads))
-    silent = jax.vmap(jax.vmap(lambda layer, head: loss(ablate("z", layer, head=head))))
-    return jax.jit(loss, static_argnums=0)(keep), jax.jit(silent)(layers, heads)
+@jax.jit
+def loss_without(params: Params, config: Config, texts: Texts, silent: Any) -> Float[Array, ""]:
+    """Nats per token in the second half, where a layer's heads are silent: (layer, heads)."""
+    edit = ablate("z", silent[0], head=silent[1])
+    run = jax.vmap(lambda tokens: forward(params, config, tokens, edit=edit).logits)
+    told = slice(texts.repeated.shape[1] // 2, -1)
+    chances = jax.nn.log_softmax(run(texts.repeated))[:, told]
+    return -jnp.take_along_axis(chances, texts.repeated[:, 1:][:, told.start :, None], 2).mean()
 
 
 def patch(params: Params, config: Config, texts: Texts) -> tuple[Array, dict[str, Array]]:
-    """The part of the answer's log-probability that a head's clean output restores, and each path between two heads.
-
-    0 is the corrupted run, 1 the clean one.
-    """
+    """What each head and each path between heads restores of the answer's log-probability: all of it is 1."""
     last = jnp.array([-1])
 
     def metric(logits: Float[Array, "b r v"]) -> Float[Array, ""]:
@@ -125,74 +104,82 @@ def patch(params: Params, config: Config, texts: Texts) -> tuple[Array, dict[str
 
     run = jax.jit(jax.vmap(lambda tokens: forward(params, config, tokens, read=last).logits))
     low, high = metric(run(texts.corrupted)), metric(run(texts.clean))
-    pair = params, config, texts.clean, texts.corrupted, metric
-    heads = patch_sweep(*pair, "z", ("layer", "head"), read=last)
-    paths = {kind: path_patch(*pair, kind, read=last) for kind in "qkv"}
+    given = params, config, texts.clean, texts.corrupted, metric
+    heads = patch_sweep(*given, "z", ("layer", "head"), read=last)
+    paths = {kind: path_patch(*given, kind, read=last) for kind in "qkv"}
     return jax.tree.map(lambda value: (value - low) / (high - low), (heads, paths))
 
 
 def tell(params: Params, config: Config) -> dict[str, Array]:
-    """Print what there is to find; the numbers of every head, by name."""
+    """Print what there is to find; returns numbers of every head, by what they are."""
     texts = write_texts(config)
     induction, previous = score(params, config, texts)
-    _table("\n1. Look: induction score of every head", induction)
     layer, head = _largest(induction)
     name = f"{layer}.{head}"
-    whole, without = losses_without(params, config, texts)
-    _table(f"\n2. Ablate: loss {whole:.3f} on the second half; with a head silent", without)
+    _table(f"1. Look: induction scores; the highest is {name}'s", induction)
+
+    heads = jnp.indices(induction.shape)
+    each = jax.vmap(jax.vmap(lambda *silent: loss_without(params, config, texts, silent)))(*heads)
+    _table("2. Ablate: loss on the second half, with one head silent", each)
+    alike = jnp.flatnonzero(induction[layer] > 0.5)
+    whole, none = (loss_without(params, config, texts, (layer, h)) for h in (alike[:0], alike))
+    print(f"  with none silent {whole:.3f}; with all of layer {layer} that score over 0.5 {none:.2f}")
+
     restored, paths = patch(params, config, texts)
-    _table("\n3. Patch: part of the answer restored by a head from the other text", restored)
-    into = {kind: paths[kind][:, :, layer, _group(config, kind, head)] for kind in "qkv"}
-    most = "   ".join(f"{kind}: {np.nanmax(value):.2f}" for kind, value in into.items())
-    _table(f"\n4. Trace: the same by the path into {name}'s keys alone", into["k"])
-    sender = _largest(into["k"])
-    print(f"  best path into its {most}")
-    print(f"  from {sender[0]}.{sender[1]}, whose previous-token score is {previous[sender]:.2f}")
-    copies = copying_score(params, config)
-    _table("\n5. Read: copying score of every OV circuit", copies)
+    _table("3. Patch: how much of the answer a head restores", restored)
+    best = {kind: float(np.nanmax(values[:, :, layer, head])) for kind, values in paths.items()}
+    into = paths["k"][:, :, layer, head]
+    sender = _largest(into)
+    _table(f"4. Trace: the same by its path into the keys of {name} alone", into)
+    print("  the best into its", ", ".join(f"{kind} {value:.2f}" for kind, value in best.items()))
+    print(f"  {sender[0]}.{sender[1]} has a previous-token score of {previous[sender]:.2f}")
+
+    _table("5. Read: copying scores of the OV circuits", copying_score(params, config))
     own = full_ov_circuit(params, config)[layer, head].AB.argmax(axis=1)
     right = int((own == jnp.arange(config.n_vocab)).sum())
-    print(f"  {name} raises a token's own logit most for {right} of {config.n_vocab} tokens")
-    return {
-        "induction score": induction,
-        "restored by patching": restored,
-        f"path into keys of {name}": into["k"],
-        "previous-token score": previous,
-    }
+    print(f"  {name} raises the token's own logit most for {right} of {config.n_vocab} tokens")
+    names = "induction score", "restored", f"path into {name}'s keys", "previous-token score"
+    return dict(zip(names, (induction, restored, into, previous), strict=True))
+
+
+def story(
+    *, load: Path | None = None, steps: int = 400, picture: Path = Path("story.png")
+) -> None:
+    """Find a model's induction head, and what it is made of.
+
+    Args:
+        load: the folder of a model to take, say runs/induction/model; None: train one.
+        steps: of the training.
+        picture: where to draw what was found.
+    """
+    config, params = train(steps) if load is None else load_model(load)[:2]
+    if config.n_layers < 2 or config.n_kv_heads not in (None, config.n_heads):
+        raise ValueError("this story needs two layers or more, and keys of each head's own")
+    found = tell(params, config)
+    by, labels = ("score", "layer", "head"), {"score": list(found)}
+    heat_map(np.stack(list(found.values())), by, labels=labels).savefig(picture)
+    print(f"The picture is {picture}")
 
 
 def main(args: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    command = tyro.cli(Command, prog="python -m train.story", args=args)
     try:
-        config, params = train(command.steps) if command.load is None else load(command.load)[:2]
-        if config.n_layers < 2:
-            raise ValueError(f"n_layers={config.n_layers}: induction takes two layers")  # noqa: TRY301
-        found = tell(params, config)
-        by = ("score", "layer", "head")
-        maps = heat_map(np.stack(list(found.values())), by, labels={"score": list(found)})
-        maps.savefig(command.picture)
+        tyro.cli(story, prog="python -m train.story", args=args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"\nThe picture is {command.picture}")
     return 0
 
 
 def _table(title: str, values: Float[Array, "l n"]) -> None:
-    print(title)
+    print(f"\n{title}")
     for layer, row in enumerate(np.asarray(values)):
-        print(f"  layer {layer}  " + "".join(f"{value:7.2f}" for value in row))
+        print(f"  layer {layer}" + "".join(f"{value:8.2f}" for value in row))
 
 
 def _largest(values: Float[Array, "l n"]) -> tuple[int, int]:
     layer, head = np.unravel_index(np.nanargmax(values), values.shape)
     return int(layer), int(head)
-
-
-def _group(config: Config, kind: str, head: int) -> int:
-    """The number of the head that a query head reads keys or values from."""
-    return head if kind == "q" else head * config.sizes["k"] // config.n_heads
 
 
 if __name__ == "__main__":
