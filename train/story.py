@@ -1,0 +1,186 @@
+"""A model taken apart: `python -m train.story` trains one that learns induction, and finds out how it does it.
+
+The task is random tokens that repeat: after ... A B ... A comes B. Two layers of attention alone can learn it: a head
+tells each token which one stands before it, and then others look for a token that was told of their own token's like.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Float, Int
+
+from jaxformer.checkpoint import load as load_model
+from jaxformer.config import Config
+from jaxformer.interp.circuits import full_ov_circuit
+from jaxformer.interp.edit import ablate
+from jaxformer.interp.heads import copying_score, induction_score, previous_token_score
+from jaxformer.interp.patching import patch_sweep
+from jaxformer.interp.paths import path_patch
+from jaxformer.interp.plots import heat_map
+from jaxformer.params import Params
+from jaxformer.transformer import forward
+from train.data import open_data
+from train.optimizer import make_optimizer
+from train.presets import PRESETS
+from train.run import fresh_state, keys
+from train.step import many_steps
+from train.watch import watcher
+
+
+class Texts(NamedTuple):
+    """Different tokens, twice; and pairs that end in A, of which the clean ones alone hold A B before."""
+
+    repeated: Int[Array, "b t"]
+    clean: Int[Array, "b t"]
+    corrupted: Int[Array, "b t"]
+    answers: Int[Array, " b"]
+    period: int
+
+
+def train(steps: int, chunk: int = 50) -> tuple[Config, Params]:
+    """The induction preset with half its heads, at half its context, in few steps."""
+    recipe = PRESETS["induction"]()
+    small = replace(recipe.config, n_heads=2, d_head=32, n_context=31)
+    recipe = replace(recipe, config=small, context=31, steps=steps, watch=("induction",))
+    data = open_data(recipe)
+    config = recipe.config.for_tokenizer(data.tokenizer)
+    take_steps = many_steps(config, make_optimizer(config, recipe.optimizer, steps), recipe.compute)
+    look = jax.jit(watcher(recipe.watch, config, data.held_out, recipe.compute))
+    state = fresh_state(recipe, config)
+    print("Train: the loss falls while heads become induction heads")
+    for done in range(0, steps, chunk):
+        some = np.arange(done, min(done + chunk, steps))
+        state, history = take_steps(state, data.draw(keys(recipe.seed).batches, some))
+        loss, best = np.asarray(history["loss"])[-1], np.max(look(state.params)["induction"])
+        print(f"  step {some[-1] + 1:4}  loss {loss:5.3f}  best induction score {best:4.2f}")
+    return config, state.params
+
+
+def write_texts(config: Config, rows: int = 16) -> Texts:
+    """As long as the model's positions and vocabulary allow, and 30 tokens at most."""
+    period = min((config.n_context or 30) // 2, 15, config.n_vocab - 1)
+    each = jax.random.split(jax.random.key(0), rows)
+    tokens = jax.vmap(lambda key: jax.random.permutation(key, config.n_vocab))(each)
+    sequence, other, middle = tokens[:, :period], tokens[:, period], period // 2
+    clean = jnp.concatenate([sequence, sequence[:, : middle + 1]], axis=1)
+    corrupted = clean.at[:, middle].set(other)
+    return Texts(jnp.tile(sequence, 2), clean, corrupted, sequence[:, middle + 1], period)
+
+
+def score(params: Params, config: Config, texts: Texts) -> tuple[Array, Array]:
+    """Induction and previous-token scores; the latter in the first half, where alone it is of use."""
+
+    def one(tokens: Int[Array, " t"]) -> tuple[Array, Array]:
+        pattern = forward(params, config, tokens, capture=("pattern",)).activations["pattern"]
+        first = pattern[..., : texts.period, : texts.period]
+        return induction_score(pattern, texts.period), previous_token_score(first)
+
+    return jax.tree.map(lambda each: each.mean(0), jax.jit(jax.vmap(one))(texts.repeated))
+
+
+@jax.jit
+def loss_without(params: Params, config: Config, texts: Texts, silent: Any) -> Float[Array, ""]:
+    """Nats per token in the second half, where a layer's heads are silent: (layer, heads)."""
+    edit = ablate("z", silent[0], head=silent[1])
+    run = jax.vmap(lambda tokens: forward(params, config, tokens, edit=edit).logits)
+    told = slice(texts.repeated.shape[1] // 2, -1)
+    chances = jax.nn.log_softmax(run(texts.repeated))[:, told]
+    return -jnp.take_along_axis(chances, texts.repeated[:, 1:][:, told.start :, None], 2).mean()
+
+
+def patch(params: Params, config: Config, texts: Texts) -> tuple[Array, dict[str, Array]]:
+    """What each head and each path between heads restores of the answer's log-probability: all of it is 1."""
+    last = jnp.array([-1])
+
+    def metric(logits: Float[Array, "b r v"]) -> Float[Array, ""]:
+        chances = jax.nn.log_softmax(logits[:, -1])
+        return jnp.take_along_axis(chances, texts.answers[:, None], axis=1).mean()
+
+    run = jax.jit(jax.vmap(lambda tokens: forward(params, config, tokens, read=last).logits))
+    low, high = metric(run(texts.corrupted)), metric(run(texts.clean))
+    given = params, config, texts.clean, texts.corrupted, metric
+    heads = patch_sweep(*given, "z", ("layer", "head"), read=last)
+    paths = {kind: path_patch(*given, kind, read=last) for kind in "qkv"}
+    return jax.tree.map(lambda value: (value - low) / (high - low), (heads, paths))
+
+
+def tell(params: Params, config: Config) -> dict[str, Array]:
+    """Print what there is to find; returns numbers of every head, by what they are."""
+    texts = write_texts(config)
+    induction, previous = score(params, config, texts)
+    layer, head = _largest(induction)
+    name = f"{layer}.{head}"
+    _table(f"1. Look: induction scores; the highest is {name}'s", induction)
+
+    heads = jnp.indices(induction.shape)
+    each = jax.vmap(jax.vmap(lambda *silent: loss_without(params, config, texts, silent)))(*heads)
+    _table("2. Ablate: loss on the second half, with one head silent", each)
+    alike = jnp.flatnonzero(induction[layer] > 0.5)
+    whole, none = (loss_without(params, config, texts, (layer, h)) for h in (alike[:0], alike))
+    print(f"  with none silent {whole:.3f}; with all of layer {layer} that score over 0.5 {none:.2f}")
+
+    restored, paths = patch(params, config, texts)
+    _table("3. Patch: how much of the answer a head restores", restored)
+    best = {kind: float(np.nanmax(values[:, :, layer, head])) for kind, values in paths.items()}
+    into = paths["k"][:, :, layer, head]
+    sender = _largest(into)
+    _table(f"4. Trace: the same by its path into the keys of {name} alone", into)
+    print("  the best into its", ", ".join(f"{kind} {value:.2f}" for kind, value in best.items()))
+    print(f"  {sender[0]}.{sender[1]} has a previous-token score of {previous[sender]:.2f}")
+
+    _table("5. Read: copying scores of the OV circuits", copying_score(params, config))
+    own = full_ov_circuit(params, config)[layer, head].AB.argmax(axis=1)
+    right = int((own == jnp.arange(config.n_vocab)).sum())
+    print(f"  {name} raises the token's own logit most for {right} of {config.n_vocab} tokens")
+    names = "induction score", "restored", f"path into {name}'s keys", "previous-token score"
+    return dict(zip(names, (induction, restored, into, previous), strict=True))
+
+
+def story(
+    *, load: Path | None = None, steps: int = 400, picture: Path = Path("story.png")
+) -> None:
+    """Find a model's induction head, and what it is made of.
+
+    Args:
+        load: the folder of a model to take, say runs/induction/model; None: train one.
+        steps: of the training.
+        picture: where to draw what was found.
+    """
+    config, params = train(steps) if load is None else load_model(load)[:2]
+    if config.n_layers < 2 or config.n_kv_heads not in (None, config.n_heads):
+        raise ValueError("this story needs two layers or more, and keys of each head's own")
+    found = tell(params, config)
+    by, labels = ("score", "layer", "head"), {"score": list(found)}
+    heat_map(np.stack(list(found.values())), by, labels=labels).savefig(picture)
+    print(f"The picture is {picture}")
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line; the exit status."""
+    try:
+        tyro.cli(story, prog="python -m train.story", args=args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _table(title: str, values: Float[Array, "l n"]) -> None:
+    print(f"\n{title}")
+    for layer, row in enumerate(np.asarray(values)):
+        print(f"  layer {layer}" + "".join(f"{value:8.2f}" for value in row))
+
+
+def _largest(values: Float[Array, "l n"]) -> tuple[int, int]:
+    layer, head = np.unravel_index(np.nanargmax(values), values.shape)
+    return int(layer), int(head)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
