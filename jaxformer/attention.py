@@ -17,7 +17,7 @@ from jaxformer.config import Compute, Config
 from jaxformer.position import rotary
 from jaxformer.sites import Tap
 from jaxformer.spec import constant, matrix, write_gain
-from jaxformer.stream import biased, product, query, wide, widened
+from jaxformer.stream import biased, pick, product, query, wide, widened
 
 
 class Attention(NamedTuple):
@@ -62,21 +62,25 @@ def attend(
     *,
     tap: Tap,
     compute: Compute,
-) -> tuple[Float[Array, "t d"], Past | None]:
+    at: Int[Array, " r"] | None = None,
+) -> tuple[Float[Array, "r d"], Past | None]:
     """One layer's update of each state, and the past with this call's keys and values in it.
+
+    With `at`, only the states at these places ask, and get an update; all are asked.
 
     Source: Vaswani et al. 2017, §3.2; grouped queries: Ainslie et al. 2023, "GQA", §2.2.
     """
+    asks, ours = (state, positions) if at is None else (pick(state, at), positions[at])
     q, k, v = (
-        tap(site, biased(query(state, W), b).astype(state.dtype))
-        for site, W, b in (
-            ("q", attention.W_Q, attention.b_Q),
-            ("k", attention.W_K, attention.b_K),
-            ("v", attention.W_V, attention.b_V),
+        tap(site, biased(query(reads, W), b).astype(state.dtype))
+        for site, reads, W, b in (
+            ("q", asks, attention.W_Q, attention.b_Q),
+            ("k", state, attention.W_K, attention.b_K),
+            ("v", state, attention.W_V, attention.b_V),
         )
     )
     if config.rotary_width:
-        q = tap("rot_q", rotary(positions, q, config.rotary_width, config.rotary_base))
+        q = tap("rot_q", rotary(ours, q, config.rotary_width, config.rotary_base))
         k = tap("rot_k", rotary(positions, k, config.rotary_width, config.rotary_base))
     q, k, v = by_head(q), by_head(k), by_head(v)
     theirs = positions
@@ -85,7 +89,8 @@ def attend(
         k, v = recall(past.k, q.dtype), recall(past.v, q.dtype)
         theirs = row_positions(config, k.shape[1], positions[-1])
     mix = KERNELS[compute.kernel]
-    z = mix(config, q, k, v, visible(config, positions, theirs), tap, aligned=past is None)
+    aligned = past is None and at is None
+    z = mix(config, q, k, v, visible(config, ours, theirs), tap, aligned=aligned)
     return write_heads(tap("z", by_head(z)), attention, tap), past
 
 
@@ -182,7 +187,7 @@ def _cudnn_takes(q: Float[Array, "t n h"]) -> bool:
 
 
 KERNELS = {"einsum": mix_einsum, "blocked": mix_blocked, "fused": mix_fused}
-"""By name. `aligned` says that there is no cache: the key at s is that of the query at s."""
+"""By name. `aligned` says that the key at s is that of the query at s: no cache, and all states ask."""
 
 
 def query_blocks(length: int) -> list[slice]:

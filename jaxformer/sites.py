@@ -27,6 +27,11 @@ WHOLE = frozenset({"embed", "pos_embed", "final_scale", "final", "logits"})
 READ = frozenset({"final_scale", "final", "logits"})
 """The sites that hold only the positions that are read."""
 
+ASKED = frozenset(
+    {"resid_pre", "attn_scale", "k", "v", "rot_k"}  # what attention reads of every state
+)
+"""The sites of a layer that hold all positions, also where only some of its states ask."""
+
 
 def position_axis(site: str) -> int:
     """The axis along which a site's value, as an edit receives it, has positions."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def query(
@@ -27,6 +27,15 @@ def update(state: Float[Array, "t d"], change: Float[Array, "t d"]) -> Float[Arr
     Array([[3., 3.]], dtype=float32)
     """
     return state + change
+
+
+def pick(state: Float[Array, "t d"], places: Int[Array, " r"]) -> Float[Array, "r d"]:
+    """The states at some places; NaN at one that is not there, where indexing would take the nearest.
+
+    >>> pick(jnp.array([[3.0], [4.0]]), jnp.array([-1, 2])).ravel()
+    Array([ 4., nan], dtype=float32)
+    """
+    return state.at[places].get(mode="fill", fill_value=jnp.nan)
 
 
 def wide(dtype: Any) -> Any:

@@ -18,7 +18,7 @@ from jaxformer.norm import normalize
 from jaxformer.params import Block, Params, check_params
 from jaxformer.position import position_embedding
 from jaxformer.sites import Edit, Tap, check_capture, check_edit, keep
-from jaxformer.stream import biased, product, query, update
+from jaxformer.stream import biased, pick, product, query, update
 
 
 class Output(NamedTuple):
@@ -86,61 +86,12 @@ def forward(
     state, captured, past = _blocks(
         params.blocks, config, state, positions, cache, partial(Tap, capture, edit), compute
     )
-    logits = unembed(params, config, state if read is None else _at(state, read), whole)
+    if read is not None:
+        state = pick(state, check_read(read, len(state)))
+    logits = unembed(params, config, state, whole)
     if cache is not None:
         cache = Cache(past.k, past.v, cache.length + len(tokens))
     return Output(logits, whole.captured | captured, cache)
-
-
-def forward_from(
-    params: Params,
-    config: Config,
-    state: Float[Array, "t d"],
-    layer: Int[Array, ""] | int,
-    *,
-    edit: Edit = keep,
-    read: Int[Array, " r"] | None = None,
-    compute: Compute = Compute(),  # noqa: B008  frozen
-) -> Float[Array, "r v"]:
-    """The logits of the rest of a pass: from a layer's `resid_pre` on, whose number may be traced.
-
-    The layers before it are not run, so a sweep that changes one layer after another costs half. Reverse-mode
-    derivatives need a layer that is not traced, for the number of turns of the loop is that of the layers.
-
-    Args:
-        params: as `init` gives them, with stacked layers.
-        config: their architecture.
-        state: what `forward` captures as resid_pre of that layer.
-        layer: where to go on; n_layers: only unembed.
-        edit: as in `forward`; of earlier layers it sees nothing.
-        read: as in `forward`.
-        compute: how to run it; unroll and remat have no say here.
-
-    Raises:
-        ValueError: unstacked parameters.
-
-    >>> import jaxformer
-    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> params = jaxformer.init(config, jax.random.key(0))
-    >>> out = forward(params, config, jnp.array([3, 1, 4]), capture=("resid_pre",))
-    >>> rest = forward_from(params, config, out.activations["resid_pre"][1], 1)
-    >>> bool(jnp.allclose(rest, out.logits, atol=1e-5))
-    True
-    """
-    if isinstance(params.blocks, list):
-        raise ValueError("forward_from takes stacked layers, as init gives them")
-    check_edit(edit, config, compute)
-    dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
-    params = jax.tree.map(lambda array: array.astype(dtype), params)
-    positions = jnp.arange(len(state), dtype=jnp.int32)
-
-    def turn(index: Array, state: Array) -> Array:
-        own = jax.tree.map(lambda stacked: stacked[index], params.blocks)
-        tap = Tap((), edit, index.astype(jnp.int32))
-        return block(own, config, state, positions, None, tap=tap, compute=compute)[0]
-
-    state = jax.lax.fori_loop(layer, config.n_layers, turn, state.astype(dtype))
-    return unembed(params, config, state if read is None else _at(state, read), Tap((), edit))
 
 
 def embed(
@@ -162,14 +113,19 @@ def block(
     *,
     tap: Tap,
     compute: Compute,
-) -> tuple[Float[Array, "t d"], Past | None]:
+    at: Int[Array, " r"] | None = None,
+) -> tuple[Float[Array, "r d"], Past | None]:
     """One residual block: an attention layer's update of the stream, then an MLP layer's.
 
     In a parallel block both read the state as it came in (GPT-J; Black et al. 2022, "GPT-NeoX-20B", §2.1).
+    With `at`, only the states at these places ask, and go on.
     """
     before = tap("resid_pre", state)
     normed = normalize(block.attn_norm, config, before, tap, "attn_scale")
-    attended, past = attend(block.attn, config, normed, positions, past, tap=tap, compute=compute)
+    attended, past = attend(
+        block.attn, config, normed, positions, past, tap=tap, compute=compute, at=at
+    )
+    before = before if at is None else pick(before, at)
     state = update(before, tap("attn_out", attended))
     if block.mlp is not None:
         read = before if config.parallel else (state := tap("resid_mid", state))
@@ -187,11 +143,6 @@ def unembed(
         product("td,vd->tv", final, params.W_E) if params.W_U is None else query(final, params.W_U)
     )
     return tap("logits", biased(logits, params.b_U))
-
-
-def _at(state: Float[Array, "t d"], read: Any) -> Float[Array, "r d"]:
-    """The states at some places; NaN at one that is not there, where indexing would take the nearest."""
-    return state.at[check_read(read, len(state))].get(mode="fill", fill_value=jnp.nan)
 
 
 def check_read(read: Any, length: int) -> Int[Array, " r"]:

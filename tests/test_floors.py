@@ -28,6 +28,7 @@ FLOORS = [
         "jaxformer.interp.factored",
         "jaxformer.interp.jacobian",
         "jaxformer.interp.refactor",
+        "jaxformer.interp.resume",
         "jaxformer.interp.plots",
     ),
     (

@@ -97,6 +97,22 @@ def test_axes_may_be_left_whole_and_come_in_any_order(x64):
         )
 
 
+@pytest.mark.parametrize("site", ["z", "pattern", "k", "mlp_out", "resid_pre"])
+def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
+    config = NAMED["modern"]
+    params = random_params(config, dtype=jnp.float64)
+    clean, corrupted = texts(config)
+    runs = params, config, clean, corrupted
+    by, some = everywhere(site), jnp.array([3, -1])
+    found = patch_sweep(*runs, metric, site, by, read=some)
+    every = patch_sweep(*runs, lambda logits: metric(logits[some]), site, by)
+    np.testing.assert_allclose(found, every, **close)
+    paths = path_patch(*runs, metric, "k", read=some)
+    np.testing.assert_allclose(
+        paths, path_patch(*runs, lambda logits: metric(logits[some]), "k"), **close
+    )
+
+
 @settings(max_examples=4)
 @given(config=configs())
 def test_any_model_can_be_swept(config: Config):
@@ -244,7 +260,7 @@ def test_a_budget_of_memory_is_kept_and_changes_nothing(capsys):
     params = random_params(config)
     clean, corrupted = (jnp.tile(tokens, 8) for tokens in texts(config))
     how = How(config, metric, True, Compute())
-    begun = show(params, corrupted[None], None, how, ("resid_pre",))["resid_pre"]
+    begun = show(params, (corrupted[None],), None, how, (("resid_pre",),))[0]["resid_pre"]
     plain = patch_sweep(params, config, clean, corrupted, metric, "resid_pre")
     held = 2 * begun.nbytes
     for memory in (held + 250_000, held + 2_000_000):

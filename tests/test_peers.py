@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.contest import as_array, difference
 from benchmarks.decode import door
-from benchmarks.peers import PEERS, UnsupportedError, entrance
+from benchmarks.peers import UnsupportedError, entrance
 from benchmarks.program import batched_logits
 from jaxformer import Compute
 from jaxformer.params import init

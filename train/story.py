@@ -123,7 +123,9 @@ def tell(params: Params, config: Config) -> dict[str, Array]:
     _table("2. Ablate: loss on the second half, with one head silent", each)
     alike = jnp.flatnonzero(induction[layer] > 0.5)
     whole, none = (loss_without(params, config, texts, (layer, h)) for h in (alike[:0], alike))
-    print(f"  with none silent {whole:.3f}; with all of layer {layer} that score over 0.5 {none:.2f}")
+    print(
+        f"  with none silent {whole:.3f}; with all of layer {layer} that score over 0.5 {none:.2f}"
+    )
 
     restored, paths = patch(params, config, texts)
     _table("3. Patch: how much of the answer a head restores", restored)
@@ -142,9 +144,7 @@ def tell(params: Params, config: Config) -> dict[str, Array]:
     return dict(zip(names, (induction, restored, into, previous), strict=True))
 
 
-def story(
-    *, load: Path | None = None, steps: int = 400, picture: Path = Path("story.png")
-) -> None:
+def story(*, load: Path | None = None, steps: int = 400, picture: Path = Path("story.png")) -> None:
     """Find a model's induction head, and what it is made of.
 
     Args:

@@ -199,7 +199,7 @@ def _kept(site: str, by: Any) -> list[int]:
 def difference(
     clean: Int[Array, " t"], corrupted: Int[Array, " t"], goal: Any, base: Any
 ) -> dict[str, Array]:
-    """The difference of two runs' values: exactly zero where all tokens are the same, or both are the -inf of a masked score."""
+    """The difference of two runs' values: exactly zero where all tokens are the same, or both are -inf."""
     differs = (clean != corrupted).any()
 
     def minus(goal: Array, base: Array) -> Array:

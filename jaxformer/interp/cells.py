@@ -117,20 +117,20 @@ def scalar(metric: Metric, logits: Float[Array, "..."]) -> Float[Array, ""]:
 @partial(jax.jit, static_argnames=("how", "sites"))
 def show(
     params: Params,
-    tokens: Int[Array, "b t"],
+    runs: tuple[Int[Array, "b t"], ...],
     read: Int[Array, " r"] | None,
     how: How,
-    sites: tuple[str, ...],
-) -> dict[str, Array]:
-    """What a batch shows at some sites, the batch in front; the logits' sites at the places read."""
-    if read is None and not READ & set(sites):
-        read = jnp.array([-1])  # nobody looks: unembed one
+    sites: tuple[tuple[str, ...], ...],
+) -> tuple[dict[str, Array], ...]:
+    """What each run shows at its own sites, the batch in front; the logits' sites at the places read."""
 
-    def one(tokens: Array) -> dict[str, Array]:
-        out = forward(params, how.config, tokens, capture=sites, read=read, compute=how.compute)
+    def one(own: tuple[str, ...], tokens: Array) -> dict[str, Array]:
+        # Where nobody looks at the logits, unembed one place.
+        places = jnp.array([-1]) if read is None and not READ & set(own) else read
+        out = forward(params, how.config, tokens, capture=own, read=places, compute=how.compute)
         return out.activations
 
-    return jax.vmap(one)(tokens)
+    return tuple(jax.vmap(partial(one, own))(run) for own, run in zip(sites, runs, strict=True))
 
 
 def chunks(groups: Sequence[tuple[int, Int[np.ndarray, "_ k"]]], most: int) -> list[Chunk]:
@@ -174,9 +174,17 @@ def cells_at_once(how: How, tokens: Int[Array, "b t"], read: Any, memory: int, h
 
 
 def run_chunks(
-    program: Callable[[Any, Any], Float[Array, "m c"]], todo: Sequence[Chunk], *, progress: bool
-) -> Float[Array, " cells"]:
-    """All cells' numbers in order: in one call, or chunk by chunk where their progress is shown."""
+    program: Callable[[Any, Any], Float[Array, "m c"]],
+    todo: Sequence[Chunk],
+    places: Int[np.ndarray, " cells"],
+    shape: tuple[int, ...],
+    *,
+    progress: bool,
+) -> Float[Array, "..."]:
+    """All cells' numbers, each at its place in a flattened array of this shape, and NaN elsewhere.
+
+    In one call; or chunk by chunk, where their progress is shown.
+    """
     layers = np.array([chunk.layer for chunk in todo], np.int32)
     cells = np.stack([chunk.cells for chunk in todo])
     if progress:
@@ -188,8 +196,20 @@ def run_chunks(
         values = jnp.concatenate(done)
     else:
         values = program(layers, cells)
-    real = np.concatenate([np.arange(len(chunk.cells)) < chunk.real for chunk in todo])
-    return values.reshape(-1)[np.flatnonzero(real)]
+    real = np.arange(cells.shape[1]) < np.array([[chunk.real] for chunk in todo])
+    where = np.full(
+        real.shape, math.prod(shape), np.int32
+    )  # out of it, which drops a repeated cell
+    where[real] = places
+    return _placed(values, where, shape=shape)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _placed(
+    values: Float[Array, "m c"], where: Int[Array, "m c"], *, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    # One program, for a small sweep takes less time than several operations that are not compiled.
+    return jnp.full(math.prod(shape), jnp.nan, values.dtype).at[where].set(values).reshape(shape)
 
 
 def shows_progress(progress: bool | None, how: How, arrays: Any, cells: int, tokens: int) -> bool:

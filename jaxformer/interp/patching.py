@@ -4,6 +4,7 @@ Both functions run the `corrupted` text and take parts of the `clean` run, as Tr
 what tells the two texts apart moves the metric from its corrupted towards its clean value.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -28,9 +29,10 @@ from jaxformer.interp.cells import (
 )
 from jaxformer.interp.edit import patch, patch_layers
 from jaxformer.interp.parts import axis_of
+from jaxformer.interp.resume import forward_from
 from jaxformer.params import Params
 from jaxformer.sites import AXES, WHOLE, Edit, check_capture
-from jaxformer.transformer import check_read, forward, forward_from
+from jaxformer.transformer import check_read, forward
 
 
 def patch_sweep(
@@ -98,10 +100,10 @@ def patch_sweep(
     cells = np.array(every, np.int32).reshape(len(every), len(others))
     groups = [(layer, cells) for layer in range(sizes.get("layer", 1))]
 
-    values = show(params, tokens[0], read, how, (site,))[site]
-    begun = tokens[1]
-    if site not in WHOLE:
-        begun = show(params, begun, read, how, ("resid_pre",))["resid_pre"]
+    start = () if site in WHOLE else ("resid_pre",)
+    runs = show(params, tokens, read, how, ((site,), start))
+    values = runs[0][site]
+    begun = runs[1]["resid_pre"] if start else tokens[1]
     most = cells_at_once(how, tokens[1], read, memory, (values, begun))
     program = partial(
         _sweep, params, begun, values, read,
@@ -110,10 +112,10 @@ def patch_sweep(
     shown = shows_progress(
         progress, how, (params, tokens), len(groups) * len(cells), tokens[1].size
     )
-    found = run_chunks(program, chunks(groups, most), progress=shown)
-    return found.reshape([sizes[name] for name in order]).transpose(
-        [order.index(name) for name in by]
-    )
+    shape = tuple(sizes[name] for name in by)
+    places = np.arange(math.prod(shape)).reshape(shape)
+    places = places.transpose([list(by).index(name) for name in order]).ravel()
+    return run_chunks(program, chunks(groups, most), places, shape, progress=shown)
 
 
 @partial(jax.jit, static_argnames=("how", "site", "names", "one_layer"))
@@ -144,8 +146,9 @@ def _sweep(
             else patch_layers(site, index, values)
         )
         return forward_from(
-            params, how.config, begun[layer], layer, edit=edit, read=read, compute=how.compute
-        )
+            params, how.config, begun[layer], layer,
+            edit=edit, read=read, narrow=read is not None, compute=how.compute,
+        )  # fmt: skip
 
     def one_chunk(chunk: tuple[Array, Array]) -> Array:
         layer, cells = chunk

@@ -22,12 +22,13 @@ from jaxformer.interp.cells import (
     shows_progress,
 )
 from jaxformer.interp.edit import patch
+from jaxformer.interp.resume import forward_from
 from jaxformer.mlp import feed_forward
 from jaxformer.norm import normalize
 from jaxformer.params import Block, Params
 from jaxformer.sites import Tap
 from jaxformer.stream import biased, query, update
-from jaxformer.transformer import check_read, forward_from
+from jaxformer.transformer import check_read
 
 RECEIVERS = ("q", "k", "v")
 
@@ -105,11 +106,11 @@ def path_patch(
     program = partial(_paths, params, own, streams, read, how=how, receiver=receiver)
     cells = sum(len(cells) for _, cells in groups)
     shown = shows_progress(progress, how, (params, tokens), cells, tokens[1].size)
-    found = run_chunks(program, chunks(groups, most), progress=shown)
+    shape = (config.n_layers, senders, config.n_layers, receivers)
     sender, head = np.concatenate([cells for _, cells in groups]).T
     layer = np.concatenate([np.full(len(cells), layer) for layer, cells in groups])
-    nothing = jnp.full((config.n_layers, senders, config.n_layers, receivers), jnp.nan, found.dtype)
-    return nothing.at[sender // senders, sender % senders, layer, head].set(found)
+    places = np.ravel_multi_index((*np.divmod(sender, senders), layer, head), shape)
+    return run_chunks(program, chunks(groups, most), places, shape, progress=shown)
 
 
 @partial(jax.jit, static_argnames=("how", "through_mlps"))
@@ -121,8 +122,7 @@ def _record(
     The direct path's change is the same at all layers: there `a` is 1, and it is the change alone.
     """
     sites = ("resid_pre", "head_out", "attn_out")
-    found = show(params, tokens[1], None, how, sites)
-    clean = show(params, tokens[0], None, how, ("head_out",))
+    clean, found = show(params, tokens, None, how, (("head_out",), sites))
     change = clean["head_out"] - found["head_out"]  # [b l t n d]
     b, _, t, _, d = change.shape
     change = change.transpose(0, 1, 3, 2, 4).reshape(b, -1, t, d)
@@ -187,8 +187,9 @@ def _paths(
             new = _read(own, how.config, update(stream, change), receiver)
             edit = patch(receiver, layer, {"head": head}, new)
             return forward_from(
-                params, how.config, stream, layer, edit=edit, read=read, compute=how.compute
-            )
+                params, how.config, stream, layer,
+                edit=edit, read=read, narrow=read is not None, compute=how.compute,
+            )  # fmt: skip
 
         def one(cell: Int[Array, "2"]) -> Array:
             every = jax.vmap(partial(logits, cell[0], cell[1]))(streams, changes)
