@@ -46,6 +46,7 @@ SUITE: dict[str, dict[str, Any]] = {
     "decode": {"seconds": 4.0, "sizes": ("baby", "char"), "batch": (1,)},
     "compile": {"depths": (4, 48), "lengths": (64, 1024), "repeats": 3},
     "parity": {"sizes": ("baby",)},
+    "patching": {"seconds": 4.0, "sizes": ("baby",)},
 }
 
 
@@ -134,7 +135,10 @@ def main(args: list[str] | None = None) -> int:
         chosen(options.peers)
         plan = {options.workload: OWN.get(options.workload, {})}
         if options.workload == "suite":
-            plan, options = SUITE, unless_given(options, {"peers": SUITE_PEERS})
+            plan = {
+                name: {"peers": SUITE_PEERS} | OWN.get(name, {}) | own
+                for name, own in SUITE.items()
+            }
         rows = []
         with jax.default_device(device):
             for workload, own in plan.items():

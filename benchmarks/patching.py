@@ -40,9 +40,9 @@ class Sweep(NamedTuple):
 
 
 SWEEPS = {
-    "stream [l t]": Sweep("resid_pre", ("layer", "position")),
-    "heads [l n]": Sweep("z", ("layer", "head")),
-    "heads [l n t]": Sweep("z", ("layer", "head", "position")),
+    "stream: l t": Sweep("resid_pre", ("layer", "position")),
+    "heads: l n": Sweep("z", ("layer", "head")),
+    "heads: l n t": Sweep("z", ("layer", "head", "position")),
 }
 
 
@@ -120,7 +120,7 @@ def every_path(pair: Pair, setting: Setting) -> Iterator[dict[str, Any]]:
             read=LAST, memory=pair.notes["budget_bytes"], progress=False,
         )  # fmt: skip
 
-    name, number = "paths [l n l n]", pairs_of_heads(config)
+    name, number = "paths: l n l n", pairs_of_heads(config)
     ours = entered(name, door, pair, setting)
     ours = ours._replace(result=as_array(ours.result)[later])
     peers = [

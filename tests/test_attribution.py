@@ -16,7 +16,6 @@ from tests.models import (
     ATTENTION_ONLY,
     CLASSIC,
     MODERN,
-    PARALLEL,
     SEED,
     compiled_flops,
     configs,
@@ -190,15 +189,15 @@ def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
 
 def test_for_a_small_difference_it_is_what_patching_does(x64):
     """Two tokens with almost one embedding: then the first order is the whole effect."""
-    params = random_params(PARALLEL, dtype=jnp.float64)
-    near = params.W_E[3] + 1e-5 * random_params(PARALLEL, 1, jnp.float64).W_E[0]
+    params = random_params(MODERN, dtype=jnp.float64)
+    near = params.W_E[3] + 1e-5 * random_params(MODERN, 1, jnp.float64).W_E[0]
     params = params._replace(W_E=params.W_E.at[4].set(near))
     clean, corrupted = jnp.array([1, 3, 5, 3, 2]), jnp.array([1, 4, 5, 3, 2])
     scores = attribution_patch(
-        params, PARALLEL, clean, corrupted, metric, ("z",), by=("layer", "head", "position")
+        params, MODERN, clean, corrupted, metric, ("z",), by=("layer", "head", "position")
     )["z"]
-    theirs = forward(params, PARALLEL, clean, capture=("z",)).activations["z"]
-    base = metric(forward(params, PARALLEL, corrupted).logits)
+    theirs = forward(params, MODERN, clean, capture=("z",)).activations["z"]
+    base = metric(forward(params, MODERN, corrupted).logits)
 
     @jax.jit
     @jax.vmap
@@ -209,7 +208,7 @@ def test_for_a_small_difference_it_is_what_patching_does(x64):
             put = value.at[position, head].set(theirs[here, position, head])
             return jnp.where(here == layer, put, value)
 
-        return metric(forward(params, PARALLEL, corrupted, edit=patch).logits) - base
+        return metric(forward(params, MODERN, corrupted, edit=patch).logits) - base
 
     places = jnp.indices(scores.shape, jnp.int32).reshape(3, -1)
     effects = patched(*places).reshape(scores.shape)

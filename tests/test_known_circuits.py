@@ -22,7 +22,6 @@ from jaxformer.interp.decompose import (
     decompose_resid,
     direct_logit_attribution,
     head_results,
-    logit_directions,
     logit_lens,
     neuron_results,
 )
@@ -35,6 +34,7 @@ from jaxformer.interp.heads import (
     pattern_entropy,
     previous_token_score,
 )
+from jaxformer.interp.lens import logit_directions
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
 from tests import circuits

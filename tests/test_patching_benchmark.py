@@ -11,7 +11,7 @@ from tests.benches import TINY
 
 SMALL = [*TINY, "--batch", "1", "--seq", "5", "--set", "n_layers=2", "d_model=8", "n_heads=2", "d_head=4",
          "d_mlp=8", "n_vocab=11"]  # fmt: skip
-TASKS = {"stream [l t]": 10, "heads [l n]": 4, "heads [l n t]": 20, "paths [l n l n]": 4}
+TASKS = {"stream: l t": 10, "heads: l n": 4, "heads: l n t": 20, "paths: l n l n": 4}
 """Patches of each, for 2 layers of 2 heads and 5 tokens."""
 
 
@@ -53,6 +53,7 @@ def test_each_task_is_timed_within_its_budget(bench):
     assert (nodes["task"], single["implementation"]) == ("all nodes", "one forward pass")
     assert nodes["over_forward"] == 1 / single["time_over_ours"]
     assert "ms / patch" in out
+    assert all(task in out for task in TASKS)
 
 
 def test_too_small_a_budget_is_refused(bench):
