@@ -17,7 +17,7 @@ from benchmarks.program import fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_flops
 from jaxformer.config import Config
 from jaxformer.interp.attribution import attribution_patch, summed
-from jaxformer.interp.cells import measure
+from jaxformer.interp.metric import measure
 from jaxformer.interp.patching import part_sizes, patch_sweep
 from jaxformer.interp.paths import path_patch
 from jaxformer.params import abstract, count, init

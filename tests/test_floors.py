@@ -28,12 +28,13 @@ FLOORS = [
         "jaxformer.interp.factored",
         "jaxformer.interp.jacobian",
         "jaxformer.interp.refactor",
-        "jaxformer.interp.resume",
+        "jaxformer.interp.metric",
         "jaxformer.interp.plots",
     ),
+    ("jaxformer.interp.climb",),
     (
         "jaxformer.interp.edit",
-        "jaxformer.interp.cells",
+        "jaxformer.interp.sweep",
         "jaxformer.interp.lens",
         "jaxformer.interp.circuits",
         "jaxformer.interp.attribution",
@@ -109,7 +110,7 @@ def test_the_reference_imports_only_math():
 
 def test_the_model_imports_only_what_a_model_needs():
     allowed = {"jax", "jaxtyping", "numpy", "safetensors", "jaxformer", *sys.stdlib_module_names}
-    more = {"jaxformer.interp.cells": {"rich"}, "jaxformer.interp.plots": {"matplotlib"}}
+    more = {"jaxformer.interp.sweep": {"rich"}, "jaxformer.interp.plots": {"matplotlib"}}
     for module, path in MODULES.items():
         if module.split(".")[0] == "jaxformer":
             needed = {name.split(".")[0] for name in imports(path)}

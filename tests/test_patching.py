@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from jaxformer import Compute, Config, forward
-from jaxformer.interp.cells import How, cells_at_once, chunks, show
 from jaxformer.interp.edit import chain, patch, patch_layers
-from jaxformer.interp.patching import _sweep, patch_sweep
+from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
+from jaxformer.interp.sweep import LANDINGS
 from jaxformer.sites import AXES, WHOLE
 from tests.models import NAMED, SEED, configs, random_params, random_tokens
 
@@ -254,29 +254,59 @@ def test_a_sweep_works_under_jit_vmap_and_grad(x64):
     expected = [one(*pair) for pair in zip(clean, corrupted, strict=True)]
     np.testing.assert_allclose(found, expected, **close)
 
+    def total(scale):
+        scaled = params._replace(W_E=params.W_E * scale)
+        return patch_sweep(
+            scaled, config, clean[0], corrupted[0], last, "z", ("layer", "head")
+        ).sum()
 
-def test_a_budget_of_memory_is_kept_and_changes_nothing(capsys):
+    slope = jax.grad(total)(1.0)
+    by_hand = (total(1.0 + 1e-6) - total(1.0 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(slope, by_hand, rtol=1e-6)
+
+
+def test_a_deep_model_s_passes_join_at_few_layers(x64):
+    """More layers than landings: then some set out before the layer that they change."""
+    config = dataclasses.replace(NAMED["modern"], n_layers=2 * LANDINGS + 1)
+    params = jax.tree.map(lambda array: 0.3 * array, random_params(config, dtype=jnp.float64))
+    clean, corrupted = texts(config)
+    by = ("position", "layer")
+    found = patch_sweep(params, config, clean, corrupted, metric, "resid_mid", by)
+    expected = naive(params, config, clean, corrupted, "resid_mid", by)
+    np.testing.assert_allclose(found, expected, **close)
+
+
+def test_a_budget_of_memory_is_kept_and_changes_nothing():
     config = dataclasses.replace(NAMED["modern"], d_model=32, d_mlp=128, n_layers=3)
     params = random_params(config)
-    clean, corrupted = (jnp.tile(tokens, 8) for tokens in texts(config))
-    how = How(config, metric, True, Compute())
-    begun = show(params, (corrupted[None],), None, how, (("resid_pre",),))[0]["resid_pre"]
-    plain = patch_sweep(params, config, clean, corrupted, metric, "resid_pre")
-    held = 2 * begun.nbytes
-    for memory in (held + 250_000, held + 2_000_000):
-        cells = cells_at_once(how, corrupted[None], None, memory, (begun, begun))
-        todo = chunks(
-            [(layer, np.arange(40, dtype=np.int32)[:, None]) for layer in range(3)], cells
-        )
-        program = _sweep.lower(
-            params, begun, begun, None,
-            np.zeros(len(todo), np.int32), np.stack([chunk.cells for chunk in todo]),
-            how=how, site="resid_pre", names=("position",), one_layer=True,
-        )  # fmt: skip
-        used = program.compile().memory_analysis()
-        weights = sum(array.nbytes for array in jax.tree.leaves(params))
-        assert used.temp_size_in_bytes <= memory - held + weights
-        few = patch_sweep(
-            params, config, clean, corrupted, metric, "resid_pre", memory=memory, progress=True
-        )
-        np.testing.assert_allclose(few, plain, rtol=1e-5)
+    pair = tuple(jnp.tile(tokens, 8) for tokens in texts(config))
+    weights = sum(array.nbytes for array in jax.tree.leaves(params))
+
+    def program(memory: int):
+        def found(params, pair):
+            return patch_sweep(params, config, *pair, metric, "resid_pre", memory=memory)
+
+        return jax.jit(found).lower(params, pair).compile()
+
+    plain = program(2**30)(params, pair)
+    with pytest.raises(ValueError, match="are too few") as refused:
+        program(0)
+    least = int(str(refused.value).split("give at least ")[1].split(",")[0])
+    for memory in (least, 2 * least, 5 * least):
+        used = program(memory)
+        np.testing.assert_allclose(used(params, pair), plain, rtol=1e-5)
+        assert used.memory_analysis().temp_size_in_bytes <= memory + weights
+    with pytest.raises(ValueError, match="are too few"):
+        program(least - 1)
+
+
+def test_a_bar_changes_nothing(capsys):
+    config = NAMED["modern"]
+    params, pair = random_params(config), texts(config)
+    plain = patch_sweep(params, config, *pair, metric, "z", ("layer", "position", "head"))
+    shown = patch_sweep(
+        params, config, *pair, metric, "z", ("layer", "position", "head"), progress=True
+    )
+    np.testing.assert_allclose(shown, plain, rtol=1e-5, atol=1e-5)
+    captured = capsys.readouterr()
+    assert not captured.out

@@ -4,35 +4,23 @@ Both functions run the `corrupted` text and take parts of the `clean` run, as Tr
 what tells the two texts apart moves the metric from its corrupted towards its clean value.
 """
 
-import math
+import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.cells import (
-    GIB,
-    How,
-    Metric,
-    cells_at_once,
-    check_door,
-    chunks,
-    run_chunks,
-    scalar,
-    show,
-    shows_progress,
-)
+from jaxformer.interp.climb import Runs, Sweep, show
 from jaxformer.interp.edit import patch, patch_layers
+from jaxformer.interp.metric import Metric
 from jaxformer.interp.parts import axis_of
-from jaxformer.interp.resume import forward_from
-from jaxformer.params import Params
-from jaxformer.sites import AXES, WHOLE, Edit, check_capture
-from jaxformer.transformer import check_read, forward
+from jaxformer.interp.sweep import GIB, check_door, run
+from jaxformer.params import Block, Params
+from jaxformer.sites import AXES, WHOLE, Edit, Layer, Tap, check_capture, keep
+from jaxformer.transformer import embed
 
 
 def patch_sweep(
@@ -56,8 +44,9 @@ def patch_sweep(
     choices of site and by: get_act_patch_resid_pre is ("resid_pre", ("layer", "position")), attn_head_out_all_pos
     ("z", ("layer", "head")), attn_head_pattern_dest_src_pos ("pattern", ("layer", "head", "position", "source")).
 
-    The layers before the patched one are not run again. All parts of a layer are one batch, as many at a time as
-    `memory` allows, and all are one compiled program; another metric, as a function, is compiled anew.
+    No part runs the layers before its own again, and with `read` the last layer is run only where it is read. Parts
+    share a batch, as many as `memory` allows, and all are one compiled program; another metric, as a function, is
+    compiled anew.
 
     Source: Vig et al. 2020, "Causal Mediation Analysis"; Meng et al. 2022, "Locating and Editing Factual
     Associations", §2.1; Heimersheim & Nanda 2024, "How to use and interpret activation patching".
@@ -89,78 +78,55 @@ def patch_sweep(
     ... ).shape
     (2, 3)
     """
-    tokens = check_door(params, clean, corrupted, config)
+    runs, single = check_door(params, config, clean, corrupted, read)
     check_capture((site,), config, compute)
-    sizes = part_sizes(site, by, config, tokens[1].shape[1])
-    how = How(config, metric, jnp.ndim(corrupted) == 1, compute)
-    read = None if read is None else check_read(read, tokens[1].shape[1])
-    order = sorted(by, key=lambda name: name != "layer")
-    others = tuple(name for name in order if name != "layer")
-    every = list(np.ndindex(*(sizes[name] for name in others)))
-    cells = np.array(every, np.int32).reshape(len(every), len(others))
-    groups = [(layer, cells) for layer in range(sizes.get("layer", 1))]
-
-    start = () if site in WHOLE else ("resid_pre",)
-    runs = show(params, tokens, read, how, ((site,), start))
-    values = runs[0][site]
-    begun = runs[1]["resid_pre"] if start else tokens[1]
-    most = cells_at_once(how, tokens[1], read, memory, (values, begun))
-    program = partial(
-        _sweep, params, begun, values, read,
-        how=how, site=site, names=others, one_layer="layer" in by,
-    )  # fmt: skip
-    shown = shows_progress(
-        progress, how, (params, tokens), len(groups) * len(cells), tokens[1].size
-    )
+    sizes = part_sizes(site, by, config, runs.corrupted.shape[1])
     shape = tuple(sizes[name] for name in by)
-    places = np.arange(math.prod(shape)).reshape(shape)
-    places = places.transpose([list(by).index(name) for name in order]).ravel()
-    return run_chunks(program, chunks(groups, most), places, shape, progress=shown)
+    sizes = {"layer": 1} | sizes
+    names = ("layer", *(name for name in by if name != "layer"))
+    cells = np.array(list(np.ndindex(*(sizes[name] for name in names))), np.int32)
+    places = (
+        np.ravel_multi_index([cells[:, names.index(name)] for name in by], shape)
+        if by
+        else np.zeros(1, int)
+    )
+    sweep = _Patches(config, metric, single, compute, site, names[1:], "layer" in by)
+    return run(sweep, params, runs, cells, shape, places, memory=memory, progress=progress)
 
 
-@partial(jax.jit, static_argnames=("how", "site", "names", "one_layer"))
-def _sweep(
-    params: Params,
-    begun: Any,
-    values: Any,
-    read: Any,
-    layers: Any,
-    cells: Any,
-    *,
-    how: How,
-    site: str,
-    names: tuple[str, ...],
-    one_layer: bool,
-) -> Float[Array, "m c"]:
-    """The metric of every cell of every chunk; chunk after chunk, a chunk's cells side by side."""
+@dataclasses.dataclass(frozen=True)
+class _Patches(Sweep):
+    site: str
+    names: tuple[str, ...]
+    """what the numbers of a cell after its layer are"""
+    one_layer: bool
 
-    def logits(layer: Any, index: dict[str, Any], begun: Array, values: Array) -> Array:
-        if site in WHOLE:
-            edit: Edit = patch(site, None, index, values)
-            return forward(
-                params, how.config, begun, edit=edit, read=read, compute=how.compute
-            ).logits
-        edit = (
-            patch(site, layer, index, values[layer])
-            if one_layer
-            else patch_layers(site, index, values)
-        )
-        return forward_from(
-            params, how.config, begun[layer], layer,
-            edit=edit, read=read, narrow=read is not None, compute=how.compute,
-        )  # fmt: skip
+    def record(self, params: Params, runs: Runs) -> Any:
+        values = show(self, params, runs.clean, runs.read, self.site)[self.site]
+        if self.site in WHOLE:
+            return values, runs.corrupted
+        return values, show(self, params, runs.corrupted, runs.read, "resid_pre")["resid_pre"]
 
-    def one_chunk(chunk: tuple[Array, Array]) -> Array:
-        layer, cells = chunk
+    def start(self, params: Params, held: Any, layer: int, cell: Int[Array, " k"]) -> Array:
+        _, begun = held
+        if self.site not in WHOLE:
+            return begun[layer]
+        positions = jnp.arange(len(begun), dtype=jnp.int32)
+        return embed(params, self.config, begun, positions, Tap((), self.last_edit(held, cell)))
 
-        def one(cell: Int[Array, " k"]) -> Array:
-            index = dict(zip(names, cell, strict=True))
-            every = jax.vmap(partial(logits, layer, index))(begun, values)
-            return scalar(how.metric, every[0] if how.single else every)
+    def edit(self, held: Any, own: Block, index: Layer, cell: Int[Array, " k"]) -> Edit:
+        if self.site in WHOLE:
+            return keep
+        edit = patch_layers(self.site, self._index(cell), held[0])
+        return dataclasses.replace(edit, layer=cell[0]) if self.one_layer else edit
 
-        return jax.vmap(one)(cells)
+    def last_edit(self, held: Any, cell: Int[Array, " k"]) -> Edit:
+        if self.site not in WHOLE:
+            return keep
+        return patch(self.site, None, self._index(cell), held[0])
 
-    return jax.lax.map(one_chunk, (layers, cells))
+    def _index(self, cell: Int[Array, " k"]) -> dict[str, Array]:
+        return dict(zip(self.names, cell[1:], strict=True))
 
 
 def part_sizes(site: str, by: Sequence[str], config: Config, length: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Path patching: the effect of what one head writes on what one later head reads, and on nothing else."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -9,26 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.cells import (
-    GIB,
-    How,
-    Metric,
-    cells_at_once,
-    check_door,
-    chunks,
-    run_chunks,
-    scalar,
-    show,
-    shows_progress,
-)
+from jaxformer.interp.climb import Runs, Sweep, show
 from jaxformer.interp.edit import patch
-from jaxformer.interp.resume import forward_from
+from jaxformer.interp.metric import Metric
+from jaxformer.interp.sweep import GIB, check_door, run
 from jaxformer.mlp import feed_forward
 from jaxformer.norm import normalize
 from jaxformer.params import Block, Params
-from jaxformer.sites import Tap
+from jaxformer.sites import Edit, Layer, Tap
 from jaxformer.stream import biased, query, update
-from jaxformer.transformer import check_read
 
 RECEIVERS = ("q", "k", "v")
 
@@ -86,50 +76,56 @@ def path_patch(
     ... ).shape
     (2, 2, 2, 2)
     """
-    tokens = check_door(params, clean, corrupted, config)
+    runs, single = check_door(params, config, clean, corrupted, read)
     if receiver not in RECEIVERS:
         raise ValueError(f"receiver={receiver!r} is unknown; choose from {', '.join(RECEIVERS)}")
     if config.n_layers < 2:
         raise ValueError(
             f"a path leads to a later layer, and this model has n_layers={config.n_layers}"
         )
-    how = How(config, metric, jnp.ndim(corrupted) == 1, compute)
-    read = None if read is None else check_read(read, tokens[1].shape[1])
     senders, receivers = config.n_heads, config.sizes["n" if receiver == "q" else "k"]
-    groups = [
-        (layer, np.array(list(np.ndindex(layer * senders, receivers)), np.int32))
-        for layer in range(1, config.n_layers)
-    ]
-
-    own, streams = _record(params, tokens, how=how, through_mlps=through_mlps)
-    most = cells_at_once(how, tokens[1], read, memory, (own, streams))
-    program = partial(_paths, params, own, streams, read, how=how, receiver=receiver)
-    cells = sum(len(cells) for _, cells in groups)
-    shown = shows_progress(progress, how, (params, tokens), cells, tokens[1].size)
     shape = (config.n_layers, senders, config.n_layers, receivers)
-    sender, head = np.concatenate([cells for _, cells in groups]).T
-    layer = np.concatenate([np.full(len(cells), layer) for layer, cells in groups])
-    places = np.ravel_multi_index((*np.divmod(sender, senders), layer, head), shape)
-    return run_chunks(program, chunks(groups, most), places, shape, progress=shown)
+    every = np.indices(shape).reshape(4, -1)
+    later = every[:, every[0] < every[2]].T
+    later = later[np.argsort(later[:, 2], kind="stable")]
+    cells = np.stack([later[:, 2], later[:, 0] * senders + later[:, 1], later[:, 3]], axis=1)
+    places = np.ravel_multi_index(later.T, shape)
+    sweep = _Paths(config, metric, single, compute, receiver, through_mlps)
+    return run(sweep, params, runs, cells, shape, places, memory=memory, progress=progress)
 
 
-@partial(jax.jit, static_argnames=("how", "through_mlps"))
-def _record(
-    params: Params, tokens: tuple[Array, Array], *, how: How, through_mlps: bool
-) -> tuple[Float[Array, "b l t d"], Float[Array, "b a s t d"]]:
-    """The corrupted streams, and those with one sender's clean output `s` in them, at each layer `a`.
+@dataclasses.dataclass(frozen=True)
+class _Paths(Sweep):
+    """Its cells: the receiver's layer, the sender, the receiver's head."""
 
-    The direct path's change is the same at all layers: there `a` is 1, and it is the change alone.
-    """
-    sites = ("resid_pre", "head_out", "attn_out")
-    clean, found = show(params, tokens, None, how, (("head_out",), sites))
-    change = clean["head_out"] - found["head_out"]  # [b l t n d]
-    b, _, t, _, d = change.shape
-    change = change.transpose(0, 1, 3, 2, 4).reshape(b, -1, t, d)
-    if not through_mlps:
-        return found["resid_pre"], change[:, None]
-    passed = jax.vmap(partial(_pass_on, params, how.config))
-    return found["resid_pre"], passed(found["resid_pre"], found["attn_out"], change)
+    receiver: str
+    through_mlps: bool
+
+    def record(
+        self, params: Params, runs: Runs
+    ) -> tuple[Float[Array, "b l t d"], Float[Array, "b a s t d"]]:
+        """The corrupted streams, and each sender's change of them as it stands at each layer `a`.
+
+        The direct path's is the same at all layers: there `a` is 1.
+        """
+        found = show(self, params, runs.corrupted, None, "resid_pre", "head_out", "attn_out")
+        clean = show(self, params, runs.clean, None, "head_out")
+        change = clean["head_out"] - found["head_out"]  # [b l t n d]
+        b, _, t, _, d = change.shape
+        change = change.transpose(0, 1, 3, 2, 4).reshape(b, -1, t, d)
+        if not self.through_mlps:
+            return found["resid_pre"], change[:, None]
+        passed = jax.vmap(partial(_pass_on, params, self.config))
+        return found["resid_pre"], passed(found["resid_pre"], found["attn_out"], change)
+
+    def start(self, params: Params, held: Any, layer: int, cell: Int[Array, "3"]) -> Array:
+        return held[0][layer]
+
+    def edit(self, held: Any, own: Block, index: Layer, cell: Int[Array, "3"]) -> Edit:
+        (streams, changes), (layer, sender, head) = held, cell
+        change = changes[jnp.minimum(index, len(changes) - 1), sender]
+        new = _read(own, self.config, update(streams[index], change), self.receiver)
+        return patch(self.receiver, layer, {"head": head}, new)
 
 
 def _pass_on(
@@ -162,42 +158,6 @@ def _pass_on(
     blocks = jax.tree.map(lambda array: array.astype(dtype), params.blocks)
     start = jnp.broadcast_to(streams[0], change.shape)
     return jax.lax.scan(turn, start, (layers, blocks, streams, attended))[1]
-
-
-@partial(jax.jit, static_argnames=("how", "receiver"))
-def _paths(
-    params: Params,
-    streams: Float[Array, "b l t d"],
-    changes: Float[Array, "b a s t d"],
-    read: Any,
-    layers: Any,
-    cells: Any,
-    *,
-    how: How,
-    receiver: str,
-) -> Float[Array, "m c"]:
-    """The metric of every cell (sender, receiving head) of every chunk."""
-
-    def one_chunk(chunk: tuple[Array, Array]) -> Array:
-        layer, cells = chunk
-        own = jax.tree.map(lambda stacked: stacked[layer], params.blocks)
-
-        def logits(sender: Array, head: Array, streams: Array, changes: Array) -> Array:
-            stream, change = streams[layer], changes[jnp.minimum(layer, len(changes) - 1), sender]
-            new = _read(own, how.config, update(stream, change), receiver)
-            edit = patch(receiver, layer, {"head": head}, new)
-            return forward_from(
-                params, how.config, stream, layer,
-                edit=edit, read=read, narrow=read is not None, compute=how.compute,
-            )  # fmt: skip
-
-        def one(cell: Int[Array, "2"]) -> Array:
-            every = jax.vmap(partial(logits, cell[0], cell[1]))(streams, changes)
-            return scalar(how.metric, every[0] if how.single else every)
-
-        return jax.vmap(one)(cells)
-
-    return jax.lax.map(one_chunk, (layers, cells))
 
 
 def _read(

@@ -1,0 +1,204 @@
+"""A sweep, door to result: many changed passes of one model, as one compiled program, within a budget of memory."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxformer.config import Config
+from jaxformer.interp.climb import Runs, Sweep, climb
+from jaxformer.interp.metric import check_alike
+from jaxformer.params import Params, check_params, count
+from jaxformer.transformer import check_read, check_vocabulary
+
+GIB = 2**30
+LANDINGS = 6
+"""The most layers at which passes join. More would leave out more work, and compile longer."""
+
+
+def check_door(
+    params: Params, config: Config, clean: Any, corrupted: Any, read: Any
+) -> tuple[Runs, bool]:
+    """The two runs, as batches, and whether they were single sequences.
+
+    Raises:
+        ValueError: parameters of another model, or unstacked; tokens that are no integers, of different shapes, or
+            outside the vocabulary; a place to read at that is not there.
+    """
+    if isinstance(params.blocks, list):
+        raise ValueError("a sweep takes stacked layers, as init gives them")
+    check_params(params, config)
+    pair = jnp.asarray(clean), jnp.asarray(corrupted)
+    for name, tokens in zip(("clean", "corrupted"), pair, strict=True):
+        if tokens.ndim not in (1, 2) or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(
+                f"{name} has shape {tokens.shape} and dtype {tokens.dtype}; give token ids [t] or [b t]"
+            )
+        if not tokens.size:
+            raise ValueError(f"{name} holds no tokens; give at least one")
+        if not isinstance(tokens, jax.core.Tracer):
+            check_vocabulary(tokens, config.n_vocab)
+    check_alike(*pair)
+    read = None if read is None else check_read(read, pair[0].shape[-1])
+    return Runs(*map(jnp.atleast_2d, pair), read), pair[0].ndim == 1
+
+
+def run(
+    sweep: Sweep,
+    params: Params,
+    runs: Runs,
+    cells: Int[np.ndarray, "cells k"],
+    shape: tuple[int, ...],
+    places: Int[np.ndarray, " cells"],
+    *,
+    memory: int,
+    progress: bool | None,
+) -> Float[Array, "..."]:
+    """Every cell's metric, at its place in a flattened array of this shape; NaN at others.
+
+    Args:
+        sweep: what to do.
+        params: the model's.
+        runs: the two texts.
+        cells: in the order of their layers.
+        shape: of the result.
+        places: of the cells in it.
+        memory: the most bytes to hold at once, the parameters not counted.
+        progress: show a bar; None: if it will take long.
+
+    Raises:
+        ValueError: too little memory.
+    """
+    room = _room(sweep, runs, _record.eval_shape(sweep, params, runs), len(cells), memory)
+    shown = _shows_progress(progress, sweep, (params, runs), len(cells), runs.corrupted.size)
+    landings, columns, order = _columns(cells, max(room.columns, 16 if shown else 1))
+    where = np.append(places, math.prod(shape)).astype(np.int32)[order]  # a filler's is out of it
+    static = {"landings": landings, "at_once": room.at_once}
+    if not shown:
+        return _whole(sweep, params, runs, columns, where, shape=shape, **static)
+    held, done = _record(sweep, params, runs), []
+    with _bar(len(where)) as advance:
+        for i in range(len(where)):
+            column = tuple(group[i : i + 1] for group in columns)
+            values = climb(sweep, params, runs.read, held, column, **static)
+            done.append(jax.block_until_ready(values))
+            advance()
+    return _placed(jnp.concatenate(done), where, shape=shape)
+
+
+class Room(NamedTuple):
+    """What a budget of memory allows: cells side by side in a layer, and the parts to cut the sweep into."""
+
+    at_once: int
+    columns: int
+
+
+def _room(sweep: Sweep, runs: Runs, held: Any, cells: int, memory: int) -> Room:
+    """Half of what the runs leave is for streams, half for what a layer makes of them.
+
+    Raises:
+        ValueError: one cell is too much.
+    """
+    (batch, length), config = runs.corrupted.shape, sweep.config
+    places = length if runs.read is None else len(runs.read)
+    heads = (4 * config.n_heads + 4 * config.sizes["k"]) * config.d_head
+    attention = heads + 3 * config.n_heads * length
+    per_token = 8 * config.d_model + max(attention, (3 + config.gated) * config.d_mlp)
+    itemsize = max([4, *(array.dtype.itemsize for array in jax.tree.leaves(held))])
+    each = batch * (length * per_token + 2 * places * config.n_vocab) * itemsize
+    stream = (
+        4 * batch * length * config.d_model * itemsize
+    )  # as it is, joined, and in and out of a loop
+    fixed = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(held))
+    least = min(LANDINGS, max(config.n_layers, 1)) * stream
+    free = memory - fixed
+    if free < least + each:
+        raise ValueError(
+            f"memory={memory} bytes are too few: what the two runs hold takes {fixed}, one cell about {each}; "
+            f"give at least {fixed + least + each}, or shorter or fewer sequences"
+        )
+    streams = max(least, min(free // 2, free - each))
+    return Room((free - streams) // each, math.ceil(cells * stream / streams))
+
+
+def _columns(
+    cells: Int[np.ndarray, "cells k"], number: int
+) -> tuple[tuple[int, ...], tuple[Int[np.ndarray, "m _ k"], ...], Int[np.ndarray, "m c"]]:
+    """The layers at which cells join, the sweep cut into columns, and which cell is where in these.
+
+    Columns are alike: each has an equal share of the cells that join at a layer, filled up with cells of numbers -1,
+    which are no layer or place; in the order of all, they are -1 as well.
+
+    >>> landings, columns, order = _columns(np.array([[0, 7], [0, 8], [0, 9], [2, 7]], np.int32), 2)
+    >>> landings, [column.shape for column in columns], order.tolist()
+    ((0, 2), [(2, 2, 2), (2, 1, 2)], [[0, 1, 3], [2, -1, -1]])
+    """
+    layers = np.unique(cells[:, 0])
+    groups = np.array_split(layers, min(LANDINGS, len(layers)))
+    shares = [np.flatnonzero(np.isin(cells[:, 0], some)) for some in groups]
+    number = min(number, max(map(len, shares)))
+    order = []
+    for share in shares:
+        each = math.ceil(len(share) / number)
+        filled = np.full(number * each, -1)
+        filled[: len(share)] = share
+        order.append(filled.reshape(number, each))
+    numbered = np.concatenate([cells, np.full_like(cells[:1], -1)]).astype(np.int32)
+    columns = tuple(numbered[own] for own in order)
+    return tuple(int(some[0]) for some in groups), columns, np.concatenate(order, axis=1)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("landings", "at_once", "shape"))
+def _whole(
+    sweep: Sweep,
+    params: Params,
+    runs: Runs,
+    columns: tuple[Array, ...],
+    where: Int[Array, "m c"],
+    *,
+    landings: tuple[int, ...],
+    at_once: int,
+    shape: tuple[int, ...],
+) -> Float[Array, "..."]:
+    """All of a sweep in one program: a small one takes little more time than it takes to call one."""
+    held = _record(sweep, params, runs)
+    values = climb(sweep, params, runs.read, held, columns, landings=landings, at_once=at_once)
+    return _placed(values, where, shape=shape)
+
+
+@partial(jax.jit, static_argnums=0)
+def _record(sweep: Sweep, params: Params, runs: Runs) -> Any:
+    return sweep.record(params, runs)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _placed(
+    values: Float[Array, "m c"], where: Int[Array, "m c"], *, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    return jnp.full(math.prod(shape), jnp.nan, values.dtype).at[where].set(values).reshape(shape)
+
+
+def _shows_progress(
+    progress: bool | None, sweep: Sweep, arrays: Any, cells: int, tokens: int
+) -> bool:
+    """Whether to show a bar: where asked, or where it takes some seconds; never inside traced code."""
+    if any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(arrays)):
+        return False
+    return 2 * count(sweep.config) * cells * tokens > 2e12 if progress is None else progress
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("patching", total=total)
+        yield lambda: shown.advance(task)
