@@ -331,11 +331,11 @@ REFUSED = {
     ),
     "a vector": (
         lambda: gradients(seed, SEED, tokens, lambda logits: logits[-1], ("z",)),
-        r"the metric returned float32 of shape \(11,\) for logits of shape \(5, 11\)",
+        r"the metric gives shape \(11,\) and dtype float32 for logits of shape \(5, 11\)",
     ),
     "an integer": (
         lambda: gradients(seed, SEED, tokens, lambda logits: logits[-1].argmax(), ("z",)),
-        "the metric returned int32",
+        r"the metric gives shape \(\) and dtype int32",
     ),
     "a hidden site": (
         lambda: gradients(seed, SEED, tokens, metric, ("z", "scores"), compute=Compute(kernel="fused")),
@@ -359,7 +359,7 @@ REFUSED = {
     ),
     "an unknown axis": (
         lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), by=("heads",)),
-        "unknown axis 'heads'; the axes are layer, position, head, source, neuron",
+        "unknown axis 'heads'; the axes are layer, position, source, head, neuron",
     ),
     "an axis that is not there": (
         lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z", "embed"), by=("layer",)),

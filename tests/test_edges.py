@@ -240,5 +240,5 @@ def test_what_cannot_be_right_is_refused():
         edge_attribution(params, SEED, clean, corrupted[1:], linear)
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
         edge_attribution(params, SEED, clean, corrupted, linear, steps=0)
-    with pytest.raises(ValueError, match=r"the metric returned float32 of shape \(4, 11\)"):
+    with pytest.raises(ValueError, match=r"the metric gives shape \(4, 11\) and dtype float32"):
         edge_attribution(params, SEED, clean, corrupted, lambda logits: logits)

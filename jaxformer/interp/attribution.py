@@ -10,12 +10,11 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.jacobian import perturbed, site_shapes
+from jaxformer.interp.metric import Metric, check_alike, scalar
+from jaxformer.interp.parts import LETTERS
 from jaxformer.params import Params
 from jaxformer.sites import AXES, WHOLE, Edit, Layer, Site, keep
 from jaxformer.transformer import forward
-
-Metric = Callable[[Float[Array, "r v"]], Float[Array, ""]]
-"""Maps the logits, of the positions that are read, to one number."""
 
 
 class Gradients(NamedTuple):
@@ -155,7 +154,7 @@ def attribution_patch(
     return scores if by is None else summed(scores, by)
 
 
-NAMES = {"layer": "l", "position": "t", "head": "nk", "source": "s", "neuron": "f"}
+NAMES = {"layer": "l"} | LETTERS
 """The axes that a researcher asks for, by the letters of the dimension key."""
 
 
@@ -240,31 +239,12 @@ def along_line(
     return jax.tree.map(partial(jnp.multiply, 1 / steps), total)
 
 
-def scalar(metric: Metric, logits: Float[Array, "r v"]) -> Float[Array, ""]:
-    """The metric of the logits.
-
-    Raises:
-        ValueError: it is not one real number.
-    """
-    value = metric(logits)
-    shape, dtype = jnp.shape(value), jnp.result_type(value)
-    if shape or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"the metric returned {dtype} of shape {shape} for logits of shape {logits.shape}; "
-            "it must return one float, such as logits[-1, a] - logits[-1, b]"
-        )
-    return jnp.asarray(value)
-
-
 def check_pair(clean: Int[Array, "..."], corrupted: Int[Array, "..."], steps: int) -> None:
     """Refuse two runs that no patch can join.
 
     Raises:
         ValueError: clean and corrupted of different shapes, or steps below 1.
     """
-    if clean.shape != corrupted.shape:
-        raise ValueError(
-            f"clean has shape {clean.shape}, corrupted {corrupted.shape}; they must be as long as each other"
-        )
+    check_alike(clean, corrupted)
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")

@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxformer.config import Compute, Config
 from jaxformer.interp.attribution import (
     Gradients,
-    Metric,
     along_line,
     check_pair,
     difference,
     gradients,
 )
+from jaxformer.interp.metric import Metric
 from jaxformer.norm import Norm, normalize
 from jaxformer.params import Block, Params
 from jaxformer.sites import Edit, Tap, keep
