@@ -180,7 +180,7 @@ def paths(model: Any, corrupted: Any, clean: Any, other: Any) -> dict[str, Any]:
     """Path patching from every head to every later head; 0 where the receiver is not later."""
     from transformer_lens.patching import get_act_patch_direct_path_all_sources as every_path
 
-    call = partial(every_path, model, corrupted, clean, other, metric, verbose=False)
+    call: Any = partial(every_path, model, corrupted, clean, other, metric, verbose=False)
     return {f"path/{kind}": call(component=kind) for kind in "qkv"}
 
 
@@ -201,11 +201,10 @@ def headed(model: Any, tokens: Any) -> dict[str, Any]:
     from transformer_lens.head_detector import detect_head
 
     # The detector asks a model for its tokenizer; this one has none.
-    stand_in = SimpleNamespace(cfg=model.cfg, to_tokens=lambda _: tokens)
+    stand_in: Any = SimpleNamespace(cfg=model.cfg, to_tokens=lambda _: tokens)
     alone = run(model, tokens).remove_batch_dim()
-    return {
-        f"heads/{name}": detect_head(stand_in, "", f"{name}_head", cache=alone) for name in HEADS
-    }
+    detect: Any = partial(detect_head, stand_in, "", cache=alone)
+    return {f"heads/{name}": detect(detection_pattern=f"{name}_head") for name in HEADS}
 
 
 def attributed(model: Any, clean: Any, corrupted: Any) -> dict[str, Any]:

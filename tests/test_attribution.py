@@ -1,6 +1,7 @@
 """Gradients at every site, attribution patching, and Jacobians between sites: laws, and what is refused."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,9 +126,7 @@ def test_all_nodes_cost_less_than_four_passes_and_a_layer_s_share_does_not_grow_
 def test_identical_inputs_give_exactly_zero(steps: int):
     params, tokens = random_params(CLASSIC), random_tokens(CLASSIC, LENGTH)
     sites = shown(CLASSIC)
-    run = jax.jit(
-        lambda *pair: attribution_patch(params, CLASSIC, *pair, metric, sites, steps=steps)
-    )
+    run = jax.jit(lambda a, b: attribution_patch(params, CLASSIC, a, b, metric, sites, steps=steps))
     for site, scores in run(tokens, tokens).items():
         assert (scores == 0).all(), site
     other = run(tokens, tokens.at[1].add(1) % CLASSIC.n_vocab)
@@ -177,8 +176,8 @@ def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
 
     def error(steps):
         scores = jax.jit(
-            lambda *pair: attribution_patch(
-                params, MODERN, *pair, metric, ("embed",), steps=steps, by=()
+            lambda a, b: attribution_patch(
+                params, MODERN, a, b, metric, ("embed",), steps=steps, by=()
             )
         )(clean, corrupted)
         return abs(float(scores["embed"] - effect))
@@ -254,7 +253,7 @@ def test_scores_are_summed_to_the_axes_asked_for():
     np.testing.assert_array_equal(neuron, jnp.full(7, 8.0))
 
 
-PAIRS = {
+PAIRS: dict[str, Any] = {
     "a stream and a later one": (("resid_pre", 1), ("resid_post", -1), 0, 3),
     "one layer": (("v", 0), ("attn_out", 0), None, 4),
     "the pattern by the embedding": (("embed", None), ("pattern", 1), 1, 4),
@@ -272,8 +271,9 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
         tokens
     )
 
-    def value(site, layer, at, move=None):
+    def value(node, at, move=None):
         """The value at `at`; with the source moved, where it is asked for."""
+        site, layer = node
 
         def edit(name, here, value):
             if move is None or name != source[0] or (source[1] is not None and here is None):
@@ -289,8 +289,8 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
         return out if at is None else jnp.take(out, at, 1 if site == "pattern" else 0)
 
     rng = np.random.default_rng(0)
-    v = jnp.asarray(rng.standard_normal(value(*source, position).shape))
-    u = jnp.asarray(rng.standard_normal(value(*target, end).shape))
+    v = jnp.asarray(rng.standard_normal(value(source, position).shape))
+    u = jnp.asarray(rng.standard_normal(value(target, end).shape))
     assert whole.shape == u.shape + v.shape
     pushed = jvp_between(params, MODERN, tokens, source, target, v, **where)
     pulled = vjp_between(params, MODERN, tokens, source, target, u, **where)
@@ -298,7 +298,7 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
     np.testing.assert_allclose(pulled, jnp.tensordot(u, whole, u.ndim), rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose((u * pushed).sum(), (pulled * v).sum(), rtol=1e-11)
     small = 1e-6
-    slope = (value(*target, end, small * v) - value(*target, end, -small * v)) / (2 * small)
+    slope = (value(target, end, small * v) - value(target, end, -small * v)) / (2 * small)
     assert jnp.abs(slope).max() > 1e-3
     np.testing.assert_allclose(pushed, slope, rtol=1e-5, atol=1e-7)
 

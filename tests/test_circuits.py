@@ -83,7 +83,7 @@ def check_everything(config: Config) -> None:
     for kind in "qkv":
         expected = dense_composition(params, config, kind)
         np.testing.assert_allclose(ours[kind], expected, rtol=0, atol=1e-11)
-    eigenvalues = np.linalg.eigvals(full_ov) if config.n_layers else full_ov[..., 0]
+    eigenvalues: Any = np.linalg.eigvals(full_ov) if config.n_layers else full_ov[..., 0]
     total = np.abs(eigenvalues).sum(-1)
     np.testing.assert_allclose(ours["copying"], eigenvalues.sum(-1).real / total, atol=1e-8)
     check_directions(ours["directions"], full_ov, config)

@@ -119,9 +119,7 @@ def by_split_streams(
 def test_every_edge_is_the_derivative_by_one_message_to_one_reader(config: Config, x64):
     assume(config.n_layers)
     params, (clean, corrupted) = random_params(config, dtype=jnp.float64), pair(config)
-    scores = jax.jit(lambda *both: edge_attribution(params, config, *both, metric))(
-        clean, corrupted
-    )
+    scores = jax.jit(lambda a, b: edge_attribution(params, config, a, b, metric))(clean, corrupted)
     mask = edge_mask(config)
     assert scores.shape == mask.shape == (len(senders(config)), len(receivers(config)))
     # After the senders' rows, the whole change of each receiver's input, as if it were one message.

@@ -19,7 +19,7 @@ from jaxformer.sites import AXES, WHOLE
 from tests.models import NAMED, SEED, configs, random_params, random_tokens
 
 LENGTH = 5
-close = {"rtol": 1e-9, "atol": 1e-9}
+close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def texts(config: Config, *batch: int) -> tuple[jax.Array, jax.Array]:
@@ -136,7 +136,7 @@ def naive_path(
     sender: Any,
     reader: Any,
     mlps: bool,
-) -> float:
+) -> jax.Array:
     """By three whole passes: freeze every head but the sender, look at what the reader then reads, put that in."""
     sites = ("head_out", "mlp_out", kind)
     before = forward(params, config, corrupted, capture=sites).activations
@@ -279,12 +279,14 @@ def test_a_deep_model_s_passes_join_at_few_layers(x64):
 def test_a_budget_of_memory_is_kept_and_changes_nothing():
     config = dataclasses.replace(NAMED["modern"], d_model=32, d_mlp=128, n_layers=3)
     params = random_params(config)
-    pair = tuple(jnp.tile(tokens, 8) for tokens in texts(config))
+    clean, corrupted = texts(config)
+    pair = jnp.tile(clean, 8), jnp.tile(corrupted, 8)
     weights = sum(array.nbytes for array in jax.tree.leaves(params))
 
     def program(memory: int):
         def found(params, pair):
-            return patch_sweep(params, config, *pair, metric, "resid_pre", memory=memory)
+            clean, corrupted = pair
+            return patch_sweep(params, config, clean, corrupted, metric, "resid_pre", memory=memory)
 
         return jax.jit(found).lower(params, pair).compile()
 
@@ -295,7 +297,8 @@ def test_a_budget_of_memory_is_kept_and_changes_nothing():
     for memory in (least, 2 * least, 5 * least):
         used = program(memory)
         np.testing.assert_allclose(used(params, pair), plain, rtol=1e-5)
-        assert used.memory_analysis().temp_size_in_bytes <= memory + weights
+        analysis: Any = used.memory_analysis()
+        assert analysis.temp_size_in_bytes <= memory + weights
     with pytest.raises(ValueError, match="are too few"):
         program(least - 1)
 

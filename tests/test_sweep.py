@@ -19,7 +19,7 @@ from tests.models import NAMED, compiled_flops, configs, random_params
 
 LENGTH = 5
 READ = jnp.array([-1, 1])
-close = {"rtol": 1e-9, "atol": 1e-9}
+close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def last_block(params, config: Config, state, edit: Edit, at=None, kernel: Any = "einsum"):

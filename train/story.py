@@ -137,7 +137,8 @@ def tell(params: Params, config: Config) -> dict[str, Array]:
     print(f"  {sender[0]}.{sender[1]} has a previous-token score of {previous[sender]:.2f}")
 
     _table("5. Read: copying scores of the OV circuits", copying_score(params, config))
-    own = full_ov_circuit(params, config)[layer, head].AB.argmax(axis=1)
+    circuit: Any = full_ov_circuit(params, config)[layer, head]
+    own = circuit.AB.argmax(axis=1)
     right = int((own == jnp.arange(config.n_vocab)).sum())
     print(f"  {name} raises the token's own logit most for {right} of {config.n_vocab} tokens")
     names = "induction score", "restored", f"path into {name}'s keys", "previous-token score"

@@ -84,12 +84,12 @@ def paths(
     model = build(config, params, device)
     batches = [ids(tokens, device) for tokens in (clean, corrupted)]
     with torch.inference_mode():
-        caches = [model.run_with_cache(tokens)[1] for tokens in batches]
+        clean_cache, cache = (model.run_with_cache(tokens)[1] for tokens in batches)
 
     def call() -> Tensor:
         with torch.inference_mode():
             return lens.get_act_patch_direct_path_all_sources(
-                model, batches[1], *caches, metric, component="q", verbose=False
+                model, batches[1], clean_cache, cache, metric, component="q", verbose=False
             )
 
     return waited(call, device)
@@ -113,7 +113,7 @@ def attribution(
         return kinds.index(node.kind), node.layer or 0, node.head or 0, node.position
 
     def call() -> Tensor:
-        scores = attribution_patch(model, *batches, metric).node_scores
+        scores = attribution_patch(model, batches[0], batches[1], metric).node_scores
         return torch.tensor([scores[node] for node in sorted(scores, key=order)])
 
     return waited(call, device)

@@ -105,19 +105,17 @@ class _Climb(NamedTuple):
         each = partial(_side_by_side, at_once=at_once)
         # Where it is known what is read, the last layer is run only there, at the end.
         top = self.sweep.config.n_layers - self.narrow
-        cells, states = joining[0], self.begin(landings[0], joining[0])
-        for i, until in enumerate((*landings[1:], top)):
-            if i:
-                new = self.begin(landings[i], joining[i])
-                cells, states = (
-                    jnp.concatenate(pair) for pair in ((cells, joining[i]), (states, new))
-                )
+        cells = joining[0][:0]
+        states: Any = None
+        for landing, new, until in zip(landings, joining, (*landings[1:], top), strict=True):
+            cells, begun = jnp.concatenate([cells, new]), self.begin(landing, new)
+            states = begun if states is None else jnp.concatenate([states, begun])
 
-            def turn(index: Array, states: Array, cells: Array = cells) -> Array:
+            def turn(index: Array, states: Any, cells: Array = cells) -> Any:
                 return each(partial(self.step, index), cells, states)
 
-            if landings[i] < until:
-                states = jax.lax.fori_loop(landings[i], until, turn, states)
+            if landing < until:
+                states = jax.lax.fori_loop(landing, until, turn, states)
         return each(self.end, cells, states)
 
     @property

@@ -89,7 +89,7 @@ def path_patch(
     later = every[:, every[0] < every[2]].T
     later = later[np.argsort(later[:, 2], kind="stable")]
     cells = np.stack([later[:, 2], later[:, 0] * senders + later[:, 1], later[:, 3]], axis=1)
-    places = np.ravel_multi_index(later.T, shape)
+    places: Any = np.ravel_multi_index(tuple(later.T), shape)
     sweep = _Paths(config, metric, single, compute, receiver, through_mlps)
     return run(sweep, params, runs, cells, shape, places, memory=memory, progress=progress)
 
@@ -123,7 +123,7 @@ class _Paths(Sweep):
 
     def edit(self, held: Any, own: Block, index: Layer, cell: Int[Array, "3"]) -> Edit:
         (streams, changes), (layer, sender, head) = held, cell
-        change = changes[jnp.minimum(index, len(changes) - 1), sender]
+        change = changes[jnp.minimum(jnp.asarray(index), len(changes) - 1), sender]
         new = _read(own, self.config, update(streams[index], change), self.receiver)
         return patch(self.receiver, layer, {"head": head}, new)
 

@@ -47,7 +47,8 @@ def check_door(
             check_vocabulary(tokens, config.n_vocab)
     check_alike(*pair)
     read = None if read is None else check_read(read, pair[0].shape[-1])
-    return Runs(*map(jnp.atleast_2d, pair), read), pair[0].ndim == 1
+    batch_of = jnp.atleast_2d
+    return Runs(batch_of(pair[0]), batch_of(pair[1]), read), pair[0].ndim == 1
 
 
 def run(
