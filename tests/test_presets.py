@@ -58,9 +58,20 @@ class Vocabulary:
 def test_two_layers_of_attention_form_an_induction_head_and_one_does_not(
     n_layers: int, tmp_path: Path
 ):
-    """In processes of their own: the tests' XLA does not optimise, and these are a thousand real steps."""
+    """Half the preset's heads and context, in processes of their own: the tests' XLA does not optimise."""
     command = [sys.executable, "-m", "train", "induction", "--config.n-layers", str(n_layers)]
-    subprocess.run([*command, "--runs", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    command += [
+        "--config.n-heads",
+        "2",
+        "--config.d-head",
+        "32",
+        "--context",
+        "31",
+        "--steps",
+        "400",
+    ]
+    command += ["--config.n-context", "31", "--runs", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     last = read_metrics(tmp_path / "induction")[-1]
     best = np.max(last["induction"])
     if n_layers == 2:

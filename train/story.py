@@ -153,9 +153,13 @@ def story(*, load: Path | None = None, steps: int = 400, picture: Path = Path("s
         steps: of the training.
         picture: where to draw what was found.
     """
+    if not picture.absolute().parent.is_dir():
+        raise ValueError(f"{picture} cannot be written: there is no such folder")
     config, params = train(steps) if load is None else load_model(load)[:2]
     if config.n_layers < 2 or config.n_kv_heads not in (None, config.n_heads):
         raise ValueError("this story needs two layers or more, and keys of each head's own")
+    if min(config.n_vocab - 1, (config.n_context or 4) // 2) < 2:
+        raise ValueError("this story needs three tokens or more, and a context of four")
     found = tell(params, config)
     by, labels = ("score", "layer", "head"), {"score": list(found)}
     heat_map(np.stack(list(found.values())), by, labels=labels).savefig(picture)

@@ -36,7 +36,7 @@ class Peer(NamedTuple):
 
 TORCH = "pip install torch"
 HF = "pip install torch transformers"
-LENS = "pip install transformer-lens"
+LENS = "pip install 'transformer-lens>=4.3,<5'"
 
 PEERS: dict[str, Peer] = {
     "flax-nnx": Peer("flax_nnx", ("flax",), "pip install flax", {}),
