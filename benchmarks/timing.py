@@ -34,9 +34,9 @@ def interleave(
         warmup: rounds that are not counted.
         repeats: counted rounds.
         seconds: start no further round after this long, once there are three.
-        settle: a call that takes less than this is made once uncounted in its turn before the counted one.
-            Whoever came before leaves the caches full and, if it is another library, its threads
-            spinning for a while on the cores.
+        settle: a call that takes less than this is made uncounted in its turn before the counted one, as often
+            as it takes that long. Whoever came before leaves the caches full and, if it is another library, its
+            threads spinning for a while on the cores.
         together: so many neighbours share a turn: always called one after the other.
 
     >>> len(interleave({"a": lambda: 1, "b": lambda: 2}, repeats=5)["a"])
@@ -55,7 +55,8 @@ def interleave(
         turn = done * together % len(names)  # nobody always follows the same one
         for name in names[turn:] + names[:turn]:
             function = functions[name]
-            if last[name] < settle:
+            settled = time.perf_counter() + settle
+            while last[name] < settle and time.perf_counter() < settled:
                 clock(function)
             last[name] = clock(function)
             taken[name].append(last[name])

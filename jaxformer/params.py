@@ -93,6 +93,7 @@ def partition(config: Config, rules: Mapping[str, str | None]) -> Params:
     return spec.shardings(specs(config), rules)
 
 
+@lru_cache
 def count(config: Config) -> int:
     """The number of parameters.
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Config
 from jaxformer.interp.climb import Runs, Sweep, climb
 from jaxformer.interp.metric import check_alike
-from jaxformer.params import Params, check_params, count
+from jaxformer.params import Params, abstract, check_params, count
 from jaxformer.transformer import check_read, check_vocabulary
 
 GIB = 2**30
@@ -77,7 +77,7 @@ def run(
     Raises:
         ValueError: too little memory.
     """
-    room = _room(sweep, runs, _record.eval_shape(sweep, params, runs), len(cells), memory)
+    room = _room(sweep, params, runs, len(cells), memory)
     shown = _shows_progress(progress, sweep, (params, runs), len(cells), runs.corrupted.size)
     landings, columns, order = _columns(cells, max(room.columns, 16 if shown else 1))
     where = np.append(places, math.prod(shape)).astype(np.int32)[order]  # a filler's is out of it
@@ -101,23 +101,23 @@ class Room(NamedTuple):
     columns: int
 
 
-def _room(sweep: Sweep, runs: Runs, held: Any, cells: int, memory: int) -> Room:
+def _room(sweep: Sweep, params: Params, runs: Runs, cells: int, memory: int) -> Room:
     """Half of what the runs leave is for streams, half for what a layer makes of them.
 
     Raises:
         ValueError: one cell is too much.
     """
     (batch, length), config = runs.corrupted.shape, sweep.config
-    places = length if runs.read is None else len(runs.read)
+    read = None if runs.read is None else len(runs.read)
+    held = _held(sweep, params.W_E.dtype, batch, length, read)
     heads = (4 * config.n_heads + 4 * config.sizes["k"]) * config.d_head
     attention = heads + 3 * config.n_heads * length
     per_token = 8 * config.d_model + max(attention, (3 + config.gated) * config.d_mlp)
-    itemsize = max([4, *(array.dtype.itemsize for array in jax.tree.leaves(held))])
-    each = batch * (length * per_token + 2 * places * config.n_vocab) * itemsize
-    stream = (
-        4 * batch * length * config.d_model * itemsize
-    )  # as it is, joined, and in and out of a loop
-    fixed = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(held))
+    itemsize = max([4, *(array.dtype.itemsize for array in held)])
+    each = batch * (length * per_token + 2 * (read or length) * config.n_vocab) * itemsize
+    # A stream as it is, joined to others, and in and out of a loop.
+    stream = 4 * batch * length * config.d_model * itemsize
+    fixed = sum(array.size * array.dtype.itemsize for array in held)
     least = min(LANDINGS, max(config.n_layers, 1)) * stream
     free = memory - fixed
     if free < least + each:
@@ -126,7 +126,18 @@ def _room(sweep: Sweep, runs: Runs, held: Any, cells: int, memory: int) -> Room:
             f"give at least {fixed + least + each}, or shorter or fewer sequences"
         )
     streams = max(least, min(free // 2, free - each))
-    return Room((free - streams) // each, math.ceil(cells * stream / streams))
+    return Room(min((free - streams) // each, cells), math.ceil(cells * stream / streams))
+
+
+@lru_cache(maxsize=32)
+def _held(sweep: Sweep, dtype: Any, batch: int, length: int, read: int | None) -> list[Any]:
+    """The arrays that the two runs leave, without the arrays."""
+    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    places = None if read is None else jax.ShapeDtypeStruct((read,), jnp.int32)
+    runs = Runs(tokens, tokens, places)
+    return jax.tree.leaves(
+        jax.eval_shape(partial(_record, sweep), abstract(sweep.config, dtype), runs)
+    )
 
 
 def _columns(
@@ -142,8 +153,8 @@ def _columns(
     ((0, 2), [(2, 2, 2), (2, 1, 2)], [[0, 1, 3], [2, -1, -1]])
     """
     layers = np.unique(cells[:, 0])
-    groups = np.array_split(layers, min(LANDINGS, len(layers)))
-    shares = [np.flatnonzero(np.isin(cells[:, 0], some)) for some in groups]
+    landings = [int(some[0]) for some in np.array_split(layers, min(LANDINGS, len(layers)))]
+    shares = np.split(np.arange(len(cells)), np.searchsorted(cells[:, 0], landings[1:]))
     number = min(number, max(map(len, shares)))
     order = []
     for share in shares:
@@ -153,7 +164,7 @@ def _columns(
         order.append(filled.reshape(number, each))
     numbered = np.concatenate([cells, np.full_like(cells[:1], -1)]).astype(np.int32)
     columns = tuple(numbered[own] for own in order)
-    return tuple(int(some[0]) for some in groups), columns, np.concatenate(order, axis=1)
+    return tuple(landings), columns, np.concatenate(order, axis=1)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("landings", "at_once", "shape"))
