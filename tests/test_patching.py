@@ -113,6 +113,16 @@ def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
     )
 
 
+def test_after_the_layers_the_places_are_those_read(x64):
+    config = NAMED["modern"]
+    params = random_params(config, dtype=jnp.float64)
+    runs = params, config, *texts(config)
+    some = jnp.array([3, -1])
+    found = patch_sweep(*runs, metric, "final", ("position",), read=some)
+    every = patch_sweep(*runs, lambda logits: metric(logits[some]), "final", ("position",))
+    np.testing.assert_allclose(found, every[some], **close)
+
+
 @settings(max_examples=4)
 @given(config=configs())
 def test_any_model_can_be_swept(config: Config):
@@ -170,6 +180,7 @@ def test_a_path_is_three_passes(name: str, kind: str, mlps: bool, x64):
         np.testing.assert_allclose(found[*sender, *reader], expected, **close)
 
 
+NONE = dataclasses.replace(NAMED["modern"], n_layers=0)
 REFUSED = [
     ({"site": "resid"}, "unknown site 'resid'; this model shows embed"),
     ({"site": "pos_embed", "by": ("position",)}, "this Config has no site 'pos_embed'"),
@@ -186,6 +197,7 @@ REFUSED = [
     ({"read": jnp.array([5])}, "read holds 5, but there are 5 tokens"),
     ({"memory": 1000}, "memory=1000 bytes are too few"),
     ({"site": "pattern", "compute": Compute(kernel="fused")}, "never forms 'pattern'"),
+    ({"params": random_params(NONE), "config": NONE}, "this model has none: n_layers=0"),
     ({"config": SEED}, "both must come from one model|this Config does not"),
 ]
 
@@ -197,7 +209,7 @@ def test_what_cannot_be_swept_is_refused(change: dict, sentence: str):
     asked = {"config": config, "clean": clean, "corrupted": corrupted, "metric": metric}
     asked |= {"site": "resid_pre"} | change
     with pytest.raises(ValueError, match=sentence):
-        inspect.unwrap(patch_sweep)(random_params(config), **asked)
+        inspect.unwrap(patch_sweep)(**{"params": random_params(config)} | asked)
 
 
 def test_paths_that_cannot_be_are_refused():

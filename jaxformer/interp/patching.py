@@ -5,6 +5,7 @@ what tells the two texts apart moves the metric from its corrupted towards its c
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxformer.interp.metric import Metric
 from jaxformer.interp.parts import axis_of
 from jaxformer.interp.sweep import GIB, check_door, run
 from jaxformer.params import Block, Params
-from jaxformer.sites import AXES, WHOLE, Edit, Layer, Tap, check_capture, keep
+from jaxformer.sites import AXES, READ, WHOLE, Edit, Layer, Tap, check_capture, keep
 from jaxformer.transformer import embed
 
 
@@ -58,8 +59,8 @@ def patch_sweep(
         corrupted: as many, of the run to patch.
         metric: from the logits of a sequence `t v`, or of a batch `b t v`, to one number.
         site: any that `forward` shows here.
-        by: "layer", "position" (of the query, where there are two), "source", "head" (key/value heads at k and v),
-            "neuron".
+        by: "layer", "position" (of the query, where there are two; at final_scale, final and logits: of `read`),
+            "source", "head" (key/value heads at k and v), "neuron".
         read: the places along t whose logits the metric gets, as in `forward`: with one of them, most of the
             unembedding is left out.
         memory: the most bytes to hold at once, the parameters not counted.
@@ -80,16 +81,14 @@ def patch_sweep(
     """
     runs, single = check_door(params, config, clean, corrupted, read)
     check_capture((site,), config, compute)
-    sizes = part_sizes(site, by, config, runs.corrupted.shape[1])
-    shape = tuple(sizes[name] for name in by)
-    sizes = {"layer": 1} | sizes
+    shown = runs.read if site in READ and runs.read is not None else runs.corrupted[0]
+    sizes = part_sizes(site, by, config, len(shown))
+    shape = tuple(sizes.values())
     names = ("layer", *(name for name in by if name != "layer"))
-    cells = np.array(list(np.ndindex(*(sizes[name] for name in names))), np.int32)
-    places = (
-        np.ravel_multi_index([cells[:, names.index(name)] for name in by], shape)
-        if by
-        else np.zeros(1, int)
-    )
+    grid = np.indices([sizes.get(name, 1) for name in names], np.int32)
+    cells = grid.reshape(len(names), -1).T
+    places = np.arange(math.prod(shape)).reshape([sizes.get(name, 1) for name in by])
+    places = places.transpose([tuple(by).index(name) for name in names if name in by]).ravel()
     sweep = _Patches(config, metric, single, compute, site, names[1:], "layer" in by)
     return run(sweep, params, runs, cells, shape, places, memory=memory, progress=progress)
 
@@ -133,7 +132,7 @@ def part_sizes(site: str, by: Sequence[str], config: Config, length: int) -> dic
     """How many parts each name of `by` takes a site apart into.
 
     Raises:
-        ValueError: a name that the site has no axis for, or one named twice.
+        ValueError: a name that the site has no axis for, or one named twice; layers of a model that has none.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> part_sizes("z", ("layer", "head"), config, 7)
@@ -147,6 +146,8 @@ def part_sizes(site: str, by: Sequence[str], config: Config, length: int) -> dic
             raise ValueError(f"by names {name!r} twice")
         if name == "layer" and site in WHOLE:
             raise ValueError(f"{site} belongs to no layer; leave 'layer' out of by={tuple(by)}")
+        if name == "layer" and not config.n_layers:
+            raise ValueError("by names 'layer', and this model has none: n_layers=0")
         if name == "layer":
             sizes[name] = config.n_layers
         else:
