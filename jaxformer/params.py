@@ -156,6 +156,18 @@ def check_params(params: Params, config: Config) -> None:
         )
 
 
+def stacked(params: Params, config: Config) -> Block:
+    """The blocks, stacked over layers, of parameters that are this Config's.
+
+    Raises:
+        ValueError: as `check_params`; layers in a list, as `unstack` gives them.
+    """
+    check_params(params, config)
+    if isinstance(params.blocks, list):
+        raise ValueError("the layers are listed; give them stacked, as init does")
+    return params.blocks
+
+
 @lru_cache
 def _expected(config: Config, *, unstacked: bool) -> list[tuple[Any, Any]]:
     shapes = abstract(config)

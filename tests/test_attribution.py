@@ -343,7 +343,7 @@ REFUSED = {
     ),
     "a list of layers": (
         lambda: gradients(unstack(seed), SEED, tokens, metric, ("z",)),
-        "need stacked layers",
+        "the layers are listed; give them stacked",
     ),
     "a token outside": (
         lambda: gradients(seed, SEED, tokens.at[1].set(11), metric, ("z",)),

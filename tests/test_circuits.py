@@ -267,7 +267,7 @@ def test_what_cannot_be_read_is_refused():
     params = random_params(SEED)
     with pytest.raises(ValueError, match="kind='o' must be one of 'q', 'k', 'v'"):
         composition_scores(params, SEED, "o")
-    with pytest.raises(ValueError, match="circuits are read from stacked layers"):
+    with pytest.raises(ValueError, match="the layers are listed; give them stacked"):
         qk_circuit(unstack(params), SEED)
     with pytest.raises(ValueError, match="both must come from one model"):
         ov_circuit(params, GROUPED)

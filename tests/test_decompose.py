@@ -37,6 +37,9 @@ LAYERED_NORM = dataclasses.replace(CLASSIC, tied=False, unembed_bias=True, n_kv_
 BIGRAM = dataclasses.replace(CLASSIC, n_layers=0)
 
 
+TOKENS = jnp.array([3, 1, 4])
+
+
 def tame(config: Config, seed: int = 0) -> Any:
     """Float64 parameters under which no stream without norms explodes, so that 1e-10 means something."""
     return jax.tree.map(lambda array: 0.5 * array, random_params(config, seed, jnp.float64))
@@ -254,6 +257,24 @@ def test_neurons_sum_to_their_layer_and_are_projected_without_being_formed(x64):
     assert "12x8x5xf64" not in shapes
 
 
+def test_neurons_of_a_layer_that_is_not_there_are_none_when_traced():
+    params, out = random_params(SEED), forward(random_params(SEED), SEED, TOKENS, capture=("post",))
+    found = jax.jit(lambda layer: neuron_results(params, SEED, out.activations, layer))
+    for layer in (-1, 2):
+        assert np.isnan(found(layer)).all()
+
+
+def test_narrow_neurons_are_projected_in_float32():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params(SEED))
+    out = forward(params, SEED, TOKENS, capture=("post",))
+    towards = logit_directions(params, SEED, out.activations, 2)
+    found = neuron_results(params, SEED, out.activations, 0, onto=towards)
+    expected = out.activations["post"][0].astype(jnp.float32) * (
+        params.blocks.mlp.W_out[0].astype(jnp.float32) @ towards
+    )
+    np.testing.assert_allclose(found, expected.T, rtol=1e-6)
+
+
 def test_the_scale_that_an_edit_set_counts(x64):
     params, tokens = tame(LAYERED_NORM), random_tokens(LAYERED_NORM, LENGTH)
     fixed = lambda site, layer, value: value * 3.0 if site == "final_scale" else value  # noqa: E731
@@ -276,7 +297,7 @@ def test_at_the_places_that_were_read(x64):
     wrote = direct_logit_attribution(params, LAYERED_NORM, out.activations, parts[:, read], 2)
     agree(wrote.sum(0) + final_bias(params, LAYERED_NORM, 2), out.logits[:, 2])
     with pytest.raises(
-        ValueError, match="the components hold 5 positions, the final scale or the tokens 2"
+        ValueError, match="the components hold 5 positions, the scale or the tokens 2"
     ):
         direct_logit_attribution(params, LAYERED_NORM, out.activations, parts, 2)
 
@@ -340,11 +361,17 @@ def test_what_cannot_be_taken_apart_is_refused(x64):
         (lambda: head_results(params, CLASSIC, {"z": acts["z"]}, remainder=True), "lack 'resid_post'"),
         (lambda: head_results(unstack(params), CLASSIC, acts), "the layers are listed"),
         (lambda: neuron_results(params, CLASSIC, acts, 2), "layer=2 is not there; choose 0 to 1"),
+        (lambda: neuron_results(params, CLASSIC, acts, jnp.int32(2)), "layer=2 is not there"),
+        (lambda: neuron_results(params, CLASSIC, acts, jnp.int32(-1)), "layer=-1 is not there"),
         (lambda: neuron_results(tame(none), none, acts, 0), "d_mlp=0: this Config has no neurons"),
         (lambda: neuron_labels(none, 0), "d_mlp=0"),
         (lambda: logit_directions(params, CLASSIC, bare, 1), "the activations lack 'resid_post'"),
         (lambda: logit_directions(params, CLASSIC, acts, jnp.array([1, 2, 3])), "there are 3 tokens for 5 positions"),
         (lambda: direct_logit_attribution(params, CLASSIC, acts, parts, jnp.ones((2, 5), jnp.int32)), "one id, or one"),
+        (lambda: logit_directions(params, CLASSIC, acts, jnp.ones(5, int), jnp.ones(3, int)), "give one, or as many"),
+        (lambda: final_bias(params, CLASSIC, jnp.ones(5, int), jnp.ones(3, int)), "give one, or as many"),
+        (lambda: apply_norm(params, CLASSIC, acts, parts[:, -1:]), "hold 1 positions, the scale or the tokens 5"),
+        (lambda: apply_norm(unstack(params), CLASSIC, acts, parts, 0), "the layers are listed"),
     ]  # fmt: skip
     for call, sentence in cases:
         with pytest.raises(ValueError, match=sentence):

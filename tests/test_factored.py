@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.interp.factored import FactoredMatrix
+from jaxformer.interp.factored import FactoredMatrix, quotient
 
 SHAPES = {
     "tall": ((), 6, 2, 4),
@@ -178,11 +178,24 @@ def test_its_norm_has_the_dense_matrix_s_derivative(name: str, x64):
         (lambda m: m[:, -5], IndexError, "index -5 is outside an axis of 4"),
         (lambda m: m[0, 0, 0], IndexError, r"\(0, 0, 0\) does not index the axes"),
         (lambda m: m[None], IndexError, "does not index the axes"),
+        (lambda m: m[jnp.int32(7)], IndexError, "index 7 is outside an axis of 3"),
+        (
+            lambda m: m[jnp.array([[0, 1]])],
+            IndexError,
+            r"shape \(1, 2\); give an array of one axis",
+        ),
     ],
 )
 def test_what_has_no_meaning_is_refused(wrong, error, sentence: str):
     with pytest.raises(error, match=sentence):
         wrong(factored((), 3, 1, 4))
+
+
+def test_what_is_no_number_stays_none():
+    bad = FactoredMatrix(jnp.array([[jnp.nan], [1.0]]), jnp.ones((1, 2)))
+    assert jnp.isnan(bad.norm())
+    assert jnp.isnan(quotient(jnp.array(1.0), jnp.array(jnp.nan)))
+    assert jnp.isnan(quotient(jnp.array(jnp.nan), jnp.array(2.0)))
 
 
 def test_narrow_factors_are_measured_in_float32():

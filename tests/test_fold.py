@@ -273,7 +273,7 @@ def test_a_fold_that_cannot_act_is_refused(x64):
         with pytest.raises(ValueError, match=sentence):
             fold(tame(config), config)
     for fold in (foldable, fold_value_bias, refactor_ov):
-        with pytest.raises(ValueError, match="the layers are listed; folds take them stacked"):
+        with pytest.raises(ValueError, match="the layers are listed; give them stacked"):
             fold(unstack(tame(CLASSIC)), CLASSIC)
         with pytest.raises(ValueError, match="both must come from one model"):
             fold(tame(SEED), CLASSIC)

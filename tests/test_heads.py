@@ -1,6 +1,7 @@
 """Scores of heads: certain on patterns made by hand, and sums over plain numpy indices on any other."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,6 +72,36 @@ def test_patterns_without_what_is_looked_for_are_refused():
         induction_score(jnp.ones((1, 4, 4)), period=4)
     with pytest.raises(ValueError, match="period=1 must be at least 2"):
         induction_score(jnp.ones((1, 4, 4)), period=1)
+    rows = jnp.eye(10, k=-1)[None, 4:]  # of queries that began later, as after a cache
+    for score in (previous_token_score, partial(induction_score, period=4)):
+        with pytest.raises(ValueError, match="6 queries and 10 keys is not that of one whole"):
+            score(rows)
+    with pytest.raises(ValueError, match="3 tokens do not fit a pattern of 4"):
+        duplicate_token_score(jnp.ones((1, 4, 4)), jnp.array([1, 2, 1]))
+
+
+def test_the_entropy_of_a_causal_pattern_has_a_derivative(x64):
+    params, tokens = random_params(SEED, dtype=jnp.float64), random_tokens(SEED, 5)
+
+    def entropy(scale):
+        scaled = params._replace(W_E=scale * params.W_E)
+        pattern = forward(scaled, SEED, tokens, capture=("pattern",)).activations["pattern"]
+        return pattern_entropy(pattern).sum()
+
+    by_hand = (entropy(1 + 1e-6) - entropy(1 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(entropy)(1.0), by_hand, rtol=1e-6)
+
+
+def test_a_traced_token_outside_the_vocabulary_is_no_score():
+    params = random_params(SEED)
+    score = jax.jit(lambda tokens: head_scores(params, SEED, tokens, "previous_token"))
+    assert np.isnan(score(jnp.array([1, 2, SEED.n_vocab, 3]))).all()
+
+
+def test_scores_are_summed_in_float32():
+    pattern = jnp.ones((1, 512, 512), jnp.bfloat16) / 512
+    np.testing.assert_allclose(pattern_entropy(pattern), np.log(512), rtol=1e-5)
+    assert previous_token_score(pattern).dtype == jnp.float32
 
 
 TOKENS = np.array([5, 2, 5, 5, 9, 2])

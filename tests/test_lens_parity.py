@@ -100,15 +100,7 @@ def neurons() -> Any:
 
 def looking(name: str) -> Any:
     """The share of a head's attention on the tokens where a head of that name looks."""
-    earlier = np.arange(len(CLEAN)) < np.arange(len(CLEAN))[:, None]
-    same = (lens.CLEAN[:, None] == lens.CLEAN) & earlier
-    targets = {
-        "previous_token": np.eye(len(CLEAN), k=-1),
-        "duplicate_token": same,
-        "induction": np.pad(same, ((0, 0), (1, 0)))[:, :-1] & earlier,
-    }
-    target = jnp.asarray(targets[name], jnp.float32)
-    return heads.match_score(activations()["pattern"], target)
+    return heads.head_scores(params(), CONFIG, CLEAN, name)
 
 
 @lru_cache

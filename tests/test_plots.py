@@ -109,11 +109,28 @@ def test_a_path_map_names_writers_and_readers():
             {"by": ("layer", "position"), "tokens": ["a"]},
             "1 labels do not fit the 3 places of 'position'",
         ),
+        (np.eye(3), {"tokens": ["a"] * 3}, "position or source, but the axes are layer, head"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused(values: Any, options: dict[str, Any], sentence: str):
     with pytest.raises(ValueError, match=sentence):
         heat_map(np.asarray(values), **options)
+
+
+def test_a_path_map_takes_pairs_of_heads_alone():
+    for shape in ((2, 2), (2, 2, 3, 2)):
+        with pytest.raises(ValueError, match=r"give \[layer, head, layer, head\]"):
+            path_map(np.zeros(shape))
+
+
+def test_dollars_are_dollars(tmp_path: Path):
+    """No text is read as a formula, wherever it stands."""
+    texts = ["$$", "$x$"]
+    figure = heat_map(
+        np.ones((2, 2, 2)), ("position", "$^$", "head"), tokens=texts, title="$^$", unit="$^$"
+    )
+    figure.savefig(tmp_path / "map.png")
+    assert [panel.get_title() for panel in panels(figure)] == ["position $$", "position $x$"]
 
 
 def test_it_is_a_picture_and_pyplot_stays_out(tmp_path: Path):

@@ -80,15 +80,43 @@ def test_a_model_that_it_is_not_about_is_a_sentence(
 
 
 def test_no_model_is_a_sentence(tmp_path: Path, capsys):
-    assert story.main(["--load", str(tmp_path / "none")]) == 1
+    picture = tmp_path / "story.png"
+    assert story.main(["--load", str(tmp_path / "none"), "--picture", str(picture)]) == 1
     assert "error: " in capsys.readouterr().err
-    assert not (tmp_path / "story.png").exists()
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize(("context", "vocabulary"), [(4, 11), (5, 11), (12, 3), (30, 62)])
+def test_the_answer_is_what_came_after_the_last_token_before(context: int, vocabulary: int):
+    config = dataclasses.replace(SEED, position="learned", n_context=context, n_vocab=vocabulary)
+    texts = story.write_texts(config)
+    for clean, corrupted, answer in zip(texts.clean, texts.corrupted, texts.answers, strict=True):
+        earlier = clean[:-1].tolist()
+        assert earlier[earlier.index(int(clean[-1])) + 1] == answer
+        assert int(clean[-1]) not in corrupted[:-1].tolist()
+
+
+def test_a_model_whose_best_head_has_none_before_it_ends_the_story(tmp_path: Path, capsys):
+    """The layers of the induction circuit, the wrong way round: a head in the first one has what score there is."""
+    circuit = circuits.induction()
+    blocks = jax.tree.map(lambda stacked: stacked[::-1], circuit.params.blocks)
+    folder = folder_with(tmp_path, circuit.config, circuit.params._replace(blocks=blocks))
+    assert story.main(["--load", folder, "--picture", str(tmp_path / "s.png")]) == 1
+    said = capsys.readouterr()
+    assert "the highest is 0." in said.out
+    assert "no head comes before" in said.err
 
 
 def test_a_picture_that_cannot_be_written_is_a_sentence_before_anything_runs(
     tmp_path: Path, capsys
 ):
-    assert story.main(["--picture", str(tmp_path / "none" / "story.png")]) == 1
-    said = capsys.readouterr()
-    assert "there is no such folder" in said.err
-    assert not said.out
+    for options, sentence in (
+        (["--picture", str(tmp_path / "none" / "story.png")], "there is no such folder"),
+        (["--picture", str(tmp_path)], "is no picture"),
+        (["--picture", str(tmp_path / "story.xyz")], "is no picture"),
+        (["--steps", "0"], "steps=0 must be at least 1"),
+    ):
+        assert story.main(options) == 1
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert not said.out

@@ -70,7 +70,9 @@ def write_texts(config: Config, rows: int = 16) -> Texts:
     sequence, other, middle = tokens[:, :period], tokens[:, period], period // 2
     clean = jnp.concatenate([sequence, sequence[:, : middle + 1]], axis=1)
     corrupted = clean.at[:, middle].set(other)
-    return Texts(jnp.tile(sequence, 2), clean, corrupted, sequence[:, middle + 1], period)
+    return Texts(
+        jnp.tile(sequence, 2), clean, corrupted, sequence[:, (middle + 1) % period], period
+    )
 
 
 def score(params: Params, config: Config, texts: Texts) -> tuple[Array, Array]:
@@ -104,6 +106,8 @@ def patch(params: Params, config: Config, texts: Texts) -> tuple[Array, dict[str
 
     run = jax.jit(jax.vmap(lambda tokens: forward(params, config, tokens, read=last).logits))
     low, high = metric(run(texts.corrupted)), metric(run(texts.clean))
+    if abs(high - low) < 1e-3:
+        raise ValueError("this story ends here: whether A B came before makes no difference to B")
     given = params, config, texts.clean, texts.corrupted, metric
     heads = patch_sweep(*given, "z", ("layer", "head"), read=last)
     paths = {kind: path_patch(*given, kind, read=last) for kind in "qkv"}
@@ -117,14 +121,16 @@ def tell(params: Params, config: Config) -> dict[str, Array]:
     layer, head = _largest(induction)
     name = f"{layer}.{head}"
     _table(f"1. Look: induction scores; the highest is {name}'s", induction)
+    if not layer:
+        raise ValueError(f"this story ends here: no head comes before {name}, to make it one")
 
     heads = jnp.indices(induction.shape)
     each = jax.vmap(jax.vmap(lambda *silent: loss_without(params, config, texts, silent)))(*heads)
     _table("2. Ablate: loss on the second half, with one head silent", each)
-    alike = jnp.flatnonzero(induction[layer] > 0.5)
+    alike = jnp.flatnonzero(induction[layer] > induction[layer, head] / 2)
     whole, none = (loss_without(params, config, texts, (layer, h)) for h in (alike[:0], alike))
     print(
-        f"  with none silent {whole:.3f}; with all of layer {layer} that score over 0.5 {none:.2f}"
+        f"  with none silent {whole:.3f}; with all of layer {layer} that score half as much {none:.2f}"
     )
 
     restored, paths = patch(params, config, texts)
@@ -153,8 +159,14 @@ def story(*, load: Path | None = None, steps: int = 400, picture: Path = Path("s
         steps: of the training.
         picture: where to draw what was found.
     """
+    if picture.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(
+            f"--picture {picture} is no picture; give a file that ends in .png, .svg or .pdf"
+        )
     if not picture.absolute().parent.is_dir():
         raise ValueError(f"{picture} cannot be written: there is no such folder")
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
     config, params = train(steps) if load is None else load_model(load)[:2]
     if config.n_layers < 2 or config.n_kv_heads not in (None, config.n_heads):
         raise ValueError("this story needs two layers or more, and keys of each head's own")

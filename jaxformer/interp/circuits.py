@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.config import Config
 from jaxformer.interp.factored import FactoredMatrix, quotient, root
-from jaxformer.params import Params, check_params
+from jaxformer.params import Params, stacked
 from jaxformer.stream import widened
 
 
@@ -276,10 +276,7 @@ def read_through_unembedding(
 
 def _attention(params: Params, config: Config) -> Any:
     """The attention layers' parameters, checked, in float32 or wider."""
-    if isinstance(params.blocks, list):
-        raise ValueError("circuits are read from stacked layers, as init gives them")
-    check_params(params, config)
-    return jax.tree.map(widened, params.blocks.attn)
+    return jax.tree.map(widened, stacked(params, config).attn)
 
 
 def _per_query_head(W: Float[Array, "l d k h"], config: Config) -> Float[Array, "l n d h"]:

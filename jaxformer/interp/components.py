@@ -22,7 +22,7 @@ def component_labels(
     ['embed', '0_attn_out', '0_mlp_out', '1_attn_out']
     """
     layer = check_layer(config, layer, mlp_input=mlp_input)
-    outs = ("attn_out", "mlp_out") if config.d_mlp else ("attn_out",)
+    outs = writers(config)
     labels = [*embedding_sites(config)] + [f"{i}_{out}" for i in range(layer) for out in outs]
     return labels + [f"{layer}_attn_out"] * attends_first(config, mlp_input=mlp_input)
 
@@ -150,6 +150,11 @@ def stream_at(
 def embedding_sites(config: Config) -> tuple[str, ...]:
     """The sites whose sum is the first state."""
     return tuple(site for site in ("embed", "pos_embed") if site in shown(config))
+
+
+def writers(config: Config) -> tuple[str, ...]:
+    """The sites of a layer's updates of the stream."""
+    return ("attn_out", "mlp_out") if config.d_mlp else ("attn_out",)
 
 
 def captured(activations: Mapping[str, Array], *sites: str) -> list[Array]:

@@ -9,7 +9,11 @@ Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
+import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -22,10 +26,11 @@ from jaxformer.interp.components import (
     component_labels,
     embedding_sites,
     stream_at,
+    writers,
 )
 from jaxformer.interp.lens import direct_logit_attribution, final_bias, logit_lens
-from jaxformer.params import Block, Params
-from jaxformer.stream import product
+from jaxformer.params import Params, stacked
+from jaxformer.stream import product, wide, widened
 
 __all__ = [
     "accumulated_resid",
@@ -73,8 +78,8 @@ def decompose_resid(
     """
     del params
     layer = check_layer(config, layer, mlp_input=mlp_input)
-    embeddings, writers = embedding_sites(config), _writers(config)
-    values = captured(activations, *embeddings, *writers)
+    embeddings = embedding_sites(config)
+    values = captured(activations, *embeddings, *writers(config))
     embeds, outs = values[: len(embeddings)], values[len(embeddings) :]
     parts = [jnp.stack(embeds), _in_turn([out[:layer] for out in outs])]
     if attends_first(config, mlp_input=mlp_input):
@@ -154,7 +159,7 @@ def head_results(
     (4, 3, 8)
     """
     layer = check_layer(config, layer)
-    heads = _heads(params, activations, layer)
+    heads = _heads(params, config, activations, layer)
     if not remainder:
         return heads
     rest = stream_at(config, activations, layer) - heads.sum(0)
@@ -182,7 +187,8 @@ def neuron_results(
             for several.
 
     Raises:
-        ValueError: a layer that is not there, a site that was not captured, unstacked parameters.
+        ValueError: a layer that is not there (a traced one gives NaN), a site that was not captured, unstacked
+            parameters.
 
     >>> import jax, jaxformer
     >>> from jaxformer.interp.lens import logit_directions
@@ -193,17 +199,18 @@ def neuron_results(
     >>> neuron_results(params, config, out.activations, 1, onto=towards).shape
     (32, 3)
     """
-    mlp = _blocks(params).mlp
+    mlp = stacked(params, config).mlp
     if mlp is None:
         raise ValueError("d_mlp=0: this Config has no neurons")
-    if isinstance(layer, int) and not 0 <= layer < config.n_layers:
+    if not isinstance(layer, jax.core.Tracer) and not 0 <= layer < config.n_layers:
         raise ValueError(f"layer={layer} is not there; choose 0 to {config.n_layers - 1}")
-    post = captured(activations, "post")[0][layer]
-    W_out = mlp.W_out[layer].astype(post.dtype)
+    of_layer = partial(_of_layer, layer)
+    post = of_layer(captured(activations, "post")[0])
+    W_out = of_layer(mlp.W_out).astype(post.dtype)
     if onto is None:
         return jnp.einsum("tf,fd->ftd", post, W_out)
-    written = product("fd,...d->f...", W_out, onto.astype(post.dtype))
-    return post.T * (written if onto.ndim == 2 else written[:, None])
+    written = product("fd,...d->f...", widened(W_out), widened(onto).astype(wide(post.dtype)))
+    return widened(post).T * (written if onto.ndim == 2 else written[:, None])
 
 
 def full_decomposition(
@@ -241,8 +248,8 @@ def full_decomposition(
     layer = check_layer(config, layer, mlp_input=mlp_input)
     attended = layer + attends_first(config, mlp_input=mlp_input)
     embeds = jnp.stack(captured(activations, *embedding_sites(config)))
-    attn, mlp = _blocks(params).attn, _blocks(params).mlp
-    parts, bias = [_heads(params, activations, attended)], jnp.zeros_like(embeds[0])
+    attn, mlp = stacked(params, config).attn, stacked(params, config).mlp
+    parts, bias = [_heads(params, config, activations, attended)], jnp.zeros_like(embeds[0])
     biases = [(attn.b_O, attended)]
     if mlp is not None and neurons:
         post = captured(activations, "post")[0][:layer]
@@ -257,8 +264,10 @@ def full_decomposition(
     return jnp.concatenate([*parts, embeds, bias[None]])
 
 
-def _heads(params: Params, activations: Mapping[str, Array], layers: int) -> Float[Array, "c t d"]:
-    W_O = _blocks(params).attn.W_O
+def _heads(
+    params: Params, config: Config, activations: Mapping[str, Array], layers: int
+) -> Float[Array, "c t d"]:
+    W_O = stacked(params, config).attn.W_O
     if "head_out" in activations:
         each = captured(activations, "head_out")[0][:layers].swapaxes(1, 2)
     else:
@@ -279,11 +288,6 @@ def _flat(stacked: Float[Array, "l c t d"]) -> Float[Array, "lc t d"]:
     return stacked.reshape(layers * each, *rest)
 
 
-def _writers(config: Config) -> tuple[str, ...]:
-    return ("attn_out", "mlp_out") if config.d_mlp else ("attn_out",)
-
-
-def _blocks(params: Params) -> Block:
-    if isinstance(params.blocks, list):
-        raise ValueError("the layers are listed; decompose takes them stacked, as init gives them")
-    return params.blocks
+def _of_layer(layer: Any, stack: Float[Array, "l ..."]) -> Float[Array, "..."]:
+    """One layer of a stack; NaN for one that is not there, where indexing would take another."""
+    return stack.at[layer].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

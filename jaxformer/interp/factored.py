@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, NamedTuple, Union
 
 import jax
+import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from jaxformer.stream import widened
@@ -129,11 +129,12 @@ class FactoredMatrix:
         """What the same index takes from the product: leading axes first, then rows, then columns.
 
         An integer in the place of the row or the column leaves a vector (both: a number), as with an array.
-        Arrays of rows and of columns choose each for itself: a submatrix.
+        Arrays of rows and of columns have one axis and choose each for itself, apart from arrays elsewhere: of
+        both, a submatrix. Inside traced code an integer outside takes the nearest.
 
         Raises:
-            IndexError: more indices than axes, None, or an integer outside, where JAX would take the nearest.
-                (Python's own error here, for it is what ends a loop over the first axis.)
+            IndexError: more indices than axes, None, rows or columns in an array of several axes, or an integer
+                outside. (Python's own error here, for it is what ends a loop over the first axis.)
         """
         *leading, row, column = self._by_axis(index if isinstance(index, tuple) else (index,))
         A = self.A[tuple(leading)][..., row, :]
@@ -221,8 +222,15 @@ class FactoredMatrix:
         rest = (slice(None),) * (self.ndim - len(given))
         by_axis = (*items[:dots], *rest, *items[dots + 1 :])
         for item, size in zip(by_axis, self.shape, strict=True):
-            if isinstance(item, int | np.integer) and not -size <= item < size:
+            if isinstance(item, slice | jax.core.Tracer) or jnp.ndim(item):
+                continue
+            if not -size <= int(item) < size:
                 raise IndexError(f"index {item} is outside an axis of {size} in shape {self.shape}")
+        for item in by_axis[-2:]:
+            if not isinstance(item, slice) and jnp.ndim(item) > 1:
+                raise IndexError(
+                    f"rows or columns of shape {jnp.shape(item)}; give an array of one axis"
+                )
         return by_axis
 
 
@@ -232,8 +240,8 @@ def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
     >>> root(jnp.array([4.0, 0.0, -1e-9]))
     Array([2., 0., 0.], dtype=float32)
     """
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    none = square <= 0  # not of NaN, which stays
+    return jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, square)))
 
 
 def quotient(part: Float[Array, "..."], whole: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -242,8 +250,8 @@ def quotient(part: Float[Array, "..."], whole: Float[Array, "..."]) -> Float[Arr
     >>> quotient(jnp.array([1.0, 0.0]), jnp.array([4.0, 0.0]))
     Array([0.25, 0.  ], dtype=float32)
     """
-    some = whole > 0
-    return jnp.where(some, part / jnp.where(some, whole, 1.0), 0.0)
+    none = whole == 0  # not of NaN, which stays
+    return jnp.where(none, 0.0, part / jnp.where(none, 1.0, whole))
 
 
 def _drops_axis(item: Any) -> bool:

@@ -28,11 +28,10 @@ from jaxformer.interp.refactor import (
     refactor_ov,
     refactor_qk,
     refactor_qk_ov,
-    stacked,
     with_attention,
 )
 from jaxformer.norm import Norm
-from jaxformer.params import Block, Params, abstract
+from jaxformer.params import Block, Params, abstract, stacked
 
 __all__ = [
     "center_unembed",

@@ -10,7 +10,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.config import Compute, Config
@@ -25,7 +24,7 @@ def previous_token_score(pattern: Float[Array, "*l n t s"]) -> Float[Array, "*l 
     """Mean attention from a token to the one before it.
 
     Raises:
-        ValueError: a single token, which has none before it.
+        ValueError: a single token, which has none before it; a pattern that is not of one whole sequence.
     """
     return _diagonal_mean(pattern, 1, first=1)
 
@@ -38,7 +37,7 @@ def induction_score(pattern: Float[Array, "*l n t s"], period: int) -> Float[Arr
         period: the distance between two occurrences of one token, at least 2.
 
     Raises:
-        ValueError: a period below 2, or no repeat.
+        ValueError: a period below 2, or no repeat; a pattern that is not of one whole sequence.
 
     Source: Olsson et al. 2022, "In-context Learning and Induction Heads", "prefix matching score".
     """
@@ -48,7 +47,7 @@ def induction_score(pattern: Float[Array, "*l n t s"], period: int) -> Float[Arr
 
 
 def duplicate_token_score(
-    pattern: Float[Array, "*l n t s"], tokens: Int[Array, " t"]
+    pattern: Float[Array, "*l n t s"], tokens: Int[Array, " tokens"]
 ) -> Float[Array, "*l n"]:
     """Mean attention to all earlier occurrences of a token together, over the tokens that have one.
 
@@ -56,7 +55,8 @@ def duplicate_token_score(
     attention as missed.
 
     Raises:
-        ValueError: tokens none of which repeats. Inside traced code the score is then NaN.
+        ValueError: tokens none of which repeats (inside traced code the score is then NaN), or of another number
+            than the pattern's.
 
     Source: Wang et al. 2023, "Interpretability in the Wild", §3, "Duplicate Token Heads".
 
@@ -64,6 +64,9 @@ def duplicate_token_score(
     >>> duplicate_token_score(backwards, jnp.array([7, 3, 7]))
     Array([0.75], dtype=float32)
     """
+    length = _check_square(pattern)
+    if len(tokens) != length:
+        raise ValueError(f"{len(tokens)} tokens do not fit a pattern of {length}")
     if not isinstance(tokens, jax.core.Tracer) and len(np.unique(tokens)) == len(tokens):
         raise ValueError(f"none of these {len(tokens)} tokens occurs twice; give some that repeat")
     pattern = widened(pattern)
@@ -74,7 +77,10 @@ def duplicate_token_score(
 
 def pattern_entropy(pattern: Float[Array, "*l n t s"]) -> Float[Array, "*l n"]:
     """How many tokens a head looks at: the mean over queries of -Σ_s p·ln p, in nats."""
-    return -xlogy(pattern, pattern).sum(-1).mean(-1)
+    pattern = widened(pattern)
+    some = pattern > 0  # xlogy's derivative at 0 is infinite, and a masked score's would be NaN
+    logs = jnp.log(jnp.where(some, pattern, 1.0))
+    return -(pattern * logs).sum(-1).mean(-1)
 
 
 def match_score(
@@ -285,8 +291,23 @@ def copying_score(params: Params, config: Config) -> Float[Array, "l n"]:
 
 def _diagonal_mean(pattern: Array, back: int, first: int) -> Array:
     """Mean attention to the token `back` places earlier, over the queries from `first` on."""
-    length = pattern.shape[-2]
+    length = _check_square(pattern)
     if length <= first:
         raise ValueError(f"a pattern of {length} tokens is too short; give at least {first + 1}")
     queries = jnp.arange(first, length)
-    return pattern[..., queries, queries - back].mean(-1)
+    return widened(pattern)[..., queries, queries - back].mean(-1)
+
+
+def _check_square(pattern: Array) -> int:
+    """The number of tokens of a whole sequence's pattern.
+
+    Raises:
+        ValueError: queries and keys are not of the same tokens.
+    """
+    queries, keys = pattern.shape[-2:]
+    if queries != keys:
+        raise ValueError(
+            f"a pattern of {queries} queries and {keys} keys is not that of one whole sequence; "
+            "capture it with forward, without a cache"
+        )
+    return queries

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.params import Params
+from jaxformer.params import Params, stacked
 from jaxformer.sites import SITES, WHOLE, Edit, Layer, Site, Tap, check_capture, keep, position_axis
 from jaxformer.transformer import REMATS, Output, block, embed, forward, unembed
 
@@ -193,8 +193,7 @@ def site_shapes(
         raise ValueError(f"sites={sites!r} is one string; give a tuple of sites: ({sites!r},)")
     sites = tuple(sites)
     check_capture(sites, config, compute)
-    if isinstance(params.blocks, list):
-        raise ValueError("derivatives by site need stacked layers, as init gives them")
+    stacked(params, config)
     options: Any = {"capture": sites, "edit": edit, "read": read, "compute": compute}
     # Closed over, not passed in: forward looks at concrete tokens more closely than at traced ones.
     return jax.eval_shape(lambda: forward(params, config, tokens, **options)).activations

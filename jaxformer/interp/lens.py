@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Config
 from jaxformer.interp.components import captured, check_layer, stream_at
 from jaxformer.norm import CENTRES, Norm, normalize
-from jaxformer.params import Params
+from jaxformer.params import Params, stacked
 from jaxformer.sites import Tap
 from jaxformer.stream import product, wide, widened
 from jaxformer.transformer import check_vocabulary, unembed
@@ -89,11 +89,8 @@ def direct_logit_attribution(
     """
     dtype, (_, t, d) = wide(components.dtype), components.shape
     directions = logit_directions(params, config, activations, tokens, minus)
-    if directions.ndim == 2 and len(directions) != t:
-        raise ValueError(
-            f"the components hold {t} positions, the final scale or the tokens {len(directions)}; "
-            "give all at the same ones: those of read=..., if the pass had it"
-        )
+    if directions.ndim == 2:
+        _check_places(len(directions), t)
     directions = jnp.broadcast_to(directions, (t, d)).astype(dtype)
     return product("ctd,td->ct", components.astype(dtype), directions)
 
@@ -130,13 +127,14 @@ def logit_directions(
     >>> bool(jnp.allclose(logits, out.logits[:, 2], atol=1e-5))
     True
     """
+    _check_tokens(tokens, minus)
     direction = _unembedding(params, config, tokens)
     if minus is not None:
         direction = direction - _unembedding(params, config, minus)
     if params.final_norm is None:
         return direction
     scale = _scale(params.final_norm, config, activations, config.n_layers, mlp_input=False)
-    if direction.ndim == 2 and len(direction) not in (1, len(scale)):
+    if direction.ndim == 2 and len(direction) != len(scale):
         raise ValueError(
             f"there are {len(direction)} tokens for {len(scale)} positions; give one, or one for each"
         )
@@ -155,12 +153,16 @@ def final_bias(
 
     It is the same in every text. Zero in a model without these biases.
 
+    Raises:
+        ValueError: a token outside the vocabulary, other lengths.
+
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> final_bias(jaxformer.init(config, jax.random.key(0)), config, 2)
     Array(0., dtype=float32)
     """
     if minus is not None:
+        _check_tokens(tokens, minus)
         return final_bias(params, config, tokens) - final_bias(params, config, minus)
     direction = _unembedding(params, config, tokens)
     bias = jnp.zeros(direction.shape[:-1], direction.dtype)
@@ -195,7 +197,8 @@ def apply_norm(
         mlp_input: as the layer's MLP reads it.
 
     Raises:
-        ValueError: a layer that is not there, a site that was not captured.
+        ValueError: a layer that is not there, a site that was not captured, components at other positions,
+            unstacked parameters.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="rms")
@@ -207,12 +210,30 @@ def apply_norm(
     layer = check_layer(config, layer, mlp_input=mlp_input)
     norm = params.final_norm
     if layer < config.n_layers:
-        norms = params.blocks.mlp_norm if mlp_input else params.blocks.attn_norm
+        own = stacked(params, config)
+        norms = own.mlp_norm if mlp_input else own.attn_norm
         norm = jax.tree.map(lambda stacked: stacked[layer], norms)
     if norm is None:
         return components
     scale = _scale(norm, config, activations, layer, mlp_input=mlp_input)
+    _check_places(len(scale), components.shape[1])
     return CENTRES[config.norm](components.astype(scale.dtype)) / scale * norm.w.astype(scale.dtype)
+
+
+def _check_tokens(tokens: Any, minus: Any) -> None:
+    lengths = {jnp.shape(some) for some in (tokens, minus) if some is not None} - {()}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"tokens has shape {jnp.shape(tokens)}, minus {jnp.shape(minus)}; give one, or as many"
+        )
+
+
+def _check_places(scales: int, places: int) -> None:
+    if scales != places:
+        raise ValueError(
+            f"the components hold {places} positions, the scale or the tokens {scales}; "
+            "give all at the same ones: those of read=..., if the pass had it"
+        )
 
 
 def _scale(

@@ -71,7 +71,7 @@ def patch_sweep(
         ValueError: while tracing: texts of different lengths, a site that this model or kernel does not show, a name
             that the site has no axis for, a metric that is no scalar, too little memory.
 
-    >>> import jaxformer
+    >>> import jax, jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> params = jaxformer.init(config, jax.random.key(0))
     >>> patch_sweep(

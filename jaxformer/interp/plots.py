@@ -42,7 +42,7 @@ def heat_map(
 
     Raises:
         ValueError: other than one to three axes, an axis without a name or without length, complex values, labels
-            of another number than an axis has places, labels of an axis that is not there.
+            of another number than an axis has places, labels or tokens of an axis that is not there.
 
     >>> heat_map(np.eye(4), ("layer", "head"), title="induction score").axes[0].get_xlabel()
     'head'
@@ -66,21 +66,27 @@ def heat_map(
     return _draw(panels, titles, (rows, texts[rows]), (columns, texts[columns]), title, unit)
 
 
-def path_map(
-    values: Shaped[Array | np.ndarray, "l n l m"], *, title: str = "", unit: str = ""
-) -> Any:
+def path_map(values: Shaped[Array | np.ndarray, "..."], *, title: str = "", unit: str = "") -> Any:
     """A heat map of `path_patch` or `composition_scores`: writers from top to bottom, readers from left to right.
 
-    Heads are named layer.head, and those of one layer stand side by side. Pairs without a path are grey.
+    Heads are named layer.head, and those of one layer stand side by side. Pairs without a path are grey in a map of
+    `path_patch`, where they are NaN, and white in one of `composition_scores`, where they are 0.
 
     Returns:
         A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: other axes than those; complex values.
 
     >>> figure = path_map(np.zeros((2, 3, 2, 3)))
     >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
     ['0.0', '0.1', '0.2', '1.0', '1.1', '1.2']
     """
     shown = _real(values)
+    if shown.ndim != 4 or shown.shape[0] != shown.shape[2]:
+        raise ValueError(
+            f"values has shape {shown.shape}; give [layer, head, layer, head], as path_patch does"
+        )
     layers, writers, _, readers = shown.shape
     names = [[f"{l}.{h}" for l in range(layers) for h in range(n)] for n in (writers, readers)]  # noqa: E741
     flat = shown.reshape(1, layers * writers, layers * readers)
@@ -111,11 +117,14 @@ def _draw(
         axes.imshow(panel, cmap=colours, vmin=-most, vmax=most, aspect="auto", interpolation="none")
         axes.set_xticks(*_ticks(columns[1]), rotation=90 * _long(columns[1]), parse_math=False)
         axes.set_yticks(*_ticks(rows[1]), parse_math=False)
-        axes.set(xlabel=columns[0], ylabel=rows[0], title=name)
+        axes.set_xlabel(columns[0], parse_math=False)
+        axes.set_ylabel(rows[0], parse_math=False)
+        axes.set_title(name, parse_math=False)
     for axes in places.flat[len(panels) :]:
         axes.set_axis_off()
-    figure.colorbar(places[0, 0].images[0], ax=places, label=unit)
-    figure.suptitle(title)
+    bar = figure.colorbar(places[0, 0].images[0], ax=places)
+    bar.ax.set_ylabel(unit, parse_math=False)
+    figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -136,7 +145,12 @@ def _texts(
     """What stands at each place of each axis: its number where nothing else was given."""
     given = dict(labels or {})
     if tokens is not None:
-        given |= {name: tokens for name in ("position", "source") if name in sizes}
+        along = [name for name in ("position", "source") if name in sizes]
+        if not along:
+            raise ValueError(
+                f"tokens belong to position or source, but the axes are {', '.join(sizes)}"
+            )
+        given |= dict.fromkeys(along, tokens)
     for name, texts in given.items():
         if name not in sizes:
             raise ValueError(f"labels names {name!r}, but the axes are {', '.join(sizes)}")

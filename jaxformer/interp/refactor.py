@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 
 from jaxformer.attention import Attention
 from jaxformer.config import Config
-from jaxformer.params import Block, Params, check_params
+from jaxformer.interp.factored import FactoredMatrix
+from jaxformer.params import Params, stacked
 from jaxformer.stream import widened
 
 
@@ -100,31 +101,14 @@ def refactor_ov(params: Params, config: Config) -> Params:
 def svd_of_product(
     left: Float[Array, "i h"], right: Float[Array, "h j"]
 ) -> tuple[Float[Array, "i h"], Float[Array, " h"], Float[Array, "h j"]]:
-    """U, S and Vᵀ of a product that is never formed; zeros where it has fewer than h directions.
-
-    What is decomposed is the product of the two triangles, of h rows and columns at most.
-    """
-    width = left.shape[1]
-    (Q, R), (P, T) = jnp.linalg.qr(left), jnp.linalg.qr(right.T)
-    U, S, Vt = jnp.linalg.svd(R @ T.T, full_matrices=False)
-    missing = width - len(S)
+    """U, S and Vᵀ of a product that is never formed; zeros where it has fewer than h directions."""
+    U, S, Vh = FactoredMatrix(left, right).svd()
+    missing = left.shape[1] - len(S)
     return (
-        jnp.pad(Q @ U, ((0, 0), (0, missing))),
+        jnp.pad(U, ((0, 0), (0, missing))),
         jnp.pad(S, (0, missing)),
-        jnp.pad(Vt @ P.T, ((0, missing), (0, 0))),
+        jnp.pad(Vh, ((0, missing), (0, 0))),
     )
-
-
-def stacked(params: Params, config: Config) -> Block:
-    """The blocks of parameters that are those of this Config, with stacked layers.
-
-    Raises:
-        ValueError: other parameters, or unstacked ones.
-    """
-    check_params(params, config)
-    if isinstance(params.blocks, list):
-        raise ValueError("the layers are listed; folds take them stacked, as init gives them")
-    return params.blocks
 
 
 def with_attention(params: Params, attn: Attention) -> Params:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Config
 from jaxformer.interp.climb import Runs, Sweep, climb
 from jaxformer.interp.metric import check_alike
-from jaxformer.params import Params, abstract, check_params, count
+from jaxformer.params import Params, abstract, count, stacked
 from jaxformer.transformer import check_read, check_vocabulary
 
 GIB = 2**30
@@ -32,9 +32,7 @@ def check_door(
         ValueError: parameters of another model, or unstacked; tokens that are no integers, of different shapes, or
             outside the vocabulary; a place to read at that is not there.
     """
-    if isinstance(params.blocks, list):
-        raise ValueError("a sweep takes stacked layers, as init gives them")
-    check_params(params, config)
+    stacked(params, config)
     pair = jnp.asarray(clean), jnp.asarray(corrupted)
     for name, tokens in zip(("clean", "corrupted"), pair, strict=True):
         if tokens.ndim not in (1, 2) or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -132,8 +130,8 @@ def _room(sweep: Sweep, params: Params, runs: Runs, cells: int, memory: int) -> 
 @lru_cache(maxsize=32)
 def _held(sweep: Sweep, dtype: Any, batch: int, length: int, read: int | None) -> list[Any]:
     """The arrays that the two runs leave, without the arrays."""
-    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    places = None if read is None else jax.ShapeDtypeStruct((read,), jnp.int32)
+    tokens: Any = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    places: Any = None if read is None else jax.ShapeDtypeStruct((read,), jnp.int32)
     runs = Runs(tokens, tokens, places)
     return jax.tree.leaves(
         jax.eval_shape(partial(_record, sweep), abstract(sweep.config, dtype), runs)
