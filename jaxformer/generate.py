@@ -26,7 +26,7 @@ from jaxformer.prompts import (
 )
 from jaxformer.reading import How, narrowed
 from jaxformer.sampling import Sampling
-from jaxformer.sites import Edit, activation_axis, check_capture, keep
+from jaxformer.sites import Edit, activation_axis, check_capture, check_edit, keep
 
 
 class Generated(NamedTuple):
@@ -76,8 +76,9 @@ def generate(
             drawn with fold_in(its prompt's key, j).
         sampling: how a token is chosen.
         stop: a token id, a sequence of them, or several sequences; a prompt ends once it has generated one.
-        edit: as in `forward`, but a hashable function: a new one is compiled anew. It sees the prompt filled up
-            behind to a power of two, then one position at a time; what it does to the filling is undone.
+        edit: as in `forward`, but a hashable function: a new one is compiled anew, and what it reads from outside
+            is what it was then. It sees the prompt filled up behind to a power of two, then one position at a
+            time; what it does to the filling is undone.
         edit_from: the first generated token that the edit may change, by acting on the position whose
             logits give it, or one such number for each prompt; None: it acts on every position, the prompt's too.
         capture: sites to return for each generated token, of the position whose logits gave it. Scores and
@@ -212,10 +213,11 @@ def gather_how(config: Config, edit: Edit, capture: Iterable[str], compute: Comp
     """What to compile for.
 
     Raises:
-        ValueError: a site that this model does not show.
+        ValueError: a site that this model does not show, or an edit of one.
     """
     capture = capture if isinstance(capture, str) else tuple(capture)
     check_capture(capture, config, compute)
+    check_edit(edit, config, compute)
     return How(config=config, edit=edit, capture=tuple(capture), compute=compute)
 
 

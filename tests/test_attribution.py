@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from jaxformer import Compute, Config, forward, shown, unstack
-from jaxformer.interp.attribution import attribution_patch, gradients, summed
+from jaxformer.interp.attribution import attribution_patch, check_pair, gradients, summed
 from jaxformer.interp.jacobian import jacobian, jvp_between, vjp_between
 from jaxformer.sites import WHOLE
 from tests.models import (
@@ -186,6 +186,20 @@ def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
     assert error(400) == pytest.approx(error(200) / 4, rel=0.1)
 
 
+def test_many_narrow_steps_are_summed_wide():
+    """In bfloat16 a running sum of 600 alike would stop growing at 256 of them."""
+    params, (clean, corrupted) = random_params(MODERN), pair(MODERN)
+
+    def scores(dtype: Any) -> Any:
+        return jax.jit(
+            lambda a, b: attribution_patch(
+                params, MODERN, a, b, linear, ("z",), steps=600, by=(), compute=Compute(dtype=dtype)
+            )["z"]
+        )(clean, corrupted)
+
+    np.testing.assert_allclose(scores("bfloat16"), scores(None), rtol=0.1)
+
+
 def test_for_a_small_difference_it_is_what_patching_does(x64):
     """Two tokens with almost one embedding: then the first order is the whole effect."""
     params = random_params(MODERN, dtype=jnp.float64)
@@ -316,6 +330,19 @@ def test_positions_of_a_jacobian_may_be_traced_and_later_ones_move_nothing():
     assert each.shape == (LENGTH, 8, 8)
     assert jnp.abs(each[:3]).max(axis=(1, 2)).min() > 0
     assert (each[3:] == 0).all()
+    assert jnp.isnan(jax.vmap(one)(jnp.array([LENGTH, -LENGTH - 1]))).all()
+
+
+def test_a_traced_position_that_is_not_there_gives_nan():
+    params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
+
+    @jax.jit
+    def pushed(target: Any) -> Any:
+        places = ("resid_pre", 0), ("resid_post", -1)
+        return vjp_between(params, SEED, tokens, *places, jnp.ones(8), target_position=target)
+
+    assert jnp.isfinite(pushed(4)).all()
+    assert jnp.isnan(pushed(5)).all()
 
 
 tokens = random_tokens(SEED, LENGTH)
@@ -355,15 +382,16 @@ REFUSED = {
     ),
     "no steps": (
         lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), steps=0),
-        "steps=0 must be at least 1",
+        "steps=0 must be a whole number of at least 1",
     ),
+    "half a step": (lambda: check_pair(tokens, tokens, 1.5), "steps=1.5 must be a whole number"),
     "an unknown axis": (
         lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), by=("heads",)),
-        "unknown axis 'heads'; the axes are layer, position, source, head, neuron",
+        r"z \[t n h\] has no 'heads'; choose from layer, position, head",
     ),
     "an axis that is not there": (
         lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z", "embed"), by=("layer",)),
-        "site 'embed' has no axis 'layer'; it has position",
+        "embed belongs to no layer; leave 'layer' out of by=",
     ),
     "an axis twice": (
         lambda: summed({"z": jnp.ones((1, 2, 3, 4))}, by=("head", "head")),
@@ -371,7 +399,7 @@ REFUSED = {
     ),
     "one axis": (
         lambda: summed({"z": jnp.ones((1, 2, 3, 4))}, by="head"),
-        r"by='head' is one string; give a tuple of axes: \('head',\)",
+        r"by='head' is one string; give a tuple of names: \('head',\)",
     ),
     "an earlier target": (
         lambda: jacobian(seed, SEED, tokens, ("resid_post", 1), ("z", 1)),

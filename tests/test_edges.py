@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 
-from jaxformer import Config, forward
+from jaxformer import Config, forward, unstack
 from jaxformer.interp.edges import edge_attribution, edge_mask, receivers, senders
 from jaxformer.norm import normalize
 from jaxformer.sites import Tap
@@ -236,7 +236,9 @@ def test_what_cannot_be_right_is_refused():
     params, (clean, corrupted) = random_params(SEED), pair(SEED)
     with pytest.raises(ValueError, match=r"clean has shape \(4,\), corrupted \(3,\)"):
         edge_attribution(params, SEED, clean, corrupted[1:], linear)
-    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+    with pytest.raises(ValueError, match="steps=0 must be a whole number of at least 1"):
         edge_attribution(params, SEED, clean, corrupted, linear, steps=0)
+    with pytest.raises(ValueError, match="the layers are listed"):
+        edge_attribution(unstack(params), SEED, clean, corrupted, linear, steps=2)
     with pytest.raises(ValueError, match=r"the metric gives shape \(4, 11\) and dtype float32"):
         edge_attribution(params, SEED, clean, corrupted, lambda logits: logits)

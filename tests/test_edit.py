@@ -1,5 +1,6 @@
 """Edits as data: each does to one place what a line of numpy does, and refuses a place that is not there."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Compute, forward, generate
+from jaxformer import Compute, forward, generate, stream_tokens
 from jaxformer.interp.edit import (
     ablate,
     at,
@@ -131,6 +132,14 @@ def test_generation_takes_such_an_edit():
     assert not (silent.log_probs == plain.log_probs).all()
 
 
+def test_generation_refuses_what_a_pass_would():
+    for edit in (ablate("z", 7), ablate("pos_embed")):
+        with pytest.raises(ValueError, match=r"layer=7 is out of range|no site 'pos_embed'"):
+            generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=edit, edit_from=1)
+        with pytest.raises(ValueError, match=r"layer=7 is out of range|no site 'pos_embed'"):
+            stream_tokens(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=edit)
+
+
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
@@ -141,6 +150,22 @@ def test_generation_takes_such_an_edit():
         (lambda: ablate("z", 0, neuron=1), "z .t n h. has no 'neuron'; choose from position, head"),
         (lambda: patch("z", 0, {"hed": 1}, 0.0), "has no 'hed'"),
         (lambda: ablate("z", 0, head=1.5), "head=1.5 must be a whole number"),
+        (
+            lambda: ablate("z", 0, head=[0, 1]),
+            r"head=\[0, 1\] must be a whole number, or a one-axis",
+        ),
+        (lambda: ablate("z", jnp.array([0, 1])), "layer=.* must be a whole number, or None"),
+        (lambda: ablate("z", [0]), r"layer=\[0\] must be a whole number"),
+        (lambda: steer(0, jnp.ones(8), jnp.ones(5)), r"strength has shape \(5,\); give one number"),
+        (lambda: knock_out(2, 3), "key=3 comes after query=2"),
+        (
+            lambda: knock_out(jnp.array([1, 2]), jnp.array([3, 4])),
+            "to keep it from that does nothing",
+        ),
+        (
+            lambda: patch_layers("embed", None, jnp.ones((5, 8))),
+            "embed belongs to no layer; use patch",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_where_it_is_built(build, sentence: str):
@@ -159,6 +184,8 @@ def test_what_cannot_be_is_refused_where_it_is_built(build, sentence: str):
         ),
         (ablate("z", -1), MODERN, Compute(), "layer=-1 is out of range"),
         (ablate("rot_q"), SEED, Compute(), "this Config has no site 'rot_q'"),
+        (ablate("z"), replace(MODERN, n_layers=0), Compute(), "no layer has a z: .* n_layers=0"),
+        (freeze_pattern(jnp.ones((3, 4, 5, 5))), MODERN, Compute(), "not one for each of 2 layers"),
         (ablate("mlp_out", 0), ATTENTION_ONLY, Compute(), "no site 'mlp_out'"),
         (knock_out(1, 0), MODERN, Compute(kernel="fused"), "never forms 'scores'"),
         (chain(ablate("z"), ablate("pos_embed")), MODERN, Compute(), "no site 'pos_embed'"),

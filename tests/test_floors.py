@@ -22,8 +22,8 @@ FLOORS = [
     ("jaxformer.decode",),
     ("jaxformer.generate", "jaxformer.checkpoint"),
     ("jaxformer.streaming", "jaxformer.beam"),
+    ("jaxformer.interp.parts",),
     (
-        "jaxformer.interp.parts",
         "jaxformer.interp.components",
         "jaxformer.interp.factored",
         "jaxformer.interp.jacobian",

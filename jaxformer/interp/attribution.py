@@ -1,19 +1,20 @@
 """Which parts of a pass matter to a metric, to first order: gradients at every site at once."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.jacobian import perturbed, site_shapes
 from jaxformer.interp.metric import Metric, check_alike, scalar
-from jaxformer.interp.parts import LETTERS
+from jaxformer.interp.parts import axes_by
 from jaxformer.params import Params
-from jaxformer.sites import AXES, WHOLE, Edit, Layer, Site, keep
+from jaxformer.sites import Edit, Layer, Site, keep
+from jaxformer.stream import wide
 from jaxformer.transformer import forward
 
 
@@ -137,7 +138,7 @@ def attribution_patch(
     options: Any = {"edit": edit, "compute": compute, "read": read}
     site_shapes(params, config, clean, sites, **options)
     if by is not None:
-        _ = [_kept(site, by) for site in sites]
+        _ = [axes_by(site, by) for site in sites]
     if steps == 1:
         _, base, slopes = gradients(params, config, corrupted, metric, sites, **options)
     else:
@@ -154,10 +155,6 @@ def attribution_patch(
     return scores if by is None else summed(scores, by)
 
 
-NAMES = {"layer": "l"} | LETTERS
-"""The axes that a researcher asks for, by the letters of the dimension key."""
-
-
 def summed(scores: Mapping[str, Shaped[Array, "..."]], by: Iterable[str]) -> dict[str, Array]:
     """Scores laid out as forward's activations, summed over every axis but those named, in that order.
 
@@ -172,27 +169,11 @@ def summed(scores: Mapping[str, Shaped[Array, "..."]], by: Iterable[str]) -> dic
     (3, 2)
     """
     by = by if isinstance(by, str) else tuple(by)
-    kept = {site: _kept(site, by) for site in scores}
+    kept = {site: axes_by(site, by) for site in scores}
     return {
         site: jnp.einsum(values, list(range(values.ndim)), kept[site])
         for site, values in scores.items()
     }
-
-
-def _kept(site: str, by: Any) -> list[int]:
-    """The places of the named axes in a site's activations."""
-    if isinstance(by, str):
-        raise ValueError(f"by={by!r} is one string; give a tuple of axes: ({by!r},)")
-    letters = ([] if site in WHOLE else ["l"]) + AXES[site].split()
-    has = [name for name, some in NAMES.items() if set(some) & set(letters)]
-    for name in by:
-        if name not in NAMES:
-            raise ValueError(f"unknown axis {name!r}; the axes are {', '.join(NAMES)}")
-        if name not in has:
-            raise ValueError(f"site {site!r} has no axis {name!r}; it has {', '.join(has)}")
-        if list(by).count(name) > 1:
-            raise ValueError(f"by={by} names {name!r} twice")
-    return [i for name in by for i, letter in enumerate(letters) if letter in NAMES[name]]
 
 
 def difference(
@@ -216,7 +197,10 @@ def along_line(
     edit: Edit,
     slope: Callable[[Edit], Any],
 ) -> Any:
-    """The mean of slope(edit) over the middles of so many pieces of the line from corrupted to clean embeddings."""
+    """The mean of slope(edit) over the middles of so many pieces of the line from corrupted to clean embeddings.
+
+    Summed in float32 or wider: a narrow sum would leave out the later ones of many pieces.
+    """
     start, end = (
         forward(params, config, tokens, capture=("embed",), edit=edit).activations["embed"]
         for tokens in (corrupted, clean)
@@ -225,26 +209,30 @@ def along_line(
     def at(part: Array) -> Any:
         def mixed(site: Site, layer: Layer, value: Array) -> Array:
             if site == "embed":
-                return start + part.astype(start.dtype) * (end - start)
+                mixed = start + part * (end - start).astype(part.dtype)
+                return mixed.astype(start.dtype)
             return edit(site, layer, value)
 
         return slope(mixed)
 
     def add(total: Any, part: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, at(part)), None
+        return jax.tree.map(
+            lambda total, new: total + new.astype(total.dtype), total, at(part)
+        ), None
 
-    parts = (jnp.arange(steps, dtype=start.dtype) + 0.5) / steps
-    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(at, parts[0]))
+    parts = (jnp.arange(steps, dtype=wide(start.dtype)) + 0.5) / steps
+    each = jax.eval_shape(at, parts[0])
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, wide(s.dtype)), each)
     total, _ = jax.lax.scan(add, nothing, parts)
-    return jax.tree.map(partial(jnp.multiply, 1 / steps), total)
+    return jax.tree.map(lambda total, s: (total / steps).astype(s.dtype), total, each)
 
 
-def check_pair(clean: Int[Array, "..."], corrupted: Int[Array, "..."], steps: int) -> None:
+def check_pair(clean: Int[Array, "..."], corrupted: Int[Array, "..."], steps: Any) -> None:
     """Refuse two runs that no patch can join.
 
     Raises:
-        ValueError: clean and corrupted of different shapes, or steps below 1.
+        ValueError: clean and corrupted of different shapes; steps that are no whole number, or below 1.
     """
     check_alike(clean, corrupted)
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps={steps!r} must be a whole number of at least 1")

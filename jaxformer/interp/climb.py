@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.metric import Metric, scalar
+from jaxformer.interp.metric import scalar
 from jaxformer.params import Block, Params
 from jaxformer.sites import ASKED, READ, Edit, Layer, Site, Tap, keep, position_axis
 from jaxformer.stream import pick
@@ -22,11 +22,13 @@ from jaxformer.transformer import block, forward, unembed
 
 
 class Runs(NamedTuple):
-    """The two texts, and where their logits are read; None: everywhere."""
+    """The two texts, and how they are judged: where their logits are read (None: everywhere), and by what."""
 
     clean: Int[Array, "b t"]
     corrupted: Int[Array, "b t"]
     read: Int[Array, " r"] | None
+    given: Any = ((), {})
+    """arguments of the metric's function, before the logits"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +36,16 @@ class Sweep:
     """What a sweep is compiled for. Its cells are rows of whole numbers: the layer they change, then what they like."""
 
     config: Config
-    metric: Metric
+    metric: Callable[..., Any]
+    """the metric's function, whose other arguments the runs hold"""
     single: bool
     """one sequence, whose logits the metric gets without an axis b"""
     compute: Compute
+
+    @property
+    def recording(self) -> int:
+        """How many passes `record` makes side by side."""
+        return 2
 
     def record(self, params: Params, runs: Runs) -> Any:
         """What all cells need of the two runs; the batch in front."""
@@ -76,7 +84,7 @@ def show(
 def climb(
     sweep: Sweep,
     params: Params,
-    read: Any,
+    runs: Runs,
     held: Any,
     columns: tuple[Int[Array, "m _ k"], ...],
     *,
@@ -86,7 +94,7 @@ def climb(
     """Every cell's metric, column after column; of a column, those first that join at the first landing."""
     dtype = jnp.dtype(sweep.compute.dtype or params.W_E.dtype)
     params = jax.tree.map(lambda array: array.astype(dtype), params)
-    column = partial(_Climb(sweep, params, read, held).column, landings, at_once)
+    column = partial(_Climb(sweep, params, runs, held).column, landings, at_once)
     if len(columns[0]) == 1:
         return column([group[0] for group in columns])[None]
     return jax.lax.map(column, list(columns))
@@ -95,7 +103,7 @@ def climb(
 class _Climb(NamedTuple):
     sweep: Sweep
     params: Params
-    read: Any
+    runs: Runs
     held: Any
 
     def column(
@@ -104,7 +112,8 @@ class _Climb(NamedTuple):
         """The metric of the cells that join at each landing."""
         each = partial(_side_by_side, at_once=at_once)
         # Where it is known what is read, the last layer is run only there, at the end.
-        top = self.sweep.config.n_layers - self.narrow
+        narrow = self.runs.read is not None and landings[-1] < self.sweep.config.n_layers
+        top = self.sweep.config.n_layers - narrow
         cells = joining[0][:0]
         states: Any = None
         for landing, new, until in zip(landings, joining, (*landings[1:], top), strict=True):
@@ -116,12 +125,7 @@ class _Climb(NamedTuple):
 
             if landing < until:
                 states = jax.lax.fori_loop(landing, until, turn, states)
-        return each(self.end, cells, states)
-
-    @property
-    def narrow(self) -> bool:
-        """Whether the last layer is run only where it is read."""
-        return self.read is not None and self.sweep.config.n_layers > 0
+        return each(partial(self.end, narrow), cells, states)
 
     def begin(self, layer: int, cells: Int[Array, "c k"]) -> Float[Array, "c b t d"]:
         """The streams with which cells join."""
@@ -149,19 +153,23 @@ class _Climb(NamedTuple):
 
         return jax.vmap(one)(self.held, states)
 
-    def end(self, cell: Int[Array, " k"], states: Float[Array, "b t d"]) -> Float[Array, ""]:
-        """One cell's metric."""
-        sweep = self.sweep
-        if self.narrow:
-            states = self.step(sweep.config.n_layers - 1, cell, states, self.read)
-        elif self.read is not None:
-            states = jax.vmap(pick, in_axes=(0, None))(states, self.read)
+    def end(
+        self, narrow: bool, cell: Int[Array, " k"], states: Float[Array, "b t d"]
+    ) -> Float[Array, ""]:
+        """One cell's metric; `narrow`: after a last layer that is run only where it is read."""
+        sweep, read = self.sweep, self.runs.read
+        if narrow:
+            states = self.step(sweep.config.n_layers - 1, cell, states, read)
+        elif read is not None:
+            states = jax.vmap(pick, in_axes=(0, None))(states, read)
 
         def one(held: Any, state: Array) -> Array:
             return unembed(self.params, sweep.config, state, Tap((), sweep.last_edit(held, cell)))
 
         logits = jax.vmap(one)(self.held, states)
-        return scalar(sweep.metric, logits[0] if sweep.single else logits)
+        arguments, keywords = self.runs.given
+        metric = partial(sweep.metric, *arguments, **keywords)
+        return scalar(metric, logits[0] if sweep.single else logits)
 
 
 def _side_by_side(function: Callable[..., Array], *arrays: Array, at_once: int) -> Array:

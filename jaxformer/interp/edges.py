@@ -18,7 +18,7 @@ from jaxformer.interp.attribution import (
 )
 from jaxformer.interp.metric import Metric
 from jaxformer.norm import Norm, normalize
-from jaxformer.params import Block, Params
+from jaxformer.params import Block, Params, stacked
 from jaxformer.sites import Edit, Tap, keep
 from jaxformer.stream import product
 from jaxformer.transformer import forward
@@ -107,9 +107,10 @@ def edge_attribution(
     change that the norm undoes, such as a longer stream, counts for nothing. Every edge comes from two passes
     forward and one back: since writing is adding, an input is moved equally by whatever sender.
 
-    A row per sender and a column per receiver, in the order of `senders` and `receivers`; 0 where `edge_mask`
-    knows no edge. The column of a receiver sums to what its whole input's change would do. There is no `edit`:
-    a receiver's own input is not a place in the pass, and an edit at its norm or its q would be left out.
+    A row per sender and a column per receiver, in the order of `senders` and `receivers`; 0 where `edge_mask` knows
+    no edge, so that columns sum (`path_patch`, whose numbers do not, has NaN there). The column of a receiver sums to
+    what its whole input's change would do. There is no `edit`: a receiver's own input is not a place in the pass, and
+    an edit at its norm or its q would be left out.
 
     Args:
         params: as `init` gives them, with stacked layers.
@@ -136,6 +137,7 @@ def edge_attribution(
     True
     """
     check_pair(clean, corrupted, steps)
+    stacked(params, config)
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
     stored = params
     params = jax.tree.map(lambda array: array.astype(dtype), params)

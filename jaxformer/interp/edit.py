@@ -2,7 +2,10 @@
 
 An edit of this room is a pytree. Its layer, its indices and its values may be traced, so that an edit can be built
 inside a vmapped function and a sweep is one compiled program. It knows the site it acts on, and a pass that never
-reaches it refuses it: a plain function of a misspelt or absent site would do nothing, in silence.
+reaches it refuses it: a plain function of a misspelt or absent site would do nothing, in silence. Only of a traced
+layer or index nobody can tell, while tracing, that it is not there: such a one changes nothing.
+
+In `generate`, whose passes are the prompt and then one token each, a position counts from the start of a pass.
 """
 
 import dataclasses
@@ -16,7 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Shaped
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.parts import Index, checked, concrete, part
+from jaxformer.interp.parts import Index, checked, concrete, part, whole_numbers
 from jaxformer.sites import AXES, WHOLE, Edit, Layer, Site, check_capture
 
 
@@ -48,6 +51,14 @@ class At:
             ValueError: naming the site or the layer, and what there is.
         """
         check_capture((self.site,), config, compute)
+        if self.site not in WHOLE and not config.n_layers:
+            raise ValueError(f"no layer has a {self.site}: this model has n_layers=0")
+        if self.change.func is _put_own:
+            shape = jnp.shape(self.change.args[1])
+            if shape[:1] != (config.n_layers,):
+                raise ValueError(
+                    f"values of shape {shape} are not one for each of {config.n_layers} layers"
+                )
         if self.layer is None:
             return
         for layer in np.ravel(concrete(self.layer)):
@@ -82,12 +93,13 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
 
     Args:
         site: a name of `jaxformer.SITES`.
-        layer: its number, from 0, maybe traced; None: every layer, or a site that belongs to none.
+        layer: its number, from 0, maybe traced (`jax.vmap` for several); None: every layer, or a site without one.
         fn: of one layer's value, whose axes `jaxformer.sites.AXES` tells. It may close over traced values; as a
             `jax.tree_util.Partial` its arguments are leaves of the edit.
 
     Raises:
-        ValueError: an unknown site, a layer of a site that has none, a layer that is no whole number.
+        ValueError: an unknown site, a layer of a site that has none, a layer that is no whole number; in the pass,
+            a site or a layer that the model lacks.
 
     >>> double = at("mlp_out", 1, lambda value: 2 * value)
     >>> double.site, double.layer
@@ -133,8 +145,10 @@ def patch_layers(site: str, index: Index | None, values: Shaped[Array, "l ..."])
     """The same in every layer at once, each with its own value: `values` as captured, layers in front.
 
     Raises:
-        ValueError: as `patch`.
+        ValueError: as `patch`; a site without layers; in the pass, values of another number of layers.
     """
+    if site in WHOLE:
+        raise ValueError(f"{site} belongs to no layer; use patch")
     return _at(site, None, Partial(_put_own, checked(site, index), values))
 
 
@@ -185,16 +199,20 @@ def steer(
     Args:
         layer: as in `at`.
         direction: one for all positions, or one for each.
-        strength: its factor.
+        strength: its factor, one number.
         site: another site of vectors `d`.
         position: where to add it; None: everywhere.
 
     Raises:
-        ValueError: as `patch`.
+        ValueError: as `patch`; a strength that is no single number.
 
     >>> steer(0, jnp.ones(8), -2.0).site
     'resid_pre'
     """
+    if jnp.ndim(strength):
+        raise ValueError(
+            f"strength has shape {jnp.shape(strength)}; give one number, and jax.vmap for several"
+        )
     index = {} if position is None else {"position": position}
     return _at(site, layer, Partial(_add, checked(site, index), direction, strength))
 
@@ -203,6 +221,9 @@ def freeze_pattern(pattern: Float[Array, "l n t s"]) -> At:
     """The edit that lets every head attend as it did in another run: as captured, `out.activations["pattern"]`.
 
     What is left of the model is linear in what the heads read but for norms and neurons.
+
+    Raises:
+        ValueError: in the pass: a pattern of another number of layers, heads or tokens.
     """
     return patch_layers("pattern", None, pattern)
 
@@ -210,7 +231,8 @@ def freeze_pattern(pattern: Float[Array, "l n t s"]) -> At:
 def knock_out(query: Any, key: Any, *, layer: Any = None, head: Any = None) -> At:
     """The edit that keeps queries from looking at keys: their scores become -inf, and others get the attention.
 
-    A query that may then look at nothing gives NaN.
+    A query that may then look at nothing gives NaN. Of several queries and keys, pairs that see nothing of each other
+    anyway, later keys and those outside a window, stay as they are.
 
     Source: Geva et al. 2023, "Dissecting Recall of Factual Associations", §5.
 
@@ -221,11 +243,22 @@ def knock_out(query: Any, key: Any, *, layer: Any = None, head: Any = None) -> A
         head: which; None: all.
 
     Raises:
-        ValueError: as `patch`.
+        ValueError: as `patch`; keys that all come after the queries.
 
     >>> knock_out(5, jnp.array([0, 1])).site
     'scores'
     """
+    last, first = concrete(query), concrete(key)
+    if (
+        query is not None
+        and key is not None
+        and last.size
+        and first.size
+        and first.min() > last.max()
+    ):
+        raise ValueError(
+            f"key={key} comes after query={query}: no query looks there, and to keep it from that does nothing"
+        )
     named = {"position": query, "source": key, "head": head}
     index = {name: i for name, i in named.items() if i is not None}
     return patch("scores", layer, index, -jnp.inf)
@@ -237,7 +270,7 @@ def _at(site: str, layer: Any, change: Partial) -> At:
     if layer is not None:
         if site in WHOLE:
             raise ValueError(f"{site} belongs to no layer; give layer=None, not {layer!r}")
-        if isinstance(layer, bool) or not jnp.issubdtype(jnp.result_type(layer), jnp.integer):
+        if not whole_numbers(layer, 0):
             raise ValueError(f"layer={layer!r} must be a whole number, or None for every layer")
     return At(site, layer, change)
 

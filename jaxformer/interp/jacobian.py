@@ -6,11 +6,14 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
+from jaxformer.interp.parts import concrete, whole_numbers
 from jaxformer.params import Params, stacked
 from jaxformer.sites import SITES, WHOLE, Edit, Layer, Site, Tap, check_capture, keep, position_axis
+from jaxformer.stream import pick
 from jaxformer.transformer import REMATS, Output, block, embed, forward, unembed
 
 Place = tuple[str, int | None]
@@ -42,8 +45,8 @@ def jvp_between(
         source: the earlier place, for example ("resid_pre", 2).
         target: the later place, for example ("logits", None).
         direction: of the source's shape, without its `t` where source_position is given.
-        source_position: move only this position; it may be traced.
-        target_position: look only at this position; it may be traced.
+        source_position: move only this position; it may be traced, and the result is NaN if it is not there.
+        target_position: look only at this position; likewise.
         edit: as in `forward`; derivatives are those of the edited pass.
         compute: how to run it.
 
@@ -140,7 +143,8 @@ def perturbed(
     handed its own slice. An edit that picked its slice out of the stack would be as right, but the
     derivative of picking is a stack of zeros with one slice filled: at every layer one more of that size.
 
-    A change comes after the edit, so that its derivative is that of the value that the pass goes on with.
+    It runs the layers itself, as `forward` does, for forward has no place for such slices; a test holds the two to
+    be the same. A change comes after the edit, so that its derivative is that of the value that the pass goes on with.
     What is given is not checked here: `site_shapes` does that.
     """
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
@@ -170,7 +174,7 @@ def perturbed(
         step, state, (layers, params.blocks, moves), unroll=compute.unroll
     )
     if read is not None:
-        state = state.at[read].get(mode="fill", fill_value=jnp.nan)
+        state = pick(state, read)
     return Output(unembed(params, config, state, whole), whole.captured | captured, None)
 
 
@@ -222,6 +226,7 @@ def _between(
     whole = jnp.zeros(shapes[site].shape, shapes[site].dtype)
     value = whole if layer is None else jnp.zeros(whole.shape[1:], whole.dtype)
     still = value if source_position is None else jnp.zeros_like(jnp.take(value, 0, axis))
+    there = _there((source_position, target_position), len(tokens), still.dtype)
 
     def moved(change: Array) -> Array:
         if source_position is not None:
@@ -231,8 +236,8 @@ def _between(
         run = perturbed(params, config, tokens, changes, capture=(end,), edit=edit, compute=compute)
         out = run.activations[end]
         out = out if last is None else out[last]
-        there = (slice(None),) * end_axis + (target_position,)
-        return out if target_position is None else out[there]
+        here = (slice(None),) * end_axis + (target_position,)
+        return there * (out if target_position is None else out[here])
 
     return moved, still
 
@@ -251,10 +256,22 @@ def _when(place: Place, config: Config) -> tuple[int, int]:
 
 
 def _check_position(position: Any, length: int) -> None:
-    if position is None or isinstance(position, jax.core.Tracer):
+    if position is None:
         return
-    if not -length <= int(position) < length:
-        raise ValueError(f"position {int(position)} is not there: there are {length} tokens")
+    if not whole_numbers(position, 0):
+        raise ValueError(f"position {position!r} must be a whole number")
+    for number in np.ravel(concrete(position)):
+        if not -length <= number < length:
+            raise ValueError(f"position {number} is not there: there are {length} tokens")
+
+
+def _there(positions: Iterable[Any], length: int, dtype: Any) -> Any:
+    """1, or NaN where a traced position is not there: indexing would take another, or none."""
+    factor: Any = jnp.ones((), dtype)
+    for position in positions:
+        if isinstance(position, jax.core.Tracer):
+            factor = jnp.where((-length <= position) & (position < length), factor, jnp.nan)
+    return factor
 
 
 def _like(direction: Array, value: Array, what: str) -> Array:

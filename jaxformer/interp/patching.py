@@ -17,10 +17,10 @@ from jaxformer.config import Compute, Config
 from jaxformer.interp.climb import Runs, Sweep, show
 from jaxformer.interp.edit import patch, patch_layers
 from jaxformer.interp.metric import Metric
-from jaxformer.interp.parts import axis_of
+from jaxformer.interp.parts import axes_by, letters_of
 from jaxformer.interp.sweep import GIB, check_door, run
 from jaxformer.params import Block, Params
-from jaxformer.sites import AXES, READ, WHOLE, Edit, Layer, Tap, check_capture, keep
+from jaxformer.sites import READ, WHOLE, Edit, Layer, Tap, check_capture, keep
 from jaxformer.transformer import embed
 
 
@@ -46,8 +46,11 @@ def patch_sweep(
     ("z", ("layer", "head")), attn_head_pattern_dest_src_pos ("pattern", ("layer", "head", "position", "source")).
 
     No part runs the layers before its own again, and with `read` the last layer is run only where it is read. Parts
-    share a batch, as many as `memory` allows, and all are one compiled program; another metric, as a function, is
-    compiled anew.
+    share a batch, as many as `memory` allows, and all are one compiled program.
+
+    As under `jax.jit`, a metric is compiled when its function is first seen, and what that reads from outside is what
+    it was then. To change an answer from call to call, give it to the metric as an argument:
+    `jax.tree_util.Partial(logit_of, answer)` is called as `logit_of(answer, logits)` and compiled once.
 
     Source: Vig et al. 2020, "Causal Mediation Analysis"; Meng et al. 2022, "Locating and Editing Factual
     Associations", §2.1; Heimersheim & Nanda 2024, "How to use and interpret activation patching".
@@ -57,7 +60,8 @@ def patch_sweep(
         config: their architecture.
         clean: tokens of the run to take from, or a batch of them.
         corrupted: as many, of the run to patch.
-        metric: from the logits of a sequence `t v`, or of a batch `b t v`, to one number.
+        metric: from the logits of a sequence `t v`, or of a batch `b t v`, to one number; a function, or a
+            `jax.tree_util.Partial` of one.
         site: any that `forward` shows here.
         by: "layer", "position" (of the query, where there are two; at final_scale, final and logits: of `read`),
             "source", "head" (key/value heads at k and v), "neuron".
@@ -65,11 +69,12 @@ def patch_sweep(
             unembedding is left out.
         memory: the most bytes to hold at once, the parameters not counted.
         progress: show a bar on standard error; None: if it will take long. Inside traced code there is none.
-        compute: how to run it.
+        compute: dtype and kernel; the rest is the sweep's own.
 
     Raises:
-        ValueError: while tracing: texts of different lengths, a site that this model or kernel does not show, a name
-            that the site has no axis for, a metric that is no scalar, too little memory.
+        ValueError: while tracing: parameters of another model, or with layers in a list; texts of different lengths,
+            tokens outside the vocabulary, a place to read at that is not there; a site that this model or kernel does
+            not show, a name that the site has no axis for, a metric that is no scalar, too little memory.
 
     >>> import jax, jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -79,7 +84,8 @@ def patch_sweep(
     ... ).shape
     (2, 3)
     """
-    runs, single = check_door(params, config, clean, corrupted, read)
+    runs, function, single = check_door(params, config, clean, corrupted, metric, read)
+    by = by if isinstance(by, str) else tuple(by)
     check_capture((site,), config, compute)
     shown = runs.read if site in READ and runs.read is not None else runs.corrupted[0]
     sizes = part_sizes(site, by, config, len(shown))
@@ -87,9 +93,11 @@ def patch_sweep(
     names = ("layer", *(name for name in by if name != "layer"))
     grid = np.indices([sizes.get(name, 1) for name in names], np.int32)
     cells = grid.reshape(len(names), -1).T
+    if site in READ:
+        cells[:, 0] = config.n_layers  # there the corrupted run is as it was
     places = np.arange(math.prod(shape)).reshape([sizes.get(name, 1) for name in by])
-    places = places.transpose([tuple(by).index(name) for name in names if name in by]).ravel()
-    sweep = _Patches(config, metric, single, compute, site, names[1:], "layer" in by)
+    places = places.transpose([by.index(name) for name in names if name in by]).ravel()
+    sweep = _Patches(config, function, single, compute, site, names[1:], "layer" in by)
     return run(sweep, params, runs, cells, shape, places, memory=memory, progress=progress)
 
 
@@ -102,14 +110,19 @@ class _Patches(Sweep):
 
     def record(self, params: Params, runs: Runs) -> Any:
         values = show(self, params, runs.clean, runs.read, self.site)[self.site]
-        if self.site in WHOLE:
-            return values, runs.corrupted
-        return values, show(self, params, runs.corrupted, runs.read, "resid_pre")["resid_pre"]
+        if self.site not in WHOLE:
+            return values, show(self, params, runs.corrupted, runs.read, "resid_pre")["resid_pre"]
+        if self.site in READ and self.config.n_layers:
+            after = show(self, params, runs.corrupted, runs.read, "resid_post")["resid_post"]
+            return values, after[:, -1]
+        return values, runs.corrupted
 
     def start(self, params: Params, held: Any, layer: int, cell: Int[Array, " k"]) -> Array:
         _, begun = held
         if self.site not in WHOLE:
             return begun[layer]
+        if begun.ndim > 1:
+            return begun
         positions = jnp.arange(len(begun), dtype=jnp.int32)
         return embed(params, self.config, begun, positions, Tap((), self.last_edit(held, cell)))
 
@@ -132,25 +145,16 @@ def part_sizes(site: str, by: Sequence[str], config: Config, length: int) -> dic
     """How many parts each name of `by` takes a site apart into.
 
     Raises:
-        ValueError: a name that the site has no axis for, or one named twice; layers of a model that has none.
+        ValueError: as `axes_by`; a site of layers in a model that has none.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> part_sizes("z", ("layer", "head"), config, 7)
     {'layer': 2, 'head': 2}
     """
-    if isinstance(by, str):
-        raise ValueError(f"by={by!r} is one string; give a tuple of names: ({by!r},)")
-    letters, sizes = AXES[site].split(), {}
-    for name in by:
-        if name in sizes:
-            raise ValueError(f"by names {name!r} twice")
-        if name == "layer" and site in WHOLE:
-            raise ValueError(f"{site} belongs to no layer; leave 'layer' out of by={tuple(by)}")
-        if name == "layer" and not config.n_layers:
-            raise ValueError("by names 'layer', and this model has none: n_layers=0")
-        if name == "layer":
-            sizes[name] = config.n_layers
-        else:
-            letter = letters[axis_of(site, name, *(() if site in WHOLE else ("layer",)))]
-            sizes[name] = length if letter in "ts" else config.sizes[letter]
-    return sizes
+    axes, letters = axes_by(site, by), letters_of(site)
+    if site not in WHOLE and not config.n_layers:
+        raise ValueError(f"no layer has a {site}: this model has n_layers=0")
+    return {
+        name: length if letters[axis] in "ts" else config.sizes[letters[axis]]
+        for name, axis in zip(by, axes, strict=True)
+    }

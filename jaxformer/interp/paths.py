@@ -76,7 +76,7 @@ def path_patch(
     ... ).shape
     (2, 2, 2, 2)
     """
-    runs, single = check_door(params, config, clean, corrupted, read)
+    runs, function, single = check_door(params, config, clean, corrupted, metric, read)
     if receiver not in RECEIVERS:
         raise ValueError(f"receiver={receiver!r} is unknown; choose from {', '.join(RECEIVERS)}")
     if config.n_layers < 2:
@@ -90,7 +90,7 @@ def path_patch(
     later = later[np.argsort(later[:, 2], kind="stable")]
     cells = np.stack([later[:, 2], later[:, 0] * senders + later[:, 1], later[:, 3]], axis=1)
     places: Any = np.ravel_multi_index(tuple(later.T), shape)
-    sweep = _Paths(config, metric, single, compute, receiver, through_mlps)
+    sweep = _Paths(config, function, single, compute, receiver, through_mlps)
     return run(sweep, params, runs, cells, shape, places, memory=memory, progress=progress)
 
 
@@ -100,6 +100,10 @@ class _Paths(Sweep):
 
     receiver: str
     through_mlps: bool
+
+    @property
+    def recording(self) -> int:
+        return self.config.n_layers * self.config.n_heads if self.through_mlps else 2
 
     def record(
         self, params: Params, runs: Runs

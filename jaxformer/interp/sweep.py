@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -14,9 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Config
 from jaxformer.interp.climb import Runs, Sweep, climb
-from jaxformer.interp.metric import check_alike
+from jaxformer.interp.metric import as_tokens, check_alike, split
 from jaxformer.params import Params, abstract, count, stacked
-from jaxformer.transformer import check_read, check_vocabulary
+from jaxformer.transformer import check_read
 
 GIB = 2**30
 LANDINGS = 6
@@ -24,29 +25,21 @@ LANDINGS = 6
 
 
 def check_door(
-    params: Params, config: Config, clean: Any, corrupted: Any, read: Any
-) -> tuple[Runs, bool]:
-    """The two runs, as batches, and whether they were single sequences.
+    params: Params, config: Config, clean: Any, corrupted: Any, metric: Any, read: Any
+) -> tuple[Runs, Callable[..., Any], bool]:
+    """The two runs, as batches; the metric's function; and whether they were single sequences.
 
     Raises:
         ValueError: parameters of another model, or unstacked; tokens that are no integers, of different shapes, or
-            outside the vocabulary; a place to read at that is not there.
+            outside the vocabulary; a metric that is no function; a place to read at that is not there.
     """
     stacked(params, config)
-    pair = jnp.asarray(clean), jnp.asarray(corrupted)
-    for name, tokens in zip(("clean", "corrupted"), pair, strict=True):
-        if tokens.ndim not in (1, 2) or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(
-                f"{name} has shape {tokens.shape} and dtype {tokens.dtype}; give token ids [t] or [b t]"
-            )
-        if not tokens.size:
-            raise ValueError(f"{name} holds no tokens; give at least one")
-        if not isinstance(tokens, jax.core.Tracer):
-            check_vocabulary(tokens, config.n_vocab)
-    check_alike(*pair)
-    read = None if read is None else check_read(read, pair[0].shape[-1])
-    batch_of = jnp.atleast_2d
-    return Runs(batch_of(pair[0]), batch_of(pair[1]), read), pair[0].ndim == 1
+    clean, corrupted = as_tokens("clean", clean, config), as_tokens("corrupted", corrupted, config)
+    check_alike(clean, corrupted)
+    function, *given = split(metric)
+    read = None if read is None else check_read(read, clean.shape[-1])
+    runs = Runs(jnp.atleast_2d(clean), jnp.atleast_2d(corrupted), read, tuple(given))
+    return runs, function, clean.ndim == 1
 
 
 def run(
@@ -57,7 +50,7 @@ def run(
     shape: tuple[int, ...],
     places: Int[np.ndarray, " cells"],
     *,
-    memory: int,
+    memory: Any,
     progress: bool | None,
 ) -> Float[Array, "..."]:
     """Every cell's metric, at its place in a flattened array of this shape; NaN at others.
@@ -73,9 +66,11 @@ def run(
         progress: show a bar; None: if it will take long.
 
     Raises:
-        ValueError: too little memory.
+        ValueError: too little memory, or what is no number of bytes.
     """
-    room = _room(sweep, params, runs, len(cells), memory)
+    if not isinstance(memory, int | np.integer):
+        raise ValueError(f"memory={memory!r} must be a whole number of bytes")
+    room = _room(sweep, params, runs, len(cells), int(memory))
     shown = _shows_progress(progress, sweep, (params, runs), len(cells), runs.corrupted.size)
     landings, columns, order = _columns(cells, max(room.columns, 16 if shown else 1))
     where = np.append(places, math.prod(shape)).astype(np.int32)[order]  # a filler's is out of it
@@ -86,7 +81,7 @@ def run(
     with _bar(len(where)) as advance:
         for i in range(len(where)):
             column = tuple(group[i : i + 1] for group in columns)
-            values = climb(sweep, params, runs.read, held, column, **static)
+            values = climb(sweep, params, runs, held, column, **static)
             done.append(jax.block_until_ready(values))
             advance()
     return _placed(jnp.concatenate(done), where, shape=shape)
@@ -107,15 +102,20 @@ def _room(sweep: Sweep, params: Params, runs: Runs, cells: int, memory: int) -> 
     """
     (batch, length), config = runs.corrupted.shape, sweep.config
     read = None if runs.read is None else len(runs.read)
-    held = _held(sweep, params.W_E.dtype, batch, length, read)
+    # Which metric it is makes no difference here.
+    held = _held(replace(sweep, metric=max), params.W_E.dtype, batch, length, read)
     heads = (4 * config.n_heads + 4 * config.sizes["k"]) * config.d_head
     attention = heads + 3 * config.n_heads * length
     per_token = 8 * config.d_model + max(attention, (3 + config.gated) * config.d_mlp)
     itemsize = max([4, *(array.dtype.itemsize for array in held)])
-    each = batch * (length * per_token + 2 * (read or length) * config.n_vocab) * itemsize
+    layer = batch * length * per_token * itemsize
+    each = layer + batch * 2 * (read or length) * config.n_vocab * itemsize
     # A stream as it is, joined to others, and in and out of a loop.
     stream = 4 * batch * length * config.d_model * itemsize
-    fixed = sum(array.size * array.dtype.itemsize for array in held)
+    # What is held, once while it is made and once more as loops read it; the passes that make it; and a layer's
+    # parameters, which loops copy.
+    copied = sum(map(_bytes, jax.tree.leaves(params.blocks))) // max(config.n_layers, 1)
+    fixed = 2 * sum(map(_bytes, held)) + sweep.recording * layer + copied
     least = min(LANDINGS, max(config.n_layers, 1)) * stream
     free = memory - fixed
     if free < least + each:
@@ -125,6 +125,10 @@ def _room(sweep: Sweep, params: Params, runs: Runs, cells: int, memory: int) -> 
         )
     streams = max(least, min(free // 2, free - each))
     return Room(min((free - streams) // each, cells), math.ceil(cells * stream / streams))
+
+
+def _bytes(array: Any) -> int:
+    return array.size * array.dtype.itemsize
 
 
 @lru_cache(maxsize=32)
@@ -179,7 +183,7 @@ def _whole(
 ) -> Float[Array, "..."]:
     """All of a sweep in one program: a small one takes little more time than it takes to call one."""
     held = _record(sweep, params, runs)
-    values = climb(sweep, params, runs.read, held, columns, landings=landings, at_once=at_once)
+    values = climb(sweep, params, runs, held, columns, landings=landings, at_once=at_once)
     return _placed(values, where, shape=shape)
 
 
@@ -209,6 +213,8 @@ def _bar(total: int) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as shown:
+    console = Console(stderr=True)
+    hidden = not (console.is_terminal or console.is_jupyter)
+    with Progress(console=console, transient=True, disable=hidden) as shown:
         task = shown.add_task("patching", total=total)
         yield lambda: shown.advance(task)
