@@ -77,8 +77,8 @@ def generate(
         sampling: how a token is chosen.
         stop: a token id, a sequence of them, or several sequences; a prompt ends once it has generated one.
         edit: as in `forward`, but a hashable function: a new one is compiled anew, and what it reads from outside
-            is what it was then. It sees the prompt filled up behind to a power of two, then one position at a
-            time; what it does to the filling is undone.
+            is what it was then. It sees the prompt filled up behind to a power of two (with a window: in pieces, if
+            it is long), then one position at a time; what it does to the filling is undone.
         edit_from: the first generated token that the edit may change, by acting on the position whose
             logits give it, or one such number for each prompt; None: it acts on every position, the prompt's too.
         capture: sites to return for each generated token, of the position whose logits gave it. Scores and
@@ -232,13 +232,22 @@ def gather_wish(
     since = None
     if edit_from is not None:
         check_edit_from(edit_from, prompts)
-        since = prompts.lengths - 1 + jnp.asarray(edit_from).astype(jnp.int32)
+        since = prompts.lengths - 1 + _capped(edit_from)
     return Wish(
         keys=check_key(key, prompts),
         sampling=sampling.fitted(config),
         stops=gather_stops(stop, config),
         since=since,
     )
+
+
+def _capped(number: Any) -> Any:
+    """As int32, with room to add a length: a number that stands for never must not become negative."""
+    most = 2**30
+    if not isinstance(number, jax.core.Tracer):
+        return np.minimum(np.asarray(number), most).astype(np.int32)
+    number = number if number.dtype.itemsize >= 4 else number.astype(jnp.int32)
+    return jnp.minimum(number, most).astype(jnp.int32)
 
 
 WHERE_NAN_IS = "look for NaN or infinity in the parameters, or in what the edit returns"

@@ -98,6 +98,8 @@ def embed(
     params: Params, config: Config, tokens: Int[Array, " t"], positions: Int[Array, " t"], tap: Tap
 ) -> Float[Array, "t d"]:
     """Each token's first state: its row of the embedding, and what its position adds."""
+    if tokens.dtype.itemsize > 4:  # indexing would take it modulo 2³²
+        tokens = jnp.where((tokens >= 0) & (tokens < len(params.W_E)), tokens, -1)
     rows = params.W_E.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     state = tap("embed", rows)
     added = position_embedding(params.W_pos, config, positions)

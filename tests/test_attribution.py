@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from jaxformer import Compute, Config, forward, shown, unstack
 from jaxformer.interp.attribution import attribution_patch, check_pair, gradients, summed
-from jaxformer.interp.jacobian import jacobian, jvp_between, vjp_between
+from jaxformer.interp.jacobian import _like, _place, jacobian, jvp_between, vjp_between
 from jaxformer.sites import WHOLE
 from tests.models import (
     ATTENTION_ONLY,
@@ -416,6 +416,12 @@ REFUSED = {
     "a layer of the logits": (
         lambda: jacobian(seed, SEED, tokens, ("z", 0), ("logits", 1)),
         "layer=1 for 'logits', which belongs to no layer",
+    ),
+    "no place": (lambda: _place("embed"), "'embed' is no place; give a site and its layer"),
+    "half a layer": (lambda: _place(("z", 1.0)), "layer=1.0 for 'z' must be a whole number"),
+    "a complex direction": (
+        lambda: _like(jnp.ones(3, jnp.complex64), jnp.ones(3), "source"),
+        "the direction is complex64",
     ),
     "a position outside": (
         lambda: jacobian(seed, SEED, tokens, ("z", 0), ("z", 1), source_position=5),

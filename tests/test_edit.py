@@ -1,5 +1,6 @@
 """Edits as data: each does to one place what a line of numpy does, and refuses a place that is not there."""
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxformer.interp.edit import (
     patch_layers,
     steer,
 )
-from jaxformer.interp.parts import part
+from jaxformer.interp.parts import checked, part
 from jaxformer.sites import SITES
 from tests.models import ATTENTION_ONLY, MODERN, SEED, random_params, random_tokens
 
@@ -156,7 +157,17 @@ def test_generation_refuses_what_a_pass_would():
         ),
         (lambda: ablate("z", jnp.array([0, 1])), "layer=.* must be a whole number, or None"),
         (lambda: ablate("z", [0]), r"layer=\[0\] must be a whole number"),
-        (lambda: steer(0, jnp.ones(8), jnp.ones(5)), r"strength has shape \(5,\); give one number"),
+        (
+            lambda: steer(0, jnp.ones(8), jnp.ones(5)),
+            r"strength has shape \(5,\) and .* give one real number",
+        ),
+        (lambda: steer(0, jnp.ones(8), 1j), "give one real number"),
+        (
+            lambda: inspect.unwrap(at)("z", 0, 3.0),
+            "fn=3.0 is no function; to put a value there use patch",
+        ),
+        (lambda: checked("z", 0), "index=0 must name what it is of"),
+        (lambda: knock_out("a", 0), "position='a' must be a whole number"),
         (lambda: knock_out(2, 3), "key=3 comes after query=2"),
         (
             lambda: knock_out(jnp.array([1, 2]), jnp.array([3, 4])),
@@ -185,6 +196,15 @@ def test_what_cannot_be_is_refused_where_it_is_built(build, sentence: str):
         (ablate("z", -1), MODERN, Compute(), "layer=-1 is out of range"),
         (ablate("rot_q"), SEED, Compute(), "this Config has no site 'rot_q'"),
         (ablate("z"), replace(MODERN, n_layers=0), Compute(), "no layer has a z: .* n_layers=0"),
+        (freeze_pattern(jnp.ones((2, 4, 1, 1))), MODERN, Compute(), "does not fit pattern"),
+        (freeze_pattern(jnp.ones((2, 1, 5, 5))), MODERN, Compute(), "does not fit pattern"),
+        (patch("z", 1, None, 1 + 2j), MODERN, Compute(), "complex64 does not fit z"),
+        (
+            at("z", 1, lambda value: value.astype(jnp.complex64)),
+            MODERN,
+            Compute(),
+            "the edit returned complex64",
+        ),
         (freeze_pattern(jnp.ones((3, 4, 5, 5))), MODERN, Compute(), "not one for each of 2 layers"),
         (ablate("mlp_out", 0), ATTENTION_ONLY, Compute(), "no site 'mlp_out'"),
         (knock_out(1, 0), MODERN, Compute(kernel="fused"), "never forms 'scores'"),

@@ -74,3 +74,12 @@ def test_an_edit_acts_as_in_a_full_forward_pass(name: str, edit, edit_from: int 
         assert np.isfinite(found.log_probs[i]).all()
         first = found.activations["logits"][i, begin] != plain.activations["logits"][i, begin]
         assert first.any()
+
+
+def test_a_number_far_beyond_the_text_stands_for_never(x64):
+    params, config = model("modern")
+    run = partial(generate, params, config, [[3, 1], [2, 4, 1]], 4, KEY, sampling=GREEDY)
+    plain = run()
+    for never in (2**31 - 1, 2**40, np.array([2**31 - 1, 9], np.int32)):
+        np.testing.assert_array_equal(run(edit=forbid, edit_from=never).log_probs, plain.log_probs)
+    assert (run(edit=forbid).log_probs != plain.log_probs).any()

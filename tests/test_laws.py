@@ -172,6 +172,12 @@ def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int):
     assert np.isnan(logits[3:]).all()
 
 
+def test_a_wide_token_is_not_taken_modulo_what_an_index_holds(x64):
+    params = random_params(SEED)
+    tokens = jnp.array([2**32 + 3, 1, 4])
+    assert jnp.isnan(jax.jit(lambda tokens: forward(params, SEED, tokens).logits)(tokens)).all()
+
+
 def test_a_position_outside_the_table_is_refused_or_gives_nan():
     params = random_params(CLASSIC)
     tokens = random_tokens(CLASSIC, 10)

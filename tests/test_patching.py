@@ -224,6 +224,8 @@ REFUSED = [
     ({"site": "pattern", "compute": Compute(kernel="fused")}, "never forms 'pattern'"),
     ({"memory": 1e9}, "memory=1000000000.0 must be a whole number of bytes"),
     ({"metric": 3}, "metric=3 is no function"),
+    ({"metric": Partial(metric, "x")}, "with 'x', and its arguments are arrays"),
+    ({"metric": lambda logits: (logits[-1, 0],)}, "the metric gives a tuple; it must give one"),
     ({"metric": Partial(Unhashable())}, "has no hash; give a function, or a jax.tree_util.Partial"),
     ({"params": random_params(NONE), "config": NONE}, "no layer has a resid_pre: .* n_layers=0"),
     ({"params": random_params(NONE), "config": NONE, "by": ()}, "no layer has a resid_pre"),

@@ -62,7 +62,9 @@ def gradients(
     >>> out.value.shape, out.gradients["z"].shape
     ((), (2, 3, 2, 4))
     """
+    tokens = jnp.asarray(tokens)
     sites = sites if isinstance(sites, str) else tuple(sites)
+    read = None if read is None else jnp.asarray(read)
     options: Any = {"edit": edit, "read": read, "compute": compute}
     shapes = site_shapes(params, config, tokens, sites, **options)
 
@@ -132,6 +134,7 @@ def attribution_patch(
     >>> scores["z"].shape
     (2, 2)
     """
+    clean, corrupted = jnp.asarray(clean), jnp.asarray(corrupted)
     check_pair(clean, corrupted, steps)
     sites = sites if isinstance(sites, str) else tuple(sites)
     by = by if by is None or isinstance(by, str) else tuple(by)

@@ -136,6 +136,7 @@ def edge_attribution(
     >>> scores.shape == (len(senders(config)), len(receivers(config)))
     True
     """
+    clean, corrupted = jnp.asarray(clean), jnp.asarray(corrupted)
     check_pair(clean, corrupted, steps)
     stacked(params, config)
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)

@@ -2,10 +2,12 @@
 
 An edit of this room is a pytree. Its layer, its indices and its values may be traced, so that an edit can be built
 inside a vmapped function and a sweep is one compiled program. It knows the site it acts on, and a pass that never
-reaches it refuses it: a plain function of a misspelt or absent site would do nothing, in silence. Only of a traced
+reaches it refuses it: a plain function of a site that this model lacks would do nothing, in silence. Only of a traced
 layer or index nobody can tell, while tracing, that it is not there: such a one changes nothing.
 
-In `generate`, whose passes are the prompt and then one token each, a position counts from the start of a pass.
+A position counts from the start of a pass. `generate` makes many passes, the prompt's (with a window: one for each
+of its pieces) and then one for each token, so that there an edit of a position is seldom what is meant, and one of a
+position beyond 0 is refused: a token's own pass has no other.
 """
 
 import dataclasses
@@ -39,7 +41,7 @@ class At:
         changed = self.change(site, layer, value)
         if self.layer is None:
             return changed
-        if jnp.shape(changed) != value.shape:
+        if jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
             return changed  # for the pass to refuse
         here = layer == jnp.asarray(self.layer, jnp.int32)
         return jnp.where(here, jnp.asarray(changed).astype(value.dtype), value)
@@ -95,16 +97,19 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
         site: a name of `jaxformer.SITES`.
         layer: its number, from 0, maybe traced (`jax.vmap` for several); None: every layer, or a site without one.
         fn: of one layer's value, whose axes `jaxformer.sites.AXES` tells. It may close over traced values; as a
-            `jax.tree_util.Partial` its arguments are leaves of the edit.
+            `jax.tree_util.Partial` its arguments are leaves of the edit. It runs in every layer, and what it gives in
+            others is left out: there too its derivative must be finite.
 
     Raises:
-        ValueError: an unknown site, a layer of a site that has none, a layer that is no whole number; in the pass,
-            a site or a layer that the model lacks.
+        ValueError: an unknown site, a layer of a site that has none, a layer that is no whole number, an fn that is
+            no function; in the pass, a site or a layer that the model lacks.
 
     >>> double = at("mlp_out", 1, lambda value: 2 * value)
     >>> double.site, double.layer
     ('mlp_out', 1)
     """
+    if not callable(fn):
+        raise ValueError(f"fn={fn!r} is no function; to put a value there use patch")
     return _at(site, layer, Partial(_of_value, Partial(fn)))
 
 
@@ -145,7 +150,7 @@ def patch_layers(site: str, index: Index | None, values: Shaped[Array, "l ..."])
     """The same in every layer at once, each with its own value: `values` as captured, layers in front.
 
     Raises:
-        ValueError: as `patch`; a site without layers; in the pass, values of another number of layers.
+        ValueError: as `patch`; a site without layers; in the pass, values of another shape.
     """
     if site in WHOLE:
         raise ValueError(f"{site} belongs to no layer; use patch")
@@ -209,9 +214,10 @@ def steer(
     >>> steer(0, jnp.ones(8), -2.0).site
     'resid_pre'
     """
-    if jnp.ndim(strength):
+    if jnp.ndim(strength) or jnp.iscomplexobj(strength):
         raise ValueError(
-            f"strength has shape {jnp.shape(strength)}; give one number, and jax.vmap for several"
+            f"strength has shape {jnp.shape(strength)} and dtype {jnp.result_type(strength)}; "
+            "give one real number, and jax.vmap for several"
         )
     index = {} if position is None else {"position": position}
     return _at(site, layer, Partial(_add, checked(site, index), direction, strength))
@@ -248,6 +254,8 @@ def knock_out(query: Any, key: Any, *, layer: Any = None, head: Any = None) -> A
     >>> knock_out(5, jnp.array([0, 1])).site
     'scores'
     """
+    named = {"position": query, "source": key, "head": head}
+    edit = patch("scores", layer, {name: i for name, i in named.items() if i is not None}, -jnp.inf)
     last, first = concrete(query), concrete(key)
     if (
         query is not None
@@ -259,9 +267,7 @@ def knock_out(query: Any, key: Any, *, layer: Any = None, head: Any = None) -> A
         raise ValueError(
             f"key={key} comes after query={query}: no query looks there, and to keep it from that does nothing"
         )
-    named = {"position": query, "source": key, "head": head}
-    index = {name: i for name, i in named.items() if i is not None}
-    return patch("scores", layer, index, -jnp.inf)
+    return edit
 
 
 def _at(site: str, layer: Any, change: Partial) -> At:
@@ -295,15 +301,24 @@ def _add(
 
 
 def _put_own(index: Index, stacked: Any, site: Site, layer: Layer, value: Array) -> Array:
-    return _put(index, jnp.asarray(stacked)[layer], site, layer, value)
+    own = jnp.asarray(stacked)[layer]
+    if own.shape != value.shape:
+        raise _unfitting(own, site, value)  # not spread: a run of one token is no run of many
+    return _put(index, own, site, layer, value)
 
 
 def _fitting(new: Any, site: Site, value: Array) -> Array:
     """In the dtype and the shape of the site's value."""
-    new = jnp.asarray(new).astype(value.dtype)
+    new = jnp.asarray(new)
     sizes = zip(new.shape[::-1], value.shape[::-1], strict=False)
-    if new.ndim > value.ndim or any(size not in (1, own) for size, own in sizes):
-        raise ValueError(
-            f"a value of shape {new.shape} does not fit {site}, which holds {value.shape} [{AXES[str(site)]}]"
-        )
-    return jnp.broadcast_to(new, value.shape)
+    spreads = new.ndim <= value.ndim and all(size in (1, own) for size, own in sizes)
+    if not spreads or jnp.iscomplexobj(new):
+        raise _unfitting(new, site, value)
+    return jnp.broadcast_to(new.astype(value.dtype), value.shape)
+
+
+def _unfitting(new: Array, site: Site, value: Array) -> ValueError:
+    return ValueError(
+        f"a value of shape {new.shape} and dtype {new.dtype} does not fit {site}, "
+        f"which holds {value.shape} [{AXES[str(site)]}] of {value.dtype}"
+    )

@@ -215,7 +215,8 @@ def _between(
     compute: Compute,
 ) -> tuple[Callable[[Array], Array], Array]:
     """The target as a function of what is added to the source, and the zero to add."""
-    (site, layer), (end, last) = source, target
+    tokens = jnp.asarray(tokens)
+    (site, layer), (end, last) = _place(source), _place(target)
     shapes = site_shapes(params, config, tokens, (site, end), edit=edit, compute=compute)
     first, later = _when(source, config), _when(target, config)
     if later < first:
@@ -240,6 +241,20 @@ def _between(
         return there * (out if target_position is None else out[here])
 
     return moved, still
+
+
+def _place(place: Any) -> Place:
+    """A site and a layer.
+
+    Raises:
+        ValueError: anything else; a traced layer, for the order of places must be known.
+    """
+    if not isinstance(place, tuple) or len(place) != 2:
+        raise ValueError(f'{place!r} is no place; give a site and its layer, as ("resid_pre", 2)')
+    layer = place[1]
+    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int | np.integer)):
+        raise ValueError(f"layer={layer!r} for {place[0]!r} must be a whole number, or None")
+    return place
 
 
 def _when(place: Place, config: Config) -> tuple[int, int]:
@@ -274,7 +289,10 @@ def _there(positions: Iterable[Any], length: int, dtype: Any) -> Any:
     return factor
 
 
-def _like(direction: Array, value: Array, what: str) -> Array:
+def _like(direction: Any, value: Array, what: str) -> Array:
+    direction = jnp.asarray(direction)
+    if jnp.iscomplexobj(direction):
+        raise ValueError(f"the direction is {direction.dtype}, the {what} {value.dtype}")
     if direction.shape != value.shape:
         raise ValueError(
             f"the direction has shape {direction.shape}, the {what} has {value.shape}; they must be equal"

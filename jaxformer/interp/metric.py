@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
@@ -16,6 +17,9 @@ from jaxformer.transformer import check_vocabulary, forward
 
 Metric = Callable[[Any], Any]
 """From the logits of the places read, `r v`, or `b r v` of a batch, to one number."""
+
+
+NUMBERS = (jax.Array, np.ndarray, np.generic, int, float)
 
 
 class Fixed(NamedTuple):
@@ -30,7 +34,7 @@ def split(metric: Any) -> Fixed:
     """A metric's function, and of a `jax.tree_util.Partial` its arguments.
 
     Raises:
-        ValueError: what cannot be called, or cannot be told from others by its hash.
+        ValueError: what cannot be called, or cannot be told from others by its hash; arguments that are no arrays.
 
     >>> split(jax.tree_util.Partial(max, 3)).arguments
     (3,)
@@ -45,6 +49,12 @@ def split(metric: Any) -> Fixed:
         raise ValueError(
             f"metric={metric!r} has no hash; give a function, or a jax.tree_util.Partial of one and arrays"
         ) from None
+    for argument in jax.tree.leaves(fixed[1:]):
+        if not isinstance(argument, NUMBERS):
+            raise ValueError(
+                f"metric is a jax.tree_util.Partial with {argument!r}, and its arguments are arrays; "
+                "bind what is none by functools.partial"
+            )
     return fixed
 
 
@@ -93,6 +103,10 @@ def scalar(metric: Metric, logits: Float[Array, "..."]) -> Float[Array, ""]:
         ValueError: it is not.
     """
     value = metric(logits)
+    if not isinstance(value, NUMBERS):
+        raise ValueError(
+            f"the metric gives a {type(value).__name__}; it must give one floating number"
+        )
     shape, dtype = jnp.shape(value), jnp.result_type(value)
     if shape or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(

@@ -21,12 +21,16 @@ Index = Mapping[str, Any]
 """Where to act: names of `LETTERS` to whole numbers, or to one-axis arrays of them; any may be traced."""
 
 
-def checked(site: str, index: Index | None) -> dict[str, Any]:
+def checked(site: str, index: Any) -> dict[str, Any]:
     """An index, its names and types held to what a site has.
 
     Raises:
-        ValueError: a name without an axis, or what is no whole number.
+        ValueError: no mapping, a name without an axis, or what is no whole number.
     """
+    if index is not None and not isinstance(index, Mapping):
+        raise ValueError(
+            f'index={index!r} must name what it is of, as {{"position": 3}}; None: all'
+        )
     for name, chosen in (index or {}).items():
         if site in AXES:
             axis_of(site, name)

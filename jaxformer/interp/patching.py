@@ -48,9 +48,9 @@ def patch_sweep(
     No part runs the layers before its own again, and with `read` the last layer is run only where it is read. Parts
     share a batch, as many as `memory` allows, and all are one compiled program.
 
-    As under `jax.jit`, a metric is compiled when its function is first seen, and what that reads from outside is what
-    it was then. To change an answer from call to call, give it to the metric as an argument:
-    `jax.tree_util.Partial(logit_of, answer)` is called as `logit_of(answer, logits)` and compiled once.
+    As under `jax.jit`, a metric is compiled when its function is first seen, and what that reads from outside, an
+    object's own attributes too, is what it was then. To change an answer from call to call, give it to the metric as
+    an argument: `jax.tree_util.Partial(logit_of, answer)` is called as `logit_of(answer, logits)` and compiled once.
 
     Source: Vig et al. 2020, "Causal Mediation Analysis"; Meng et al. 2022, "Locating and Editing Factual
     Associations", §2.1; Heimersheim & Nanda 2024, "How to use and interpret activation patching".
@@ -61,7 +61,7 @@ def patch_sweep(
         clean: tokens of the run to take from, or a batch of them.
         corrupted: as many, of the run to patch.
         metric: from the logits of a sequence `t v`, or of a batch `b t v`, to one number; a function, or a
-            `jax.tree_util.Partial` of one.
+            `jax.tree_util.Partial` of one and arrays.
         site: any that `forward` shows here.
         by: "layer", "position" (of the query, where there are two; at final_scale, final and logits: of `read`),
             "source", "head" (key/value heads at k and v), "neuron".
