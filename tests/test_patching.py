@@ -222,7 +222,7 @@ REFUSED = [
     ({"read": jnp.array([5])}, "read holds 5, but there are 5 tokens"),
     ({"memory": 1000}, "memory=1000 bytes are too few"),
     ({"site": "pattern", "compute": Compute(kernel="fused")}, "never forms 'pattern'"),
-    ({"memory": 1e9}, "memory=1000000000.0 must be a whole number of bytes"),
+    ({"memory": 1e9}, "memory=1000000000.0 must be a whole number of at least 1"),
     ({"metric": 3}, "metric=3 is no function"),
     ({"metric": Partial(metric, "x")}, "with 'x', and its arguments are arrays"),
     ({"metric": lambda logits: (logits[-1, 0],)}, "the metric gives a tuple; it must give one"),
@@ -337,7 +337,7 @@ def test_a_budget_of_memory_is_kept_and_changes_nothing(what: str):
 
     plain = swept(*runs)
     with pytest.raises(ValueError, match="are too few") as refused:
-        swept(*runs, memory=0)
+        swept(*runs, memory=1)
     least = int(str(refused.value).split("give at least ")[1].split(",")[0])
     with pytest.raises(ValueError, match="are too few"):
         swept(*runs, memory=least - 1)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.config import Compute, Config
@@ -13,6 +12,7 @@ from jaxformer.interp.jacobian import perturbed, site_shapes
 from jaxformer.interp.metric import Metric, check_alike, scalar
 from jaxformer.interp.parts import axes_by
 from jaxformer.params import Params
+from jaxformer.prompts import whole
 from jaxformer.sites import Edit, Layer, Site, keep
 from jaxformer.stream import wide
 from jaxformer.transformer import forward
@@ -237,5 +237,4 @@ def check_pair(clean: Int[Array, "..."], corrupted: Int[Array, "..."], steps: An
         ValueError: clean and corrupted of different shapes; steps that are no whole number, or below 1.
     """
     check_alike(clean, corrupted)
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"steps={steps!r} must be a whole number of at least 1")
+    whole("steps", steps)

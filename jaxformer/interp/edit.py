@@ -61,8 +61,6 @@ class At:
                 raise ValueError(
                     f"values of shape {shape} are not one for each of {config.n_layers} layers"
                 )
-        if self.layer is None:
-            return
         for layer in np.ravel(concrete(self.layer)):
             if not 0 <= layer < config.n_layers:
                 raise ValueError(
@@ -257,13 +255,7 @@ def knock_out(query: Any, key: Any, *, layer: Any = None, head: Any = None) -> A
     named = {"position": query, "source": key, "head": head}
     edit = patch("scores", layer, {name: i for name, i in named.items() if i is not None}, -jnp.inf)
     last, first = concrete(query), concrete(key)
-    if (
-        query is not None
-        and key is not None
-        and last.size
-        and first.size
-        and first.min() > last.max()
-    ):
+    if last.size and first.size and first.min() > last.max():
         raise ValueError(
             f"key={key} comes after query={query}: no query looks there, and to keep it from that does nothing"
         )

@@ -126,5 +126,6 @@ def whole_numbers(numbers: Any, most_axes: int) -> bool:
 
 
 def concrete(numbers: Any) -> Int[np.ndarray, "..."]:
-    """The numbers, if they can be looked at; none of traced ones."""
-    return np.zeros(0, int) if isinstance(numbers, jax.core.Tracer) else np.asarray(numbers)
+    """The numbers, if they can be looked at; none of traced ones, or of None."""
+    hidden = numbers is None or isinstance(numbers, jax.core.Tracer)
+    return np.zeros(0, int) if hidden else np.asarray(numbers)

@@ -108,11 +108,16 @@ class _Patches(Sweep):
     """what the numbers of a cell after its layer are"""
     one_layer: bool
 
+    @property
+    def late(self) -> bool:
+        """Whether layers come before what it changes, and none after: it then begins where they end."""
+        return self.site in READ and self.config.n_layers > 0
+
     def record(self, params: Params, runs: Runs) -> Any:
         values = show(self, params, runs.clean, runs.read, self.site)[self.site]
         if self.site not in WHOLE:
             return values, show(self, params, runs.corrupted, runs.read, "resid_pre")["resid_pre"]
-        if self.site in READ and self.config.n_layers:
+        if self.late:
             after = show(self, params, runs.corrupted, runs.read, "resid_post")["resid_post"]
             return values, after[:, -1]
         return values, runs.corrupted
@@ -121,7 +126,7 @@ class _Patches(Sweep):
         _, begun = held
         if self.site not in WHOLE:
             return begun[layer]
-        if begun.ndim > 1:
+        if self.late:
             return begun
         positions = jnp.arange(len(begun), dtype=jnp.int32)
         return embed(params, self.config, begun, positions, Tap((), self.last_edit(held, cell)))

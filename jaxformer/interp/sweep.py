@@ -17,6 +17,7 @@ from jaxformer.config import Config
 from jaxformer.interp.climb import Runs, Sweep, climb
 from jaxformer.interp.metric import as_tokens, check_alike, split
 from jaxformer.params import Params, abstract, count, stacked
+from jaxformer.prompts import whole
 from jaxformer.transformer import check_read
 
 GIB = 2**30
@@ -68,9 +69,7 @@ def run(
     Raises:
         ValueError: too little memory, or what is no number of bytes.
     """
-    if not isinstance(memory, int | np.integer):
-        raise ValueError(f"memory={memory!r} must be a whole number of bytes")
-    room = _room(sweep, params, runs, len(cells), int(memory))
+    room = _room(sweep, params, runs, len(cells), whole("memory", memory))
     shown = _shows_progress(progress, sweep, (params, runs), len(cells), runs.corrupted.size)
     landings, columns, order = _columns(cells, max(room.columns, 16 if shown else 1))
     where = np.append(places, math.prod(shape)).astype(np.int32)[order]  # a filler's is out of it
