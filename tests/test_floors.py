@@ -24,6 +24,7 @@ FLOORS = [
     ("jaxformer.streaming", "jaxformer.beam"),
     ("jaxformer.interp.parts",),
     (
+        "jaxformer.interp.change",
         "jaxformer.interp.components",
         "jaxformer.interp.factored",
         "jaxformer.interp.jacobian",

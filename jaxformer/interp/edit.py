@@ -10,82 +10,16 @@ of its pieces) and then one for each token, so that there an edit of a position 
 position beyond 0 is refused: a token's own pass has no other.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Shaped
 
-from jaxformer.config import Compute, Config
-from jaxformer.interp.parts import Index, checked, concrete, part, whole_numbers
-from jaxformer.sites import AXES, WHOLE, Edit, Layer, Site, check_capture
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class At:
-    """An edit of one site, in one layer, or in all where `layer` is None; `change` is called as an edit is."""
-
-    site: str = dataclasses.field(metadata={"static": True})
-    layer: Any
-    change: Partial
-
-    def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
-        """The value to go on with."""
-        if str(site) != self.site:
-            return value
-        changed = self.change(site, layer, value)
-        if self.layer is None:
-            return changed
-        if jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
-            return changed  # for the pass to refuse
-        here = layer == jnp.asarray(self.layer, jnp.int32)
-        return jnp.where(here, jnp.asarray(changed).astype(value.dtype), value)
-
-    def check(self, config: Config, compute: Compute) -> None:
-        """Refuse a model that never comes to where this acts.
-
-        Raises:
-            ValueError: naming the site or the layer, and what there is.
-        """
-        check_capture((self.site,), config, compute)
-        if self.site not in WHOLE and not config.n_layers:
-            raise ValueError(f"no layer has a {self.site}: this model has n_layers=0")
-        if self.change.func is _put_own:
-            shape = jnp.shape(self.change.args[1])
-            if shape[:1] != (config.n_layers,):
-                raise ValueError(
-                    f"values of shape {shape} are not one for each of {config.n_layers} layers"
-                )
-        for layer in np.ravel(concrete(self.layer)):
-            if not 0 <= layer < config.n_layers:
-                raise ValueError(
-                    f"layer={layer} is out of range: this model has layers 0 to {config.n_layers - 1}"
-                )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Chain:
-    """Several edits as one: each gets what the one before it made."""
-
-    edits: tuple[Any, ...]
-
-    def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
-        """The value to go on with."""
-        for edit in self.edits:
-            value = edit(site, layer, value)
-        return value
-
-    def check(self, config: Config, compute: Compute) -> None:
-        """Refuse what any of them refuses."""
-        for edit in self.edits:
-            if check := getattr(edit, "check", None):
-                check(config, compute)
+from jaxformer.interp.change import At, Chain, acting, add, of_value, put, put_own
+from jaxformer.interp.parts import Index, checked, concrete
+from jaxformer.sites import WHOLE, Edit
 
 
 def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
@@ -108,7 +42,7 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
     """
     if not callable(fn):
         raise ValueError(f"fn={fn!r} is no function; to put a value there use patch")
-    return _at(site, layer, Partial(_of_value, Partial(fn)))
+    return acting(site, layer, Partial(of_value, Partial(fn)))
 
 
 def chain(*edits: Edit) -> Chain:
@@ -133,7 +67,7 @@ def patch(site: str, layer: Any, index: Index | None, value: Any) -> At:
         ValueError: as `at`; a name that the site has no axis for; while tracing, an index out of range or a value
             of another shape.
 
-    >>> import jaxformer
+    >>> import jax, jaxformer
     >>> config = jaxformer.Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=0, n_vocab=5)
     >>> params = jaxformer.init(config, jax.random.key(0))
     >>> silent = patch("z", 1, {"head": 0}, 0.0)
@@ -141,7 +75,7 @@ def patch(site: str, layer: Any, index: Index | None, value: Any) -> At:
     >>> bool((out.activations["z"][1, :, 0] == 0).all())
     True
     """
-    return _at(site, layer, Partial(_put, checked(site, index), value))
+    return acting(site, layer, Partial(put, checked(site, index), value))
 
 
 def patch_layers(site: str, index: Index | None, values: Shaped[Array, "l ..."]) -> At:
@@ -152,7 +86,7 @@ def patch_layers(site: str, index: Index | None, values: Shaped[Array, "l ..."])
     """
     if site in WHOLE:
         raise ValueError(f"{site} belongs to no layer; use patch")
-    return _at(site, None, Partial(_put_own, checked(site, index), values))
+    return acting(site, None, Partial(put_own, checked(site, index), values))
 
 
 def ablate(
@@ -218,7 +152,7 @@ def steer(
             "give one real number, and jax.vmap for several"
         )
     index = {} if position is None else {"position": position}
-    return _at(site, layer, Partial(_add, checked(site, index), direction, strength))
+    return acting(site, layer, Partial(add, checked(site, index), direction, strength))
 
 
 def freeze_pattern(pattern: Float[Array, "l n t s"]) -> At:
@@ -260,57 +194,3 @@ def knock_out(query: Any, key: Any, *, layer: Any = None, head: Any = None) -> A
             f"key={key} comes after query={query}: no query looks there, and to keep it from that does nothing"
         )
     return edit
-
-
-def _at(site: str, layer: Any, change: Partial) -> At:
-    if site not in AXES:
-        raise ValueError(f"unknown site {site!r}; the sites are {', '.join(AXES)}")
-    if layer is not None:
-        if site in WHOLE:
-            raise ValueError(f"{site} belongs to no layer; give layer=None, not {layer!r}")
-        if not whole_numbers(layer, 0):
-            raise ValueError(f"layer={layer!r} must be a whole number, or None for every layer")
-    return At(site, layer, change)
-
-
-def _of_value(fn: Callable[[Any], Any], site: Site, layer: Layer, value: Array) -> Any:
-    del site, layer
-    return fn(value)
-
-
-def _put(index: Index, new: Any, site: Site, layer: Layer, value: Array) -> Array:
-    del layer
-    new = _fitting(new, site, value)
-    return jnp.where(part(str(site), value.shape, index), new, value)
-
-
-def _add(
-    index: Index, direction: Any, strength: Any, site: Site, layer: Layer, value: Array
-) -> Array:
-    del layer
-    change = jnp.asarray(strength).astype(value.dtype) * _fitting(direction, site, value)
-    return jnp.where(part(str(site), value.shape, index), value + change, value)
-
-
-def _put_own(index: Index, stacked: Any, site: Site, layer: Layer, value: Array) -> Array:
-    own = jnp.asarray(stacked)[layer]
-    if own.shape != value.shape:
-        raise _unfitting(own, site, value)  # not spread: a run of one token is no run of many
-    return _put(index, own, site, layer, value)
-
-
-def _fitting(new: Any, site: Site, value: Array) -> Array:
-    """In the dtype and the shape of the site's value."""
-    new = jnp.asarray(new)
-    sizes = zip(new.shape[::-1], value.shape[::-1], strict=False)
-    spreads = new.ndim <= value.ndim and all(size in (1, own) for size, own in sizes)
-    if not spreads or jnp.iscomplexobj(new):
-        raise _unfitting(new, site, value)
-    return jnp.broadcast_to(new.astype(value.dtype), value.shape)
-
-
-def _unfitting(new: Array, site: Site, value: Array) -> ValueError:
-    return ValueError(
-        f"a value of shape {new.shape} and dtype {new.dtype} does not fit {site}, "
-        f"which holds {value.shape} [{AXES[str(site)]}] of {value.dtype}"
-    )
