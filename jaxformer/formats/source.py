@@ -1,0 +1,78 @@
+"""What each reader of weights gives: tensors by name, known from the headers, read one at a time."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import ml_dtypes
+import numpy as np
+
+FLOATS = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
+"""The dtypes that weights have; tensors of another are listed and cannot be read."""
+
+MOST_AXES, MOST_BYTES = 64, 2**63 - 1
+"""What numpy's arrays can have."""
+
+
+class Tensor(NamedTuple):
+    """A tensor that a file holds: the shape and dtype that `read` gives it, and its file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: Path
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Tensors by name in one or several files, open until the `with` block ends.
+
+    `path` is the folder or file that was asked for; `tensors` is known without reading any of their data.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, read afresh: nothing but the returned array stays in memory.
+
+        Raises:
+            ValueError: no such tensor, or one that is not of floats; or the source was closed.
+        """
+        ...
+
+    def __enter__(self) -> "Source": ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def declare(file: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    """A tensor as its header declares it, if an array can be like that."""
+    if len(shape) > MOST_AXES or math.prod(n or 1 for n in shape) * dtype.itemsize > MOST_BYTES:
+        raise ValueError(
+            f"{file} is damaged: no array can have the shape {list(shape)} of its tensor {name!r}"
+        )
+    return Tensor(shape, dtype, file)
+
+
+def pick(source: Source, name: str, *, is_open: bool) -> Tensor:
+    """The tensor that is asked for, if it is there to be read."""
+    if not is_open:
+        raise ValueError(f"{source.path} is closed; read {name!r} inside the `with` block")
+    tensor = source.tensors.get(name)
+    if tensor is None:
+        raise ValueError(f"{source.path} holds no tensor {name!r}; .tensors lists those it holds")
+    if tensor.dtype not in FLOATS:
+        raise ValueError(
+            f"{tensor.file} holds {name!r} as {tensor.dtype}; weights are read from floats of "
+            "16, 32 or 64 bits"
+        )
+    return tensor
+
+
+def unreadable(path: Path, kind: str, reason: object) -> ValueError:
+    """The error of a file that is not what its name says."""
+    with path.open("rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            return ValueError(f"{path} is a git-lfs pointer to a {kind}; run `git lfs pull` first")
+    return ValueError(f"{path} is no {kind}, or was cut short or damaged: {reason}")
