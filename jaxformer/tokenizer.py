@@ -1,4 +1,4 @@
-"""Between text and token ids: characters, words and bytes."""
+"""Between text and token ids: characters, words and bytes; `subwords` has those of published checkpoints."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from jaxformer.subwords import Subwords
 from jaxformer.transformer import check_vocabulary
 
 Tokens = Int[np.ndarray, " t"]
@@ -182,7 +183,8 @@ class Bytes:
 def stream_text(tokenizer: Tokenizer, pieces: Iterable[Int[np.ndarray, " _"]]) -> Iterator[str]:
     """The text of tokens that come piece by piece, as far as it is certain; joined it is `decode` of them all.
 
-    A U+FFFD at the end may be a character whose other bytes are still to come: it waits for the next piece.
+    A U+FFFD at the end may be a character whose other bytes are still to come: it waits for the next piece,
+    as do tokens that Subwords call unfinished.
 
     >>> cut = Bytes().encode("né!")
     >>> list(stream_text(Bytes(), [cut[:2], cut[2:]]))
@@ -191,11 +193,12 @@ def stream_text(tokenizer: Tokenizer, pieces: Iterable[Int[np.ndarray, " _"]]) -
     latest, shown = np.zeros(0, np.int32), 0
     for piece in pieces:
         latest = np.concatenate([latest, piece])
-        text = tokenizer.decode(latest)
+        held = tokenizer.unfinished(latest) if isinstance(tokenizer, Subwords) else 0
+        text = tokenizer.decode(latest[: len(latest) - held])
         if new := text[shown:].removesuffix(UNKNOWN):
             yield new
-        latest = latest[-LONGEST:]
-        shown = len(tokenizer.decode(latest).removesuffix(UNKNOWN))
+        latest = latest[-LONGEST - held :]
+        shown = len(tokenizer.decode(latest[: len(latest) - held]).removesuffix(UNKNOWN))
     if rest := tokenizer.decode(latest)[shown:]:
         yield rest
 
@@ -226,4 +229,5 @@ KINDS = {
     "characters": lambda fields: Characters(fields["alphabet"]),
     "words": lambda fields: Words(fields["vocabulary"]),
     "bytes": lambda fields: Bytes(),
+    "subwords": lambda fields: Subwords(fields["tokenizer"]),
 }
