@@ -147,13 +147,19 @@ def further_work(case: Case, new: int, dtype: Any, cache: str) -> Work:
     """Of the new - 1 tokens after the first: each reads the parameters, and the cache so far."""
     _, config, batch, seq = case
     pasts = [seq + i for i in range(new - 1)]
-    seen = [past if config.window is None else min(past, config.window - 1) for past in pasts]
+    seen = sum(rows_read(config, past) for past in pasts)
     parameters = len(pasts) * parameters_read(config, batch, 1) * jnp.dtype(dtype).itemsize
     return Work(
         tokens=batch * len(pasts),
         flops=batch * sum(forward_flops(config, 1, past) for past in pasts),
-        traffic=parameters + batch * sum(seen) * cache_bytes(config, cache),
+        traffic=parameters + batch * seen * cache_bytes(config, cache) // max(config.n_layers, 1),
     )
+
+
+def rows_read(config: Config, past: int) -> int:
+    """Positions that a token behind so many needs of the cache, in all layers together."""
+    near = min(past, (config.window or 1) - 1)
+    return sum(near if local else past for local in config.local_layers)
 
 
 def parameters_read(config: Config, tokens: int, positions: int) -> int:

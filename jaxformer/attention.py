@@ -14,10 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.cache import Past, recall, remember, row_positions
 from jaxformer.config import Compute, Config
-from jaxformer.position import rotary
+from jaxformer.norm import normalize_heads
+from jaxformer.position import rotary, rotary_frequencies
 from jaxformer.sites import Tap
 from jaxformer.spec import constant, matrix, write_gain
-from jaxformer.stream import biased, pick, product, query, wide, widened
+from jaxformer.stream import biased, capped, pick, product, query, wide, widened
 
 
 class Attention(NamedTuple):
@@ -31,16 +32,22 @@ class Attention(NamedTuple):
     b_K: Float[Array, "*l k h"] | None
     b_V: Float[Array, "*l k h"] | None
     b_O: Float[Array, "*l d"] | None
+    norm_Q: Float[Array, "*l h"] | Float[Array, "*l n h"] | None = None
+    norm_K: Float[Array, "*l h"] | Float[Array, "*l k h"] | None = None
 
 
 def attention_spec(config: Config) -> Attention:
     """The Specs of all attention layers.
 
     A query·key of unit vectors has standard deviation √d_head; the scale brings that to 1. Where
-    attention_scale is another, Q and K share the rest, so that scores begin with variance 1.
+    attention_scale is another, Q and K (or their norms) share the rest, so that scores begin with variance 1.
     """
     share = (config.d_head**0.5 * config.score_scale) ** -0.5
-    qkv, all_ = config.bias in ("qkv", "all"), config.bias == "all"
+    qkv, of_sum = config.has_bias("qkv"), config.has_bias("o")
+    norm_Q, norm_K = (
+        constant(config, axes, share - config.norm_plus_one) if axes else None
+        for axes in QK_NORM_AXES[config.qk_norm]
+    )
     return Attention(
         W_Q=matrix(config, "l d n h", reads="d", gain=share),
         W_K=matrix(config, "l d k h", reads="d", gain=share),
@@ -49,8 +56,14 @@ def attention_spec(config: Config) -> Attention:
         b_Q=constant(config, "l n h", 0.0) if qkv else None,
         b_K=constant(config, "l k h", 0.0) if qkv else None,
         b_V=constant(config, "l k h", 0.0) if qkv else None,
-        b_O=constant(config, "l d", 0.0) if all_ else None,
+        b_O=constant(config, "l d", 0.0) if of_sum else None,
+        norm_Q=norm_Q,
+        norm_K=norm_K,
     )
+
+
+QK_NORM_AXES = {"none": ("", ""), "head": ("l h", "l h"), "all": ("l n h", "l k h")}
+"""Of the weights of the norms on queries and on keys."""
 
 
 def attend(
@@ -60,13 +73,15 @@ def attend(
     positions: Int[Array, " t"],
     past: Past | None,
     *,
+    layer: Int[Array, ""],
     tap: Tap,
     compute: Compute,
     at: Int[Array, " r"] | None = None,
 ) -> tuple[Float[Array, "r d"], Past | None]:
     """One layer's update of each state, and the past with this call's keys and values in it.
 
-    With `at`, only the states at these places ask, and get an update; all are asked.
+    With `at`, only the states at these places ask, and get an update; all are asked. `layer` is the number of
+    this one, for what a Config has differ from layer to layer.
 
     Source: Vaswani et al. 2017, §3.2; grouped queries: Ainslie et al. 2023, "GQA", §2.2.
     """
@@ -79,9 +94,14 @@ def attend(
             ("v", state, attention.W_V, attention.b_V),
         )
     )
+    q = normalize_heads(q, attention.norm_Q, config)
+    k = normalize_heads(k, attention.norm_K, config)
     if config.rotary_width:
-        q = tap("rot_q", rotary(ours, q, config.rotary_width, config.rotary_base))
-        k = tap("rot_k", rotary(positions, k, config.rotary_width, config.rotary_base))
+        frequencies = rotary_frequencies(config, layer)
+        q = tap("rot_q", rotary(ours, q, frequencies))
+        k = tap("rot_k", rotary(positions, k, frequencies))
+    if config.scale_by_depth:
+        q = q / (1 + layer).astype(q.dtype)
     q, k, v = by_head(q), by_head(k), by_head(v)
     theirs = positions
     if past is not None and len(positions):
@@ -90,21 +110,24 @@ def attend(
         theirs = row_positions(config, k.shape[1], positions[-1])
     mix = KERNELS[compute.kernel]
     aligned = past is None and at is None
-    z = mix(config, q, k, v, visible(config, ours, theirs), tap, aligned=aligned)
+    z = mix(config, q, k, v, visible(config, layer, ours, theirs), tap, aligned=aligned)
     return write_heads(tap("z", by_head(z)), attention, tap), past
 
 
 def visible(
-    config: Config, positions: Int[Array, " t"], theirs: Int[Array, " s"]
+    config: Config, layer: Int[Array, ""], positions: Int[Array, " t"], theirs: Int[Array, " s"]
 ) -> Bool[Array, "t s"]:
-    """Which position may look at which: at none after it, and at none before the window.
+    """Which position may look at which: at none after it, and at none before the window, if the layer has it.
 
     Source: the window: Beltagy et al. 2020, "Longformer", §3.1.
     """
     back = positions[:, None] - theirs
     if config.window is None:
         return back >= 0
-    return (back >= 0) & (back < config.window) & (theirs >= 0)
+    within = back < config.window
+    if not config.forgets:
+        within |= ~jnp.array(config.local_layers)[layer]
+    return (back >= 0) & within & (theirs >= 0)
 
 
 def mix_einsum(
@@ -140,7 +163,7 @@ def mix_blocked(
     _refuse_unformed("blocked", q, k, tap)
     mixed = []
     for rows in query_blocks(q.shape[1]):
-        oldest = 0 if config.window is None else max(rows.start - config.window + 1, 0)
+        oldest = max(rows.start + 1 - (config.window or 0), 0) if config.forgets else 0
         seen = slice(oldest, rows.stop) if aligned else slice(None)
         part = q[:, rows], k[:, seen], v[:, seen]
         mixed.append(_mix(config, *part, visible[rows, seen], Tap()))
@@ -162,10 +185,13 @@ def mix_fused(
     On CUDA, in bfloat16 or float16 and without a cache, it is cuDNN's flash attention.
 
     Raises:
-        ValueError: float64, which it would round to float32; an edit of the scores or the pattern.
+        ValueError: float64, which it would round to float32; attention_cap, which it does not have; an edit of
+            the scores or the pattern.
     """
     if q.dtype == jnp.float64:
         raise ValueError('kernel="fused" rounds float64 to float32; use Compute(kernel="einsum")')
+    if config.attention_cap is not None:
+        raise ValueError('kernel="fused" has no attention_cap; use Compute(kernel="einsum")')
     _refuse_unformed("fused", q, k, tap)
     q, k, v = by_head(q), by_head(k), by_head(v)
     causal = aligned and config.window is None
@@ -227,7 +253,7 @@ def _mix(
     products = product("kqh,ksh->kqs", q.reshape(groups, n // groups * t, h), k).reshape(n, t, s)
     # Added, not chosen by: XLA fuses an addition into the products on CPU, a choice it does not.
     mask = jnp.where(visible, 0.0, -jnp.inf).astype(products.dtype)
-    scores = tap("scores", products * config.score_scale + mask)
+    scores = tap("scores", capped(products * config.score_scale, config.attention_cap) + mask)
     pattern = tap("pattern", softmax(scores).astype(q.dtype))
     z = product("kqs,ksh->kqh", pattern.reshape(groups, n // groups * t, s), v)
     return z.astype(q.dtype).reshape(n, t, h)

@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
-import math
-import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 
+from jaxformer.validity import at_least, check_position, check_types, check_unread, positive
+
 Position = Literal["none", "sinusoidal", "learned", "rotary"]
 NormKind = Literal["none", "layer", "rms"]
 ActivationKind = Literal["relu", "gelu", "gelu_tanh", "silu", "relu_squared"]
-Bias = Literal["none", "qkv", "all"]
+Bias = Literal["none", "qkv", "attention", "all_but_qkv", "all_but_attention", "all"]
+RotaryScaling = Literal["none", "linear", "llama3"]
+QKNorm = Literal["none", "head", "all"]
+NormPlace = Literal["before", "after", "both"]
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 Kernel = Literal["einsum", "blocked", "fused"]
 Remat = Literal["none", "block", "dots"]
@@ -62,49 +64,81 @@ class Config:
     """the longest rotary wavelength is about 2π times this many positions"""
     rotary_fraction: float = 1.0
     """part of each head's coordinates that rotary turns"""
+    rotary_scaling: RotaryScaling = "none"
+    """how rotary is slowed for texts longer than those of training: all turns alike; or, in Llama 3, slow ones only"""
+    rotary_factor: float = 1.0
+    """how many times slower the slowed turns are"""
+    rotary_context: int | None = None
+    """llama3: positions of the training texts; what turns low_freq_factor times in them or less is slowed whole"""
+    rotary_low: float = 1.0
+    """llama3: turns in rotary_context up to which a turn is slowed by the whole factor"""
+    rotary_high: float = 4.0
+    """llama3: turns in rotary_context from which a turn is left alone"""
+    local_rotary_base: float | None = None
+    """rotary_base of the layers that have a window, which then scale nothing; None: as the others"""
     norm: NormKind = "none"
     """what each layer reads the stream through"""
+    norm_place: NormPlace = "before"
+    """where a layer's norm is: before it, on what it reads; after it, on what it writes; or both"""
     norm_epsilon: float = 1e-5
     """added to the variance (or mean square) under the norm's root"""
+    norm_plus_one: bool = False
+    """norms multiply by 1 + w, so that weights of 0 change nothing"""
+    qk_norm: QKNorm = "none"
+    """an RMS norm on queries and keys, before rotary: of each head's vector, or of all heads' together"""
     activation: ActivationKind = "relu"
     """nonlinearity of the MLP neurons"""
     gated: bool = False
     """multiply each neuron's nonlinear reading by a second, linear one"""
     bias: Bias = "none"
-    """biases on nothing; on queries, keys and values; or on everything but the unembedding"""
+    """which layers have biases: qkv is queries, keys and values, attention these and the heads' sum; norms
+    (RMS norms never have any) and the MLP count with all. The unembedding has its own choice"""
     parallel: bool = False
     """let the MLP read the stream before the block's attention has written to it"""
     tied: bool = False
     """unembed with the transposed embedding"""
+    embedding_scale: float = 1.0
+    """factor on the embedding's rows as they enter the stream; a tied unembedding goes without"""
     unembed_bias: bool = False
     """add a number of its own to each vocabulary entry's logit"""
     window: int | None = None
     """the latest positions that attention sees, a token's own included; None: all up to its own"""
+    window_pattern: str = "L"
+    """which layers have the window: a letter for each, L (local) with it and G (global) without, from the first
+    layer on and over again"""
     attention_scale: float | None = None
     """factor on query·key; None: 1/√d_head; 1.0: the plain dot product of the original text"""
+    scale_by_depth: bool = False
+    """divide the scores of layer i, counted from 0, by i + 1"""
+    attention_cap: float | None = None
+    """a score x becomes cap·tanh(x/cap), before what comes later is hidden; None: no cap"""
+    logit_cap: float | None = None
+    """the same for logits"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("d_model", "n_heads", "d_head", "n_vocab"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         for name in ("n_layers", "d_mlp"):
-            _at_least(self, name, 0)
+            at_least(self, name, 0)
         for name in ("n_kv_heads", "n_context", "window"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         if self.n_kv_heads and self.n_heads % self.n_kv_heads:
             divisors = [k for k in range(1, self.n_heads + 1) if self.n_heads % k == 0]
             raise ValueError(
                 f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}; "
                 f"choose n_kv_heads from {divisors}"
             )
-        _check_position(self)
-        _check_unread(self)
-        if not 0 < self.norm_epsilon < math.inf:
-            raise ValueError(f"norm_epsilon={self.norm_epsilon} must be positive; 1e-5 is usual")
-        if self.attention_scale is not None and not 0 < self.attention_scale < math.inf:
+        check_position(self)
+        check_unread(self)
+        positive(self, "norm_epsilon", "1e-5 is usual")
+        positive(self, "embedding_scale", "1.0 leaves the embedding as it is")
+        positive(self, "attention_scale", "leave it None for 1/√d_head")
+        for name in ("attention_cap", "logit_cap"):
+            positive(self, name, "leave it None for no cap")
+        if not self.window_pattern or set(self.window_pattern) - {"L", "G"}:
             raise ValueError(
-                f"attention_scale={self.attention_scale} must be a positive number; "
-                "leave it None for 1/√d_head"
+                f"window_pattern={self.window_pattern!r} must be one or more of the letters L and G"
             )
 
     @property
@@ -129,6 +163,30 @@ class Config:
     def rotary_width(self) -> int:
         """The number of each head's coordinates that rotary turns; 0 without rotary."""
         return round(self.d_head * self.rotary_fraction) if self.position == "rotary" else 0
+
+    @property
+    def local_layers(self) -> tuple[bool, ...]:
+        """Of each layer, whether it has the window.
+
+        >>> Config(n_layers=3, d_model=8, n_heads=4, d_head=2, d_mlp=32, n_vocab=5, window=3,
+        ...        window_pattern="LG").local_layers
+        (True, False, True)
+        """
+        pattern, has = self.window_pattern, self.window is not None
+        return tuple(has and pattern[i % len(pattern)] == "L" for i in range(self.n_layers))
+
+    @property
+    def forgets(self) -> bool:
+        """Whether every layer has the window: what lies before it, nothing will ever read again."""
+        return self.window is not None and all(self.local_layers)
+
+    def has_bias(self, part: str) -> bool:
+        """Whether a part has biases: "qkv", "o" (the heads' sum), "mlp" or "norm"."""
+        return part in BIASES[self.bias]
+
+    def norms(self, place: str) -> bool:
+        """Whether layers have a norm "before" them, or "after"."""
+        return self.norm != "none" and self.norm_place in (place, "both")
 
     @property
     def score_scale(self) -> float:
@@ -163,6 +221,17 @@ class Config:
         return cls(**fields)
 
 
+BIASES: dict[str, frozenset[str]] = {
+    "none": frozenset(),
+    "qkv": frozenset({"qkv"}),
+    "attention": frozenset({"qkv", "o"}),
+    "all_but_qkv": frozenset({"o", "mlp", "norm"}),
+    "all_but_attention": frozenset({"mlp", "norm"}),
+    "all": frozenset({"qkv", "o", "mlp", "norm"}),
+}
+"""The parts that each choice of `bias` gives biases to."""
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -189,8 +258,8 @@ class Compute:
     """how generation keeps keys and values; None: in dtype. int8 gives every head's vector a scale of its own"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _at_least(self, "unroll", 1)
+        check_types(self)
+        at_least(self, "unroll", 1)
         if (
             "float64" in (self.dtype, self.cache)
             and jax.dtypes.canonicalize_dtype(float) != np.float64
@@ -198,77 +267,4 @@ class Compute:
             raise ValueError(
                 'dtype="float64" needs 64-bit JAX; '
                 'call jax.config.update("jax_enable_x64", True) first'
-            )
-
-
-def _check_types(record: Any) -> None:
-    """Hold each field to its annotation, which is a type, a Literal or a union of those with None."""
-    for name, hint in typing.get_type_hints(type(record)).items():
-        value = getattr(record, name)
-        union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        options = typing.get_args(hint) if union else (hint,)
-        if not any(_matches(value, option) for option in options):
-            raise ValueError(f"{name}={value!r} must be {' or '.join(map(_say, options))}")
-
-
-def _matches(value: object, option: Any) -> bool:
-    if typing.get_origin(option) is Literal:
-        return isinstance(value, str) and value in typing.get_args(option)
-    if option is bool:
-        return isinstance(value, bool)
-    if option is float:  # Python's habit: an int will do for a float; a bool for neither
-        option = (int, float)
-    return isinstance(value, option) and not isinstance(value, bool)
-
-
-def _say(option: Any) -> str:
-    if typing.get_origin(option) is Literal:
-        return f"one of {', '.join(map(repr, typing.get_args(option)))}"
-    names = {int: "an integer", float: "a number", bool: "True or False", types.NoneType: "None"}
-    return names[option]
-
-
-def _at_least(record: Any, name: str, least: int) -> None:
-    value = getattr(record, name)
-    if value is not None and value < least:
-        raise ValueError(f"{name}={value} must be at least {least}")
-
-
-def _check_position(config: Config) -> None:
-    if config.position == "learned" and config.n_context is None:
-        raise ValueError('position="learned" needs n_context, the number of rows of its table')
-    if config.position == "sinusoidal" and config.d_model % 2:
-        raise ValueError(
-            f'position="sinusoidal" fills the stream with pairs; choose an even d_model, not {config.d_model}'
-        )
-    if config.position == "rotary":
-        if not 0 < config.rotary_fraction <= 1:
-            raise ValueError(
-                f"rotary_fraction={config.rotary_fraction} must be above 0 and at most 1"
-            )
-        if not 1 < config.rotary_base < math.inf:
-            raise ValueError(f"rotary_base={config.rotary_base} must be above 1; 10000 is usual")
-        if config.rotary_width < 2 or config.rotary_width % 2:
-            raise ValueError(
-                f"rotary turns pairs of coordinates; d_head={config.d_head} times "
-                f"rotary_fraction={config.rotary_fraction} gives {config.rotary_width}, not an even number of 2 or more"
-            )
-
-
-def _check_unread(config: Config) -> None:
-    """Refuse a choice that the rest of the Config leaves without a reader."""
-    readers = {
-        "n_context": (config.position == "learned", 'position="learned"'),
-        "rotary_base": (config.position == "rotary", 'position="rotary"'),
-        "rotary_fraction": (config.position == "rotary", 'position="rotary"'),
-        "norm_epsilon": (config.norm != "none", 'norm="layer" or "rms"'),
-        "gated": (config.d_mlp > 0, "d_mlp above 0"),
-        "parallel": (config.d_mlp > 0, "d_mlp above 0"),
-    }
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    for name, (read, needed) in readers.items():
-        value = getattr(config, name)
-        if not read and value != defaults[name]:
-            raise ValueError(
-                f"{name}={value!r} is read only with {needed}; leave it at {defaults[name]!r}"
             )

@@ -57,7 +57,7 @@ def mlp_spec(config: Config) -> MLP | None:
     gain = write_gain(config) / activation.second_moment**0.5
     if config.norm == "none":
         gain *= math.exp((1 - activation.degree - config.gated) / 2)
-    biased = config.bias == "all"
+    biased = config.has_bias("mlp")
     return MLP(
         W_in=matrix(config, "l d f", reads="d"),
         W_gate=matrix(config, "l d f", reads="d") if config.gated else None,

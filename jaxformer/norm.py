@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxformer.config import Config
 from jaxformer.sites import Tap
 from jaxformer.spec import constant
-from jaxformer.stream import recomputed, wide
+from jaxformer.stream import recomputed, wide, widened
 
 
 class Norm(NamedTuple):
@@ -20,12 +20,18 @@ class Norm(NamedTuple):
     b: Float[Array, "*l d"] | None
 
 
-def norm_spec(config: Config, axes: str) -> Norm | None:
-    """The Specs of one norm, or None where the Config has no norms."""
-    if config.norm == "none":
+def norm_spec(
+    config: Config, axes: str, place: str | None = None, gain: float = 1.0
+) -> Norm | None:
+    """The Specs of one norm, which multiplies by `gain` at first; None where the Config has none at this place.
+
+    Without a place it is the final one, which every model with norms has.
+    """
+    if config.norm == "none" or not (place is None or config.norms(place)):
         return None
-    biased = config.bias == "all" and config.norm == "layer"
-    return Norm(constant(config, axes, 1.0), constant(config, axes, 0.0) if biased else None)
+    biased = config.has_bias("norm") and config.norm == "layer"
+    w = constant(config, axes, gain - config.norm_plus_one)
+    return Norm(w, constant(config, axes, 0.0) if biased else None)
 
 
 def normalize(
@@ -50,12 +56,38 @@ def normalize(
 
     @recomputed
     def scaled(state: Float[Array, "t d"], scale: Float[Array, "t 1"]) -> Float[Array, "t d"]:
-        normed = centre(state.astype(dtype)) / scale * norm.w.astype(dtype)
+        normed = centre(state.astype(dtype)) / scale * norm_gain(norm.w.astype(dtype), config)
         return normed if norm.b is None else normed + norm.b.astype(dtype)
 
     normed = scaled(state, tap(site, spread(state)))
     # A fence: fused into one product with what reads it, the norm slows that product down on CPU.
     return jax.lax.optimization_barrier(normed.astype(state.dtype))
+
+
+def norm_gain(w: Float[Array, "..."], config: Config) -> Float[Array, "..."]:
+    """What a norm multiplies by: its weight, or 1 + that."""
+    return 1 + w if config.norm_plus_one else w
+
+
+def normalize_heads(
+    vectors: Float[Array, "t n h"], w: Float[Array, "*n h"] | None, config: Config
+) -> Float[Array, "t n h"]:
+    """Queries or keys, each head's divided by its root mean square, or all heads' by that of all together.
+
+    Source: Henry et al. 2020, "Query-Key Normalization for Transformers", with RMS norms as in Qwen3 and OLMo 2.
+    """
+    if w is None:
+        return vectors
+    axes = -1 if config.qk_norm == "head" else (-2, -1)
+
+    @recomputed
+    def scaled(vectors: Float[Array, "t n h"]) -> Float[Array, "t n h"]:
+        wider = widened(vectors)
+        mean_square = jnp.mean(jnp.square(wider), axis=axes, keepdims=True)
+        normed = wider / jnp.sqrt(mean_square + config.norm_epsilon)
+        return (normed * norm_gain(w.astype(wider.dtype), config)).astype(vectors.dtype)
+
+    return scaled(vectors)
 
 
 CENTRES: dict[str, Callable[[Float[Array, "t d"]], Float[Array, "t d"]]] = {

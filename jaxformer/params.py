@@ -25,6 +25,8 @@ class Block(NamedTuple):
     attn: Attention
     mlp_norm: Norm | None
     mlp: MLP | None
+    attn_post_norm: Norm | None = None  # on what attention writes
+    mlp_post_norm: Norm | None = None
 
 
 class Params(NamedTuple):
@@ -47,17 +49,22 @@ Unstackable = TypeVar("Unstackable", Params, Cache)
 def specs(config: Config) -> Params:
     """The declaration of every parameter: Params with a `Spec` in the place of each array.
 
-    A tied embedding is also a reader, and drawn as one.
+    A tied embedding is also a reader, and drawn as one. A norm on what a layer writes begins with the share that
+    the layer has in the stream.
     """
-    embedding_std = config.d_model**-0.5 if config.tied else 1.0
+    embedding_std = config.d_model**-0.5 if config.tied else 1 / config.embedding_scale
+    position_std = config.d_model**-0.5 if config.tied else 1.0
+    share, mlp = spec.write_gain(config), config.d_mlp > 0
     return Params(
         W_E=spec.table(config, "v d", embedding_std),
-        W_pos=position_spec(config, embedding_std),
+        W_pos=position_spec(config, position_std),
         blocks=Block(
-            attn_norm=norm_spec(config, "l d"),
+            attn_norm=norm_spec(config, "l d", "before"),
             attn=attention_spec(config),
-            mlp_norm=norm_spec(config, "l d") if config.d_mlp else None,
+            mlp_norm=norm_spec(config, "l d", "before") if mlp else None,
             mlp=mlp_spec(config),
+            attn_post_norm=norm_spec(config, "l d", "after", share),
+            mlp_post_norm=norm_spec(config, "l d", "after", share) if mlp else None,
         ),
         final_norm=norm_spec(config, "d"),
         W_U=None if config.tied else spec.matrix(config, "d v", reads="d"),

@@ -1,5 +1,6 @@
 """Where a token is: added to its embedding, or turned into its queries and keys."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def sinusoidal(positions: Int[Array, " t"], d_model: int) -> Float[Array, "t d"]
     >>> sinusoidal(jnp.arange(1), 4)
     Array([[0., 1., 0., 1.]], dtype=float32)
     """
-    angles = _angles(positions, d_model, 10_000.0)
+    angles = _angles(positions, _frequencies(d_model, 10_000.0))
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(positions), d_model)
 
 
@@ -32,15 +33,18 @@ def learned(positions: Int[Array, " t"], rows: Float[Array, "c d"]) -> Float[Arr
 
 
 def rotary(
-    positions: Int[Array, " t"], vectors: Float[Array, "t n h"], width: int, base: float
+    positions: Int[Array, " t"],
+    vectors: Float[Array, "t n h"],
+    frequencies: Float[Array, " pairs"],
 ) -> Float[Array, "t n h"]:
-    """Turn pairs (i, i + width/2) of the first `width` coordinates by p/base^(2i/width).
+    """Turn pairs (i, i + pairs) of the first 2·pairs coordinates by p·frequency_i.
 
     A query's product with a key then depends on their distance only.
 
     Source: Su et al. 2021, "RoFormer", eq. 15, paired by halves as in GPT-NeoX and LLaMA.
     """
-    angles = _angles(positions, width, base)[:, None, :]
+    width = 2 * len(frequencies)
+    angles = _angles(positions, frequencies)[:, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     left, right, rest = jnp.split(vectors, [width // 2, width], axis=-1)
     a, b = left.astype(angles.dtype), right.astype(angles.dtype)
@@ -48,11 +52,50 @@ def rotary(
     return jnp.concatenate([*(x.astype(vectors.dtype) for x in turned), rest], axis=-1)
 
 
-def _angles(positions: Int[Array, " t"], width: int, base: float) -> Float[Array, "t pairs"]:
-    """Position times frequency, in the widest float that JAX has switched on."""
-    wide = jnp.result_type(float)
-    frequencies = base ** -(jnp.arange(0, width, 2).astype(wide) / width)
-    return positions.astype(wide)[:, None] * frequencies
+def rotary_frequencies(config: Config, layer: Int[Array, ""]) -> Float[Array, " pairs"]:
+    """What each pair turns by from one position to the next in this layer, in radians: base^(-2i/width), scaled.
+
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=0, n_vocab=5, position="rotary",
+    ...                 window=3, window_pattern="LG", rotary_base=100.0, local_rotary_base=4.0)
+    >>> rotary_frequencies(config, jnp.int32(0)), rotary_frequencies(config, jnp.int32(1))
+    (Array([1. , 0.5], dtype=float32), Array([1. , 0.1], dtype=float32))
+    """
+    width = config.rotary_width
+    scaled = SCALINGS[config.rotary_scaling](config, _frequencies(width, config.rotary_base))
+    if config.local_rotary_base is None or not config.n_layers:
+        return scaled
+    local = _frequencies(width, config.local_rotary_base)
+    return jnp.where(jnp.array(config.local_layers)[layer], local, scaled)
+
+
+def _llama3(config: Config, frequencies: Float[Array, " pairs"]) -> Float[Array, " pairs"]:
+    """Slow turns by the whole factor, fast ones not at all, those between by a part that grows with their wavelength.
+
+    Source: Grattafiori et al. 2024, "The Llama 3 Herd of Models", §3.2; its published code, `apply_scaling`.
+    """
+    turns = (config.rotary_context or 0) * frequencies / (2 * math.pi)  # in the training texts
+    kept = (turns - config.rotary_low) / (config.rotary_high - config.rotary_low)
+    kept = jnp.clip(kept, 0.0, 1.0)
+    return kept * frequencies + (1 - kept) * frequencies / config.rotary_factor
+
+
+SCALINGS: dict[str, Callable[[Config, Float[Array, " pairs"]], Float[Array, " pairs"]]] = {
+    "none": lambda _, frequencies: frequencies,
+    "linear": lambda config, frequencies: frequencies / config.rotary_factor,
+    "llama3": _llama3,
+}
+
+
+def _frequencies(width: int, base: float) -> Float[Array, " pairs"]:
+    """base^(-2i/width), in the widest float that JAX has switched on."""
+    return base ** -(jnp.arange(0, width, 2).astype(jnp.result_type(float)) / width)
+
+
+def _angles(
+    positions: Int[Array, " t"], frequencies: Float[Array, " pairs"]
+) -> Float[Array, "t pairs"]:
+    """Position times frequency."""
+    return positions.astype(frequencies.dtype)[:, None] * frequencies
 
 
 def position_embedding(

@@ -116,7 +116,7 @@ def plan(config: Config, width: int, room: int) -> tuple[int, int]:
     rows = width + room
     if config.n_context is not None:
         rows = max(min(rows, config.n_context), width)
-    if config.window is None:
+    if config.window is None or not config.forgets:
         return rows, width
     piece = min(width, bucket(config.window))
     piece = piece if width % piece == 0 else width

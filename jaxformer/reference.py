@@ -42,12 +42,12 @@ class Embedding:
 class LogitFn:
     """The score of one vocabulary entry: one query on the final state, and a bias where there is one."""
 
-    def __init__(self, direction, bias):
-        self.direction, self.bias = direction, bias
+    def __init__(self, direction, bias, cap):
+        self.direction, self.bias, self.cap = direction, bias, cap
 
     def apply(self, state):
         """The logit."""
-        return state.query(self.direction) + self.bias
+        return capped(state.query(self.direction) + self.bias, self.cap)
 
 
 class Unembedding:
@@ -76,19 +76,20 @@ class Linear:
 class AttnHead:
     """Four linear functions: Q asks, K is asked, V says, O writes."""
 
-    def __init__(self, q, k, v, o, scale, turn, window):
+    def __init__(self, q, k, v, o, scale, turn, window, cap):
         self.q, self.k, self.v, self.o = q, k, v, o
-        self.scale, self.turn, self.window = scale, turn, window
+        self.scale, self.turn, self.window, self.cap = scale, turn, window, cap
 
     def apply(self, states):
         """This head's change to each state, from the states up to it."""
-        queries = [self.turn(self.q.apply(state), p) for p, state in enumerate(states)]
-        keys = [self.turn(self.k.apply(state), p) for p, state in enumerate(states)]
+        queries = [self.turn(self.q(state), p) for p, state in enumerate(states)]
+        keys = [self.turn(self.k(state), p) for p, state in enumerate(states)]
         values = [self.v.apply(state) for state in states]
         changes = []
         for here, query in enumerate(queries):
             seen = slice(0 if self.window is None else max(0, here + 1 - self.window), here + 1)
             scores = [State(query).query(key) * self.scale for key in keys[seen]]
+            scores = [capped(score, self.cap) for score in scores]
             mixed = State([0.0] * len(query))
             for share, value in zip(softmax(scores), values[seen], strict=True):
                 mixed = mixed.update([share * x for x in value])
@@ -144,22 +145,26 @@ class MLPLayer:
 
 
 class ResBlock:
-    """An attention layer's update of every state, then an MLP layer's."""
+    """An attention layer's update of every state, then an MLP layer's, each between two norms (if there are any)."""
 
-    def __init__(self, attn_norm, attn, mlp_norm, mlp, parallel):
-        self.attn_norm, self.attn = attn_norm, attn
-        self.mlp_norm, self.mlp = mlp_norm, mlp
+    def __init__(self, attn_norms, attn, mlp_norms, mlp, parallel):
+        self.attn_norms, self.attn = attn_norms, attn
+        self.mlp_norms, self.mlp = mlp_norms, mlp
         self.parallel = parallel
 
     def apply(self, states):
         """The updated states."""
         before = states
-        changes = self.attn.apply([self.attn_norm(state) for state in states])
+        norm, post_norm = self.attn_norms
+        changes = self.attn.apply([norm(state) for state in states])
+        changes = [post_norm(State(change)).vector for change in changes]
         states = [state.update(change) for state, change in zip(states, changes, strict=True)]
         if self.mlp is None:
             return states
         read = before if self.parallel else states
-        changes = [self.mlp.apply(self.mlp_norm(state)) for state in read]
+        norm, post_norm = self.mlp_norms
+        changes = [self.mlp.apply(norm(state)) for state in read]
+        changes = [post_norm(State(change)).vector for change in changes]
         return [state.update(change) for state, change in zip(states, changes, strict=True)]
 
 
@@ -167,14 +172,16 @@ class Transformer:
     """Embedding, residual blocks, unembedding."""
 
     def __init__(self, config, weights):
-        self.embedding = Embedding(weights.W_E)
+        scale = config.embedding_scale
+        self.embedding = Embedding([[scale * x for x in row] for row in weights.W_E])
         self.position = position(config, weights)
         self.blocks = [res_block(config, weights.blocks, layer) for layer in range(config.n_layers)]
         self.final_norm = norm(config, weights.final_norm)
+        cap = config.logit_cap
         directions = weights.W_E if config.tied else transpose(weights.W_U)
         biases = weights.b_U or [0.0] * config.n_vocab
         self.unembedding = Unembedding(
-            [LogitFn(direction, bias) for direction, bias in zip(directions, biases, strict=True)]
+            [LogitFn(direction, b, cap) for direction, b in zip(directions, biases, strict=True)]
         )
 
     def apply(self, tokens):
@@ -189,10 +196,17 @@ class Transformer:
 def res_block(config, blocks, layer):
     """The block of one layer, read off the stacked weights."""
     no_mlp = config.d_mlp == 0
+    attn_norms, mlp_norms = (
+        [norm(config, weights, layer) for weights in pair]
+        for pair in (
+            (blocks.attn_norm, blocks.attn_post_norm),
+            (blocks.mlp_norm, blocks.mlp_post_norm),
+        )
+    )
     return ResBlock(
-        attn_norm=norm(config, blocks.attn_norm, layer),
+        attn_norms=attn_norms,
         attn=attn_layer(config, blocks.attn, layer),
-        mlp_norm=None if no_mlp else norm(config, blocks.mlp_norm, layer),
+        mlp_norms=mlp_norms,
         mlp=None if no_mlp else mlp_layer(config, blocks.mlp, layer),
         parallel=config.parallel,
     )
@@ -202,19 +216,54 @@ def attn_layer(config, attn, layer):
     """All heads of one layer. Query heads in a row share a key/value head."""
     kv_heads = config.n_kv_heads or config.n_heads
     scale = config.attention_scale or 1 / math.sqrt(config.d_head)
+    if config.scale_by_depth:
+        scale /= layer + 1
+    pattern = config.window_pattern
+    local = config.window is not None and pattern[layer % len(pattern)] == "L"
+    window, turn = config.window if local else None, turner(config, local)
 
     def linear(weight, bias, head):  # weight[layer] is [d, head, h]; each output reads along d
         directions = transpose([row[head] for row in weight[layer]])
         return Linear(directions, bias[layer][head] if bias else None)
 
+    all_q = [linear(attn.W_Q, attn.b_Q, n) for n in range(config.n_heads)]
+    all_k = [linear(attn.W_K, attn.b_K, k) for k in range(kv_heads)]
+    norm_q, norm_k = (weights and weights[layer] for weights in (attn.norm_Q, attn.norm_K))
     heads = []
     for n in range(config.n_heads):
         k = n // (config.n_heads // kv_heads)
-        q_fn = linear(attn.W_Q, attn.b_Q, n)
-        k_fn, v_fn = linear(attn.W_K, attn.b_K, k), linear(attn.W_V, attn.b_V, k)
-        o_fn = Linear(transpose(attn.W_O[layer][n]))
-        heads.append(AttnHead(q_fn, k_fn, v_fn, o_fn, scale, turner(config), config.window))
+        q_fn = normed_head(config, all_q, n, norm_q)
+        k_fn = normed_head(config, all_k, k, norm_k)
+        v_fn, o_fn = linear(attn.W_V, attn.b_V, k), Linear(transpose(attn.W_O[layer][n]))
+        heads.append(AttnHead(q_fn, k_fn, v_fn, o_fn, scale, turn, window, config.attention_cap))
     return AttnLayer(heads, attn.b_O[layer] if attn.b_O else [0.0] * config.d_model)
+
+
+def normed_head(config, linears, head, weights):
+    """A function from a state to one head's query or key, normed where the Config says so."""
+
+    def apply(state):
+        vectors = [linear.apply(state) for linear in linears]
+        vector = vectors[head]
+        if config.qk_norm == "none":
+            return vector
+        together = config.qk_norm == "all"
+        pool = [x for other in vectors for x in other] if together else vector
+        scale = math.sqrt(math.fsum(x * x for x in pool) / len(pool) + config.norm_epsilon)
+        own = weights[head] if together else weights
+        return [x / scale * gain(config, w) for x, w in zip(vector, own, strict=True)]
+
+    return apply
+
+
+def gain(config, w):
+    """What a norm of this weight multiplies by."""
+    return 1 + w if config.norm_plus_one else w
+
+
+def capped(x, cap):
+    """A number held within ±cap, softly."""
+    return x if cap is None else cap * math.tanh(x / cap)
 
 
 def mlp_layer(config, mlp, layer):
@@ -231,8 +280,8 @@ def mlp_layer(config, mlp, layer):
 
 
 def norm(config, weights, layer=None):
-    """A function from a state to its normed reading."""
-    if config.norm == "none":
+    """A function from a state to its normed reading; without weights there is no norm."""
+    if weights is None:
         return lambda state: state
     weight = weights.w if layer is None else weights.w[layer]
     bias = [0.0] * config.d_model
@@ -244,7 +293,8 @@ def norm(config, weights, layer=None):
         mean = math.fsum(state.vector) / size if config.norm == "layer" else 0.0
         centred = [x - mean for x in state.vector]
         scale = math.sqrt(math.fsum(x * x for x in centred) / size + config.norm_epsilon)
-        return State(x / scale * w + b for x, w, b in zip(centred, weight, bias, strict=True))
+        gains = [gain(config, w) for w in weight]
+        return State(x / scale * w + b for x, w, b in zip(centred, gains, bias, strict=True))
 
     return apply
 
@@ -264,8 +314,8 @@ def sinusoid(p, i, d_model):
     return math.cos(angle) if i % 2 else math.sin(angle)
 
 
-def turner(config):
-    """A function from a query or key and its position to the turned vector."""
+def turner(config, local):
+    """A function from a query or key and its position to the turned vector, in a layer with a window or without."""
     if config.position != "rotary":
         return lambda vector, p: vector
     half = round(config.d_head * config.rotary_fraction) // 2
@@ -273,13 +323,30 @@ def turner(config):
     def turn(vector, p):
         turned = list(vector)
         for i in range(half):
-            angle = p / config.rotary_base ** (i / half)
+            angle = p * frequency(config, i / half, local)
             a, b = vector[i], vector[i + half]
             turned[i] = a * math.cos(angle) - b * math.sin(angle)
             turned[i + half] = a * math.sin(angle) + b * math.cos(angle)
         return turned
 
     return turn
+
+
+def frequency(config, part, local):
+    """What a pair of coordinates turns by at each position; `part` is its place among the pairs, from 0 to 1."""
+    if local and config.local_rotary_base is not None:
+        return config.local_rotary_base**-part
+    plain = config.rotary_base**-part
+    if config.rotary_scaling == "linear":
+        return plain / config.rotary_factor
+    if config.rotary_scaling == "llama3":
+        turns = config.rotary_context * plain / (2 * math.pi)
+        if turns <= config.rotary_low:
+            return plain / config.rotary_factor
+        if turns < config.rotary_high:
+            kept = (turns - config.rotary_low) / (config.rotary_high - config.rotary_low)
+            return kept * plain + (1 - kept) * plain / config.rotary_factor
+    return plain
 
 
 def softmax(scores):

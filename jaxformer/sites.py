@@ -11,9 +11,9 @@ AXES = {
     "embed": "t d", "pos_embed": "t d",
     "resid_pre": "t d", "attn_scale": "t 1", "q": "t n h", "k": "t k h", "v": "t k h",
     "rot_q": "t n h", "rot_k": "t k h", "scores": "n t s", "pattern": "n t s", "z": "t n h",
-    "head_out": "t n d", "attn_out": "t d",
+    "head_out": "t n d", "attn_post_scale": "t 1", "attn_out": "t d",
     "resid_mid": "t d", "mlp_scale": "t 1", "pre": "t f", "pre_linear": "t f", "post": "t f",
-    "mlp_out": "t d", "resid_post": "t d",
+    "mlp_post_scale": "t 1", "mlp_out": "t d", "resid_post": "t d",
     "final_scale": "t 1", "final": "t d", "logits": "t v",
 }  # fmt: skip
 """Each site's axes, as an edit receives its value, by the letters of the dimension key."""
@@ -89,9 +89,21 @@ def shown(config: Config, compute: Compute | None = None) -> tuple[str, ...]:
     if config.position != "rotary":
         hidden |= {"rot_q", "rot_k"}
     if config.norm == "none":
-        hidden |= {"attn_scale", "mlp_scale", "final_scale"}
+        hidden |= {"final_scale"}
+    if not config.norms("before"):
+        hidden |= {"attn_scale", "mlp_scale"}
+    if not config.norms("after"):
+        hidden |= {"attn_post_scale", "mlp_post_scale"}
     if not config.d_mlp:
-        hidden |= {"resid_mid", "mlp_scale", "pre", "pre_linear", "post", "mlp_out"}
+        hidden |= {
+            "resid_mid",
+            "mlp_scale",
+            "pre",
+            "pre_linear",
+            "post",
+            "mlp_post_scale",
+            "mlp_out",
+        }
     if not config.gated:
         hidden |= {"pre_linear"}
     if config.parallel:

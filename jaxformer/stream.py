@@ -88,6 +88,17 @@ def biased(
     return values if bias is None else values + bias.astype(values.dtype)
 
 
+def capped(values: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """Each value x as cap·tanh(x/cap), which stays within ±cap; as it is without a cap.
+
+    Source: Gemma Team 2024, "Gemma 2", §2.
+
+    >>> capped(jnp.array([0.0, 1e9]), 30.0)
+    Array([ 0., 30.], dtype=float32)
+    """
+    return values if cap is None else cap * jnp.tanh(values / cap)
+
+
 def widened(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """The values in float32 or wider, for a nonlinearity."""
     return values.astype(wide(values.dtype))

@@ -18,7 +18,7 @@ from jaxformer.norm import normalize
 from jaxformer.params import Block, Params, check_params
 from jaxformer.position import position_embedding
 from jaxformer.sites import Edit, Tap, check_capture, check_edit, keep
-from jaxformer.stream import biased, pick, product, query, update
+from jaxformer.stream import biased, capped, pick, product, query, update
 
 
 class Output(NamedTuple):
@@ -101,6 +101,8 @@ def embed(
     if tokens.dtype.itemsize > 4:  # indexing would take it modulo 2³²
         tokens = jnp.where((tokens >= 0) & (tokens < len(params.W_E)), tokens, -1)
     rows = params.W_E.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    if config.embedding_scale != 1.0:
+        rows = rows * jnp.asarray(config.embedding_scale, rows.dtype)
     state = tap("embed", rows)
     added = position_embedding(params.W_pos, config, positions)
     return state if added is None else update(state, tap("pos_embed", added.astype(state.dtype)))
@@ -113,11 +115,12 @@ def block(
     positions: Int[Array, " t"],
     past: Past | None,
     *,
+    layer: Int[Array, ""],
     tap: Tap,
     compute: Compute,
     at: Int[Array, " r"] | None = None,
 ) -> tuple[Float[Array, "r d"], Past | None]:
-    """One residual block: an attention layer's update of the stream, then an MLP layer's.
+    """One residual block, the number `layer`: an attention layer's update of the stream, then an MLP layer's.
 
     In a parallel block both read the state as it came in (GPT-J; Black et al. 2022, "GPT-NeoX-20B", §2.1).
     With `at`, only the states at these places ask, and go on.
@@ -125,14 +128,17 @@ def block(
     before = tap("resid_pre", state)
     normed = normalize(block.attn_norm, config, before, tap, "attn_scale")
     attended, past = attend(
-        block.attn, config, normed, positions, past, tap=tap, compute=compute, at=at
+        block.attn, config, normed, positions, past, layer=layer, tap=tap, compute=compute, at=at
     )
+    attended = normalize(block.attn_post_norm, config, attended, tap, "attn_post_scale")
     before = before if at is None else pick(before, at)
     state = update(before, tap("attn_out", attended))
     if block.mlp is not None:
         read = before if config.parallel else (state := tap("resid_mid", state))
         normed = normalize(block.mlp_norm, config, read, tap, "mlp_scale")
-        state = update(state, tap("mlp_out", feed_forward(block.mlp, config, normed, tap)))
+        written = feed_forward(block.mlp, config, normed, tap)
+        written = normalize(block.mlp_post_norm, config, written, tap, "mlp_post_scale")
+        state = update(state, tap("mlp_out", written))
     return tap("resid_post", state), past
 
 
@@ -144,7 +150,7 @@ def unembed(
     logits = (
         product("td,vd->tv", final, params.W_E) if params.W_U is None else query(final, params.W_U)
     )
-    return tap("logits", biased(logits, params.b_U))
+    return tap("logits", capped(biased(logits, params.b_U), config.logit_cap))
 
 
 def check_read(read: Any, length: int) -> Int[Array, " r"]:
@@ -179,7 +185,9 @@ def _blocks(
     def step(state: Array, layer: tuple[Array, Block, Past | None]) -> tuple[Array, Any]:
         index, params, past = layer
         tap = new_tap(index)
-        state, past = block(params, config, state, positions, past, tap=tap, compute=compute)
+        state, past = block(
+            params, config, state, positions, past, layer=index, tap=tap, compute=compute
+        )
         return state, (tap.captured, past)
 
     step = REMATS[compute.remat](step)

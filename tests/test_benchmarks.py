@@ -50,13 +50,15 @@ def test_a_training_step_is_counted_as_three_forward_passes():
     assert train_flops(config, 256) == pytest.approx(counted, rel=0.1)
 
 
-def test_gated_and_grouped_models_are_counted_by_their_parameters():
+@pytest.mark.parametrize("name", ["modern", "gemma", "olmo"])
+def test_gated_and_grouped_models_are_counted_by_their_parameters(name: str):
     """Without attention's mixing, each weight of a matrix does one multiply-add per token."""
-    config = NAMED["modern"]
+    config = NAMED[name]
     weights = abstract(config)
     attn, mlp = weights.blocks.attn, weights.blocks.mlp
     assert mlp is not None
-    matrices = [*attn[:4], mlp.W_in, mlp.W_gate, mlp.W_out, weights.W_U]
+    matrices = [*attn[:4], mlp.W_in, mlp.W_gate, mlp.W_out]
+    matrices.append(weights.W_E if weights.W_U is None else weights.W_U)
     mixing = 2 * 2 * 7 * 7 * config.n_layers * config.n_heads * config.d_head
     assert forward_flops(config, 7) - mixing == 2 * 7 * sum(
         m.size for m in matrices if m is not None
@@ -240,7 +242,7 @@ def test_a_plot_of_rows_without_a_roofline_is_a_sentence(bench, tmp_path: Path):
 def test_an_own_config_and_a_longer_table(tmp_path: Path):
     path = tmp_path / "mine.json"
     path.write_text(CLASSIC.to_json(), encoding="utf-8")
-    (case,) = cases((), config=path, changes=["norm=rms"], seq=(20,))
+    (case,) = cases((), config=str(path), changes=["norm=rms"], seq=(20,))
     assert (case.name, case.config.norm, case.config.n_context) == ("mine", "rms", 20)
     assert change(CLASSIC, ["tied=false", "n_kv_heads=2"]).n_kv_heads == 2
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis.extra import numpy as arrays
 
-from jaxformer import Cache, Config, Params, abstract, empty_cache, forward, shown, unstack
+from jaxformer import Cache, Compute, Config, Params, abstract, empty_cache, forward, shown, unstack
 from jaxformer.cache import Quantized, capacity, quantized, recall
+from jaxformer.config import Kernel
 from jaxformer.generate import lower
 from jaxformer.params import layers
 from tests.models import MODERN, NAMED, SEED, WINDOWED, configs, random_params, random_tokens
@@ -110,6 +111,27 @@ def test_a_window_s_rows_go_round_without_end(window: int, piece: int, listed: b
     found, cache = read(form, config, tokens, cache, (piece,) * (40 // piece))
     assert capacity(cache) == window + piece - 1
     close(found, step(params, config, tokens).logits, "float64")
+
+
+@pytest.mark.parametrize("pattern", ["LG", "GL", "LLG", "G"])
+@pytest.mark.parametrize("kernel", ["einsum", "blocked", "fused"])
+@pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
+def test_where_one_layer_has_no_window_no_row_is_written_over(
+    pattern: str, kernel: Kernel, listed: bool
+):
+    config = dataclasses.replace(WINDOWED, n_layers=3, window_pattern=pattern)
+    params, tokens = random_params(config), random_tokens(config, 12)
+    form, compute = unstack(params) if listed else params, Compute(kernel=kernel)
+    cache, whole = emptied(config, 12, "float32", listed), step(params, config, tokens).logits
+    logits, run = [], jax.jit(partial(forward, compute=compute))
+    for start in range(0, 12, 2):
+        out = run(form, config, tokens[start : start + 2], cache)
+        cache = out.cache
+        logits.append(out.logits)
+    close(np.concatenate(logits), whole, "float32")
+    assert np.isnan(run(form, config, tokens[:1], cache).logits).all()  # full, and not begun anew
+    other = tokens.at[0].set((tokens[0] + 1) % config.n_vocab)
+    assert np.abs(step(params, config, other).logits[-1] - whole[-1]).max() > 1e-4
 
 
 def test_a_window_with_too_few_rows_ends_with_nan():

@@ -32,13 +32,22 @@ def dense(params: Params, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """QK and OV of each head, [l n d d]."""
     attn, shared = params.blocks.attn, config.n_heads // (config.n_kv_heads or config.n_heads)
     shape = (config.n_layers, config.n_heads, config.d_model, config.d_model)
-    qk, ov = np.zeros(shape), np.zeros(shape)
+    qk, ov, after = np.zeros(shape), np.zeros(shape), post_norms(params, config)
     for l in range(config.n_layers):  # noqa: E741
         for n in range(config.n_heads):
             W_Q, W_K, W_V = (np.asarray(W[l]) for W in (attn.W_Q, attn.W_K, attn.W_V))
             qk[l, n] = W_Q[:, n] @ W_K[:, n // shared].T
-            ov[l, n] = W_V[:, n // shared] @ np.asarray(attn.W_O[l, n])
+            ov[l, n] = W_V[:, n // shared] @ np.asarray(attn.W_O[l, n]) @ after[l]
     return qk, ov
+
+
+def post_norms(params: Params, config: Config) -> list[np.ndarray]:
+    """What the norm on each layer's writing does but for its division, as a matrix."""
+    norm, eye = params.blocks.attn_post_norm, np.eye(config.d_model)
+    if norm is None:
+        return [eye] * config.n_layers
+    centre = eye - (1 / config.d_model if config.norm == "layer" else 0.0)
+    return [centre @ np.diag(np.asarray(w) + config.norm_plus_one) for w in norm.w]
 
 
 def dense_unembedding(params: Params) -> np.ndarray:
@@ -59,8 +68,10 @@ def dense_composition(params: Params, config: Config, kind: str) -> np.ndarray:
 
 @jax.jit
 def everything(params: Params, config: Config) -> dict[str, Any]:
-    circuits = qk_circuit, ov_circuit, full_qk_circuit, full_ov_circuit
-    scores = {kind: composition_scores(params, config, kind) for kind in "qkv"}
+    circuits, kinds = (ov_circuit, full_ov_circuit), "v"
+    if config.qk_norm == "none":
+        circuits, kinds = (*circuits, qk_circuit, full_qk_circuit), "qkv"
+    scores = {kind: composition_scores(params, config, kind) for kind in kinds}
     return scores | {
         "circuits": [circuit(params, config) for circuit in circuits],
         "directions": read_through_unembedding(
@@ -74,13 +85,16 @@ def check_everything(config: Config) -> None:
     params = random_params(config, dtype=jnp.float64)
     ours = everything(params, config)
     qk, ov = dense(params, config)
-    W_E, W_U = np.asarray(params.W_E), dense_unembedding(params)
+    W_E, W_U = config.embedding_scale * np.asarray(params.W_E), dense_unembedding(params)
     full_qk, full_ov = W_E @ qk @ W_E.T, W_E @ ov @ W_U
-    for circuit, whole in zip(ours["circuits"], (qk, ov, full_qk, full_ov), strict=True):
+    kinds = "qkv" if config.qk_norm == "none" else "v"
+    wholes = (ov, full_ov, qk, full_qk)[: len(ours["circuits"])]
+    assert len(wholes) == (4 if kinds == "qkv" else 2)
+    for circuit, whole in zip(ours["circuits"], wholes, strict=True):
         assert isinstance(circuit, FactoredMatrix)
         assert circuit.A.shape[-1] <= config.d_head
         np.testing.assert_allclose(circuit.AB, whole, rtol=0, atol=1e-11)
-    for kind in "qkv":
+    for kind in kinds:
         expected = dense_composition(params, config, kind)
         np.testing.assert_allclose(ours[kind], expected, rtol=0, atol=1e-11)
     eigenvalues: Any = np.linalg.eigvals(full_ov) if config.n_layers else full_ov[..., 0]
@@ -271,6 +285,12 @@ def test_what_cannot_be_read_is_refused():
         qk_circuit(unstack(params), SEED)
     with pytest.raises(ValueError, match="both must come from one model"):
         ov_circuit(params, GROUPED)
+    normed = dataclasses.replace(SEED, qk_norm="head")
+    for refused in (qk_circuit, full_qk_circuit, composition_scores):
+        with pytest.raises(
+            ValueError, match='qk_norm="head" divides queries and keys .* ov_circuit'
+        ):
+            refused(random_params(normed), normed)
     for name in ("directions", "tokens"):
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
             read_through_unembedding(params, SEED, **{name: 0})  # pyright: ignore[reportArgumentType]

@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 
 from jaxformer import Compute, Config
-from tests.models import CLASSIC, MODERN, SEED, configs
+from tests.models import CLASSIC, LATE, MODERN, SEED, WINDOWED, configs
 
+LLAMA = {
+    "position": "rotary",
+    "rotary_scaling": "llama3",
+    "rotary_factor": 8.0,
+    "rotary_context": 99,
+}
 REFUSED = [
     ({"n_heads": 0}, "n_heads=0 must be at least 1"),
     ({"n_layers": -1}, "n_layers=-1 must be at least 0"),
@@ -33,7 +39,36 @@ REFUSED = [
     ({"rotary_base": 5e5}, "rotary_base=500000.0 is read only with position=\"rotary\""),
     ({"rotary_fraction": 0.5}, "rotary_fraction=0.5 is read only"),
     ({"norm_epsilon": 1e-6}, "norm_epsilon=1e-06 is read only with norm"),
-    ({"norm": "rms", "norm_epsilon": 0.0}, "norm_epsilon=0.0 must be positive"),
+    ({"norm": "rms", "norm_epsilon": 0.0}, "norm_epsilon=0.0 must be a positive number; 1e-5 is usual"),
+    ({"norm": "rms", "norm_epsilon": float("inf")}, "norm_epsilon=inf must be a positive number"),
+    ({"norm_place": "after"}, "norm_place='after' is read only with norm=\"layer\" or \"rms\"; leave it at 'before'"),
+    ({"norm": "rms", "norm_place": "between"}, "norm_place='between' must be one of 'before', 'after', 'both'"),
+    ({"norm_plus_one": True}, "norm_plus_one=True is read only with norm=.* or a qk_norm"),
+    ({"qk_norm": "heads"}, "qk_norm='heads' must be one of 'none', 'head', 'all'"),
+    ({"qk_norm": "head", "norm_place": "both"}, "norm_place='both' is read only"),
+    ({"qk_norm": "head", "norm_epsilon": -1.0}, "norm_epsilon=-1.0 must be a positive number"),
+    ({"embedding_scale": 0.0}, "embedding_scale=0.0 must be a positive number; 1.0 leaves"),
+    ({"embedding_scale": None}, "embedding_scale=None must be a number"),
+    ({"attention_cap": 0.0}, "attention_cap=0.0 must be a positive number; leave it None for no cap"),
+    ({"logit_cap": -30.0}, "logit_cap=-30.0 must be a positive number"),
+    ({"scale_by_depth": 1}, "scale_by_depth=1 must be True or False"),
+    ({"window": 0}, "window=0 must be at least 1"),
+    ({"window": 2, "window_pattern": ""}, "window_pattern='' must be one or more of the letters L and G"),
+    ({"window": 2, "window_pattern": "LX"}, "window_pattern='LX' must be one or more of the letters"),
+    ({"window_pattern": "LG"}, "window_pattern='LG' is read only with a window; leave it at 'L'"),
+    ({"rotary_scaling": "linear"}, "rotary_scaling='linear' is read only with position=\"rotary\""),
+    ({"position": "rotary", "rotary_scaling": "yarn"}, "rotary_scaling='yarn' must be one of 'none', 'linear'"),
+    ({"position": "rotary", "rotary_factor": 2.0}, "rotary_factor=2.0 is read only with rotary_scaling="),
+    ({"position": "rotary", "rotary_scaling": "linear", "rotary_factor": 0.0}, "rotary_factor=0.0 must be a positive"),
+    ({"position": "rotary", "rotary_scaling": "linear", "rotary_context": 9}, "rotary_context=9 is read only"),
+    ({"position": "rotary", "rotary_low": 2.0}, "rotary_low=2.0 is read only with rotary_scaling=\"llama3\""),
+    ({"position": "rotary", "rotary_high": 2.0}, "rotary_high=2.0 is read only with rotary_scaling=\"llama3\""),
+    (LLAMA | {"rotary_context": None}, "rotary_scaling=\"llama3\" needs rotary_context, 8192 in Llama 3"),
+    (LLAMA | {"rotary_context": 0}, "rotary_context=0 must be at least 1"),
+    (LLAMA | {"rotary_low": 4.0}, "rotary_low=4.0 must be above 0 and below rotary_high=4.0"),
+    ({"position": "rotary", "local_rotary_base": 9.0}, "local_rotary_base=9.0 is read only with .* and a window"),
+    ({"window": 2, "local_rotary_base": 9.0}, "local_rotary_base=9.0 is read only with position"),
+    ({"position": "rotary", "window": 2, "local_rotary_base": 1.0}, "local_rotary_base=1.0 must be above 1"),
     ({"d_mlp": 0, "gated": True}, "gated=True is read only with d_mlp above 0"),
     ({"d_mlp": 0, "parallel": True}, "parallel=True is read only with d_mlp above 0"),
     ({"attention_scale": 0.0}, "attention_scale=0.0 must be a positive number"),
@@ -55,6 +90,30 @@ def test_an_invalid_config_is_one_clear_error(change: dict, sentence: str):
     with pytest.raises(ValueError, match=sentence):
         validated(SEED, **change)
     assert validated(SEED) == SEED
+
+
+def test_a_config_that_was_saved_before_a_choice_was_there_lacks_it_now():
+    fields = json.loads(WINDOWED.to_json())
+    for late in LATE:
+        del fields[late]
+    assert Config.from_json(json.dumps(fields)) == WINDOWED
+
+
+@pytest.mark.parametrize(
+    ("pattern", "local", "forgets"),
+    [
+        ("L", (True, True, True), True),
+        ("LG", (True, False, True), False),
+        ("GGL", (False, False, True), False),
+        ("LLLG", (True, True, True), True),  # the fourth layer is not there
+        ("G", (False, False, False), False),
+    ],
+)
+def test_a_pattern_of_windows_begins_anew_after_its_last_letter(pattern: str, local, forgets: bool):
+    config = dataclasses.replace(WINDOWED, n_layers=3, window_pattern=pattern)
+    assert (config.local_layers, config.forgets) == (local, forgets)
+    endless = dataclasses.replace(SEED, n_layers=3)
+    assert (endless.local_layers, endless.forgets) == ((False,) * 3, False)
 
 
 @given(config=configs())

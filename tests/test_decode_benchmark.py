@@ -87,6 +87,11 @@ def test_a_window_is_all_that_is_read():
     one, two = (further_work(case, new, "float32", "float32").traffic for new in (2, 3))
     step = 4 * parameters_read(WINDOWED, 1, 1) + 2 * cache_bytes(WINDOWED, "float32")
     assert (one, two) == (step, 2 * step)
+    assert sum(WINDOWED.local_layers) == 2
+    mixed = dataclasses.replace(WINDOWED, window_pattern="LG")
+    one = further_work(Case("mixed", mixed, 1, 20), 2, "float32", "float32").traffic
+    layer = cache_bytes(mixed, "float32") // 2
+    assert one == 4 * parameters_read(mixed, 1, 1) + (2 + 20) * layer
 
 
 def test_greedy_decoding_is_the_uncached_argmax(x64):

@@ -30,7 +30,16 @@ from jaxformer.interp.decompose import (
     neuron_results,
 )
 from jaxformer.interp.lens import apply_norm, logit_directions
-from tests.models import CLASSIC, MODERN, PARALLEL, SEED, configs, random_params, random_tokens
+from tests.models import (
+    CLASSIC,
+    MODERN,
+    NAMED,
+    PARALLEL,
+    SEED,
+    configs,
+    random_params,
+    random_tokens,
+)
 
 LENGTH = 5
 LAYERED_NORM = dataclasses.replace(CLASSIC, tied=False, unembed_bias=True, n_kv_heads=2)
@@ -51,6 +60,11 @@ def agree(found: Any, expected: Any, what: Any = "") -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound, err_msg=str(what))
 
 
+def uncapped(logits: Any, config: Config) -> Any:
+    cap = config.logit_cap
+    return logits if cap is None else cap * jnp.arctanh(logits / cap)
+
+
 @cache
 def captured(config: Config) -> Any:
     """Parameters, and a pass with everything in it."""
@@ -65,6 +79,8 @@ def places(config: Config) -> list[tuple[int, bool]]:
     return [(layer, False) for layer in range(config.n_layers + 1)] + before_mlp
 
 
+@example(config=NAMED["gemma"])
+@example(config=dataclasses.replace(NAMED["olmo"], norm="layer", bias="all", norm_plus_one=True))
 @example(config=BIGRAM)
 @given(config=configs())
 @settings(max_examples=6)
@@ -125,6 +141,7 @@ def test_a_parallel_mlp_reads_what_its_attention_reads(x64):
     agree(read + params.blocks.mlp.b_in[1], out.activations["pre"][1])
 
 
+@example(config=NAMED["gemma"])
 @example(config=BIGRAM)
 @given(config=configs())
 @settings(max_examples=6)
@@ -144,10 +161,11 @@ def test_attributions_sum_to_the_logit_and_to_a_difference_of_logits(config: Con
         return found, normed
 
     (first, second, third, fourth), normed = attribute(params, acts)
-    agree(first, out.logits[places, each])
-    agree(second, out.logits[:, 4])
-    agree(third, out.logits[:, 4] - out.logits[:, 1])
-    agree(fourth, out.logits[places, each] - out.logits[places, each[::-1]])
+    logits = uncapped(out.logits, config)
+    agree(first, logits[places, each])
+    agree(second, logits[:, 4])
+    agree(third, logits[:, 4] - logits[:, 1])
+    agree(fourth, logits[places, each] - logits[places, each[::-1]])
     bias = 0.0 if params.final_norm is None or params.final_norm.b is None else params.final_norm.b
     agree(normed + bias, acts["final"])
 
@@ -255,6 +273,31 @@ def test_neurons_sum_to_their_layer_and_are_projected_without_being_formed(x64):
     assert "12x5xf64" in shapes
     assert "12x5x8xf64" not in shapes
     assert "12x8x5xf64" not in shapes
+
+
+@pytest.mark.parametrize("name", ["gemma", "olmo"])
+def test_parts_of_a_sum_that_is_normed_are_parts_of_the_normed_sum(name: str, x64):
+    """Whose norms have no bias, and whose MLPs have none either."""
+    config = NAMED[name]
+    params, out = captured(config)
+    acts = out.activations
+    heads = head_results(params, config, acts).reshape(2, 4, LENGTH, 8).sum(1)
+    bias = full_decomposition(params, config, acts)[-1]
+    agree(heads.sum(0) + bias, acts["attn_out"].sum(0))
+    assert np.any(bias) == (params.blocks.attn.b_O is not None)
+    neurons, one = neuron_results(params, config, acts, 1), jnp.arange(8.0)
+    agree(neurons.sum(0), acts["mlp_out"][1])
+    agree(neuron_results(params, config, acts, 1, onto=one), neurons @ one)
+    towards = logit_directions(params, config, acts, 3, 5)
+    written = direct_logit_attribution(params, config, acts, neurons, 3, 5)
+    agree(neuron_results(params, config, acts, 1, onto=towards), written)
+    for site, asked in (
+        ("attn_post_scale", lambda acts: head_results(params, config, acts)),
+        ("mlp_post_scale", lambda acts: neuron_results(params, config, acts, 1)),
+        ("mlp_post_scale", lambda acts: full_decomposition(params, config, acts, neurons=True)),
+    ):
+        with pytest.raises(ValueError, match=f"the activations lack '{site}'; this needs forward"):
+            asked({name: value for name, value in acts.items() if name != site})
 
 
 def test_neurons_of_a_layer_that_is_not_there_are_none_when_traced():

@@ -26,6 +26,7 @@ from tests.models import (
     ATTENTION_ONLY,
     CLASSIC,
     MODERN,
+    NAMED,
     SEED,
     WINDOWED,
     configs,
@@ -59,11 +60,13 @@ def folds(config: Config) -> dict[str, Any]:
         "fold_value_bias": fold_value_bias,
         "refactor_ov": refactor_ov,
     }
-    if config.position != "rotary":
+    if config.logit_cap is not None:
+        del chosen["center_unembed"]
+    if config.position != "rotary" and config.qk_norm == "none":
         chosen |= {"refactor_qk": refactor_qk}
     if config.norm != "none":
         chosen |= {"fold_norm": fold_norm}
-    if config.norm == "layer":
+    if config.norm == "layer" and config.norm_place == "before":
         chosen |= {"center_writing": center_writing}
 
     def every(params: Params, config: Config) -> Params:
@@ -74,6 +77,8 @@ def folds(config: Config) -> dict[str, Any]:
     return chosen | {"every": every}
 
 
+@example(config=NAMED["gemma"])
+@example(config=dataclasses.replace(NAMED["olmo"], norm="layer", norm_plus_one=True))
 @example(config=BIGRAM)
 @given(config=configs())
 @settings(max_examples=6)
@@ -94,7 +99,7 @@ def test_every_fold_keeps_what_the_model_says(config: Config, x64):
     expected, logits = run(params)
     named = dict(zip(["foldable", *folds(config)], logits, strict=True))
     for name, found in named.items():
-        if name in ("center_unembed", "every"):
+        if name in ("center_unembed", "every") and config.logit_cap is None:
             found, wanted = jax.nn.log_softmax(found), jax.nn.log_softmax(expected)
         else:
             wanted = expected
@@ -116,13 +121,16 @@ def test_foldable_adds_zeros_and_no_more(x64):
     np.testing.assert_array_equal(tied.W_U, tied.W_E.T)
 
 
+@pytest.mark.parametrize("plus_one", [False, True])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-def test_a_folded_norm_only_divides(norm: Any, x64):
-    config = dataclasses.replace(LAYER_NORM, norm=norm, gated=True)
+def test_a_folded_norm_only_divides(norm: Any, plus_one: bool, x64):
+    config = dataclasses.replace(
+        LAYER_NORM, norm=norm, gated=True, norm_place="both", norm_plus_one=plus_one
+    )
     params: Any = fold_norm(before := tame(config), config)
     norms = params.blocks.attn_norm, params.blocks.mlp_norm, params.final_norm
     for each in norms:
-        np.testing.assert_array_equal(each.w, np.ones_like(each.w))
+        np.testing.assert_array_equal(each.w, np.full_like(each.w, 1.0 - plus_one))
         assert each.b is None or not np.any(each.b)
     readers = (
         *(params.blocks.attn[:3]), params.blocks.mlp.W_in, params.blocks.mlp.W_gate, params.W_U[None]
@@ -131,11 +139,14 @@ def test_a_folded_norm_only_divides(norm: Any, x64):
         for W in readers:
             agree(W.mean(axis=1), np.zeros_like(W[:, 0]))
     else:
-        w = before.blocks.attn_norm.w[1, :, None, None]
+        w = before.blocks.attn_norm.w[1, :, None, None] + float(plus_one)
         agree(params.blocks.attn.W_Q[1], w * before.blocks.attn.W_Q[1])
     written = params.blocks.attn.W_O, params.blocks.mlp.W_out, params.W_E
     kept = before.blocks.attn.W_O, before.blocks.mlp.W_out, before.W_E
     assert all(map(np.array_equal, written, kept))
+    after = params.blocks.attn_post_norm, params.blocks.mlp_post_norm
+    kept = before.blocks.attn_post_norm, before.blocks.mlp_post_norm
+    assert all(map(np.array_equal, jax.tree.leaves(after), jax.tree.leaves(kept)))
 
 
 def test_what_is_centred_has_no_mean(x64):
@@ -267,6 +278,11 @@ def test_a_fold_that_cannot_act_is_refused(x64):
         (fold_value_bias, WINDOWED, 'bias="qkv" has no output bias to fold them into; .*foldable'),
         (fold_value_bias, SEED, 'bias="none" has no value biases to fold; .*foldable'),
         (refactor_qk, MODERN, 'position="rotary" turns pairs of coordinates .* by refactor_ov'),
+        (fold_norm, dataclasses.replace(LAYER_NORM, bias="all_but_qkv"),
+         'bias="all_but_qkv" has norms with biases and no qkv biases .*foldable'),
+        (center_writing, dataclasses.replace(LAYER_NORM, norm_place="both"), 'norm_place="both" lets norms write'),
+        (center_unembed, dataclasses.replace(LAYER_NORM, logit_cap=9.0), "logit_cap=9.0 bends"),
+        (refactor_qk, dataclasses.replace(SEED, qk_norm="head"), 'qk_norm="head" weighs .* by refactor_ov'),
         (refactor_qk_ov, MODERN, 'position="rotary" turns pairs of coordinates .* by refactor_ov'),
     ]  # fmt: skip
     for fold, config, sentence in cases:

@@ -31,13 +31,13 @@ def batch(name: str):
 def by_position(config: Config, site: str, value: Any, length: int) -> np.ndarray:
     """The weight of each position, where a window lets the cache's rows go round."""
     value, known = np.asarray(value), site in ("scores", "pattern")
-    if not known or config.window is None:
+    if not known or not config.forgets:
         return value[..., :length] if known else value
     rows, missing = value.shape[-1], -np.inf if site == "scores" else 0.0
     placed = np.full((*value.shape[:-1], length), missing)
     for t in range(value.shape[-2]):
         own = length - value.shape[-2] + t
-        for s in range(max(own - config.window + 1, 0), own + 1):
+        for s in range(max(own + 1 - (config.window or 0), 0), own + 1):
             placed[..., t, s] = value[..., t, s % rows]
     return placed
 
@@ -80,6 +80,20 @@ def test_a_text_is_what_forward_alone_would_write(name: str, sampling: Sampling,
     for i, prompt in enumerate(prompts(config)):
         key = jax.random.fold_in(KEY, i)
         assert found.tokens[i].tolist() == naive_text(params, config, prompt, N, key, sampling)
+
+
+def test_a_layer_without_a_window_never_forgets(x64):
+    """Far more tokens than the other layers' window holds: the first still matters, as in a pass anew."""
+    config = dataclasses.replace(NAMED["gemma"], window=2)
+    params, prompt = random_params(config, dtype=jnp.float64), [[3, 1, 4, 1, 5], [2, 1, 4, 1, 5]]
+    found = generate(params, config, prompt, 20, KEY, sampling=GREEDY)
+    for i, text in enumerate(prompt):
+        whole = jnp.array([*text, *found.tokens[i].tolist()])
+        assert found.tokens[i].tolist() == naive_text(params, config, text, 20, KEY, GREEDY)
+        close(found.log_probs[i], score(params, config, whole)[len(text) - 1 :])
+    end = jnp.array([*prompt[0], *found.tokens[0].tolist()])
+    logits = [forward(params, config, end.at[0].set(first)).logits[-1] for first in (3, 2)]
+    assert np.abs(logits[0] - logits[1]).max() > 1e-6
 
 
 @every_model

@@ -45,8 +45,8 @@ def test_later_tokens_cannot_change_earlier_logits(name: str, x64):
     influence = jax.jacobian(logits)(jnp.zeros((LENGTH, config.d_model)))  # [t s d]
     seen = np.abs(influence).max(axis=-1) > 0
     expected = np.tri(LENGTH, dtype=bool)
-    if config.window is not None:  # each layer looks back a window further
-        reach = config.n_layers * (config.window - 1)
+    if config.forgets:  # each layer looks back a window further; one without sees all
+        reach = config.n_layers * ((config.window or 0) - 1)
         expected &= ~np.tri(LENGTH, k=-reach - 1, dtype=bool)
     np.testing.assert_array_equal(seen, expected)
 
@@ -63,10 +63,21 @@ def test_the_stream_is_the_embedding_plus_the_sum_of_its_updates(name: str, x64)
 @every_model
 def test_heads_add(name: str, x64):
     params, config, tokens = model(name, jnp.float64)
-    found = forward(params, config, tokens, capture=("head_out", "attn_out")).activations
+    scale = {"attn_post_scale"} & set(shown(config))
+    found = forward(params, config, tokens, capture=("head_out", "attn_out", *scale)).activations
     total = found["head_out"].sum(axis=2)
     if params.blocks.attn.b_O is not None:
         total += params.blocks.attn.b_O[:, None]
+    norm = params.blocks.attn_post_norm
+    assert (norm is not None) == config.norms("after") == bool(scale)
+    if norm is not None:
+        w = norm.w[:, None]
+        np.testing.assert_allclose(
+            jnp.square(found["attn_post_scale"][..., 0]),
+            jnp.square(total).mean(axis=-1) + config.norm_epsilon,
+            rtol=1e-12,
+        )
+        total = total / found["attn_post_scale"] * (1 + w if config.norm_plus_one else w)
     np.testing.assert_allclose(found["attn_out"], total, rtol=0, atol=1e-12)
 
 
@@ -118,9 +129,16 @@ def loss_and_gradient(name: str, compute: Compute):
 plain = lru_cache(lambda name: loss_and_gradient(name, Compute()))
 
 
-@pytest.mark.parametrize("name", ["classic", "modern", "parallel"])
+MANY = ["classic", "modern", "parallel", "gemma", "olmo"]
+
+
+@pytest.mark.parametrize("name", MANY)
 @pytest.mark.parametrize("how", COMPUTES)
 def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
+    if (name, how) == ("gemma", "fused"):
+        with pytest.raises(ValueError, match="has no attention_cap; use Compute"):
+            loss_and_gradient(name, COMPUTES[how])
+        return
     logits, gradient = plain(name)
     other, other_gradient = loss_and_gradient(name, COMPUTES[how])
     np.testing.assert_allclose(other, logits, rtol=1e-5, atol=1e-5)
@@ -129,7 +147,7 @@ def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
     )
 
 
-@pytest.mark.parametrize("name", ["classic", "modern", "parallel"])
+@pytest.mark.parametrize("name", MANY)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.005)])
 def test_narrow_dtypes_agree_within_their_rounding(name: str, dtype: str, tolerance: float):
     params, config, tokens = model(name)
@@ -263,6 +281,18 @@ def test_attention_in_blocks_computes_less_and_the_same(x64):
     mixing = 2 * 2 * 300 * 300 * config.n_heads * config.d_head
     saved = compiled_flops(whole, tokens) - compiled_flops(parts, tokens)
     assert saved > 0.24 * mixing  # two blocks: a quarter of the square
+
+
+@pytest.mark.parametrize("pattern", ["L", "LG"])
+def test_attention_in_blocks_is_the_same_with_windows_in_some_layers(pattern: str, x64):
+    config = dataclasses.replace(NAMED["gemma"], window=40, window_pattern=pattern)
+    params = random_params(config, dtype=jnp.float64)
+    tokens = random_tokens(config, 300)
+    whole, parts = (
+        jax.jit(partial(forward, compute=Compute(kernel=kernel)))(params, config, tokens).logits
+        for kernel in ("einsum", "blocked")
+    )
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-11)
 
 
 def test_reading_some_positions_leaves_out_the_logits_of_the_others(x64):

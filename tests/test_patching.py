@@ -59,6 +59,8 @@ def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by
         ("modern", ("k", "pattern", "post")),
         ("classic", ("resid_mid", "head_out", "pos_embed")),
         ("parallel", ("resid_pre", "mlp_out", "logits")),
+        ("gemma", ("attn_post_scale", "scores", "embed")),
+        ("olmo", ("head_out", "q", "mlp_post_scale")),
     ],
 )
 def test_a_sweep_is_the_naive_loop(name: str, sites: tuple[str, ...], x64):

@@ -41,7 +41,10 @@ def naive_path(
 
 
 @pytest.mark.parametrize("mlps", [False, True])
-@pytest.mark.parametrize(("name", "kind"), [("modern", "k"), ("classic", "q"), ("parallel", "v")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("modern", "k"), ("classic", "q"), ("parallel", "v"), ("gemma", "q"), ("olmo", "k")],
+)
 def test_a_path_is_three_passes(name: str, kind: str, mlps: bool, x64):
     config = dataclasses.replace(NAMED[name], n_layers=3)
     params = random_params(config, dtype=jnp.float64)

@@ -35,8 +35,9 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {
         "embed": stream, "pos_embed": stream, "resid_pre": stream, "attn_scale": (t, 1),
         "q": heads, "k": kv, "v": kv, "rot_q": heads, "rot_k": kv, "scores": scores, "pattern": scores,
-        "z": heads, "head_out": (t, size["n"], size["d"]), "attn_out": stream, "resid_mid": stream,
-        "mlp_scale": (t, 1), "pre": neurons, "pre_linear": neurons, "post": neurons, "mlp_out": stream,
+        "z": heads, "head_out": (t, size["n"], size["d"]), "attn_post_scale": (t, 1), "attn_out": stream,
+        "resid_mid": stream, "mlp_scale": (t, 1), "pre": neurons, "pre_linear": neurons, "post": neurons,
+        "mlp_post_scale": (t, 1), "mlp_out": stream,
         "resid_post": stream, "final_scale": (t, 1), "final": stream, "logits": (t, size["v"]),
     }  # fmt: skip
 
@@ -72,7 +73,13 @@ def test_capturing_changes_no_logit():
 
 @pytest.mark.parametrize(
     ("name", "kernel"),
-    [("seed", "einsum"), ("modern", "einsum"), ("classic", "einsum"), ("seed", "fused")],
+    [
+        ("seed", "einsum"),
+        ("modern", "einsum"),
+        ("classic", "einsum"),
+        ("gemma", "einsum"),
+        ("seed", "fused"),
+    ],
 )
 def test_an_edit_that_changes_nothing_compiles_to_the_identical_program(name: str, kernel: str):
     config = NAMED[name]

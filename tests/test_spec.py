@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from jaxformer import Config, abstract, count, forward, init, partition, specs
 from jaxformer.mlp import ACTIVATIONS
 from jaxformer.spec import Spec
-from tests.models import CLASSIC, MODERN, SEED, configs
+from tests.models import CLASSIC, MODERN, NAMED, SEED, configs
 
 
 @given(config=configs())
@@ -41,7 +41,7 @@ def test_rules_for_an_axis_that_is_not_there_are_refused():
         partition(SEED, {"x": "data"})
 
 
-@pytest.mark.parametrize("config", [SEED, MODERN, CLASSIC])
+@pytest.mark.parametrize("config", [SEED, MODERN, CLASSIC, NAMED["gemma"], NAMED["olmo"]])
 def test_draws_have_the_declared_standard_deviation(config: Config):
     wide = dataclasses.replace(config, d_model=256, d_mlp=512, d_head=32, n_vocab=500)
 
@@ -83,7 +83,18 @@ SCALES = {
         "n_kv_heads": 1,
     },
     "parallel": {"norm": "layer", "position": "sinusoidal", "parallel": True},
-}
+    "gemma": {
+        "norm": "rms", "norm_place": "both", "norm_plus_one": True, "qk_norm": "head", "position": "rotary",
+        "activation": "gelu_tanh", "gated": True, "embedding_scale": 8.0, "attention_cap": 50.0, "logit_cap": 30.0,
+        "attention_scale": 1.0,
+    },
+    "olmo": {
+        "norm": "rms", "norm_place": "after", "qk_norm": "all", "position": "rotary", "activation": "silu",
+        "gated": True, "n_kv_heads": 1,
+    },
+    "after": {"norm": "layer", "norm_place": "after", "activation": "relu_squared", "bias": "all"},
+    "unnormed_but_qk": {"qk_norm": "head", "norm_plus_one": True},
+}  # fmt: skip
 
 
 CORNERS = [*product(["seed"], [64, 1024], [1, 48]), *product(SCALES, [64, 1024], [48])]

@@ -5,11 +5,14 @@ Each module below has a function for each workload that it takes part in (`forwa
 and tokens, and returns the call to time; that of `decode` takes the number of tokens to add to each prompt.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
+
+from jaxformer.config import Config
 
 ADAMW: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -49,6 +52,20 @@ PEERS: dict[str, Peer] = {
     ),
     "lens": Peer("lens", ("torch", "transformers", "transformer_lens"), LENS, {}),
 }
+
+
+def refuse_others(config: Config, peer: str, known: Iterable[str]) -> None:
+    """Refuse a Config whose fields are not all known to a peer; what it does not know must be at its default.
+
+    A field that Config gets later is refused as well, until a peer knows it.
+
+    Raises:
+        UnsupportedError: naming the first such field.
+    """
+    for field in dataclasses.fields(Config):
+        value, default = getattr(config, field.name), field.default
+        if default is not dataclasses.MISSING and field.name not in known and value != default:
+            raise UnsupportedError(f"{peer} has no {field.name}={value!r}, only {default!r}")
 
 
 def chosen(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from benchmarks.device import Device
-from benchmarks.peers import ADAMW, UnsupportedError
+from benchmarks.peers import ADAMW, UnsupportedError, refuse_others
 from jaxformer import attention, mlp, norm, transformer
 from jaxformer.config import Config
 from jaxformer.params import Params
@@ -30,11 +30,18 @@ ACTIVATIONS = {
 }
 
 
+KNOWN = frozenset({
+    "n_kv_heads", "position", "n_context", "rotary_base", "rotary_fraction", "norm", "norm_epsilon",
+    "activation", "gated", "bias", "parallel", "tied", "unembed_bias", "window", "attention_scale",
+})  # fmt: skip
+"""The choices of Config that this model has."""
+
+
 class NNXBlock(nnx.Module):
     """One residual block."""
 
     def __init__(self, config: Config, dtype: Any, rngs: nnx.Rngs):
-        biased = config.bias == "all"
+        biased = config.has_bias("mlp")
         self.config = config
         self.attn_norm = make_norm(config, dtype, rngs)
         self.attn = nnx.MultiHeadAttention(
@@ -43,7 +50,8 @@ class NNXBlock(nnx.Module):
             qkv_features=config.n_heads * config.d_head,
             out_features=config.d_model,
             num_kv_heads=config.n_kv_heads,
-            use_bias=config.bias != "none",  # nnx's output bias stays 0 under bias="qkv"
+            # All four or none: those that are not ours are 0.
+            use_bias=config.has_bias("qkv") or config.has_bias("o"),
             attention_fn=self.attention,
             param_dtype=dtype,
             decode=False,
@@ -132,7 +140,7 @@ def make_norm(config: Config, dtype: Any, rngs: nnx.Rngs) -> Any:
     if config.norm == "rms":
         return nnx.RMSNorm(config.d_model, use_fast_variance=False, **options)
     return nnx.LayerNorm(
-        config.d_model, use_bias=config.bias == "all", use_fast_variance=False, **options
+        config.d_model, use_bias=config.has_bias("norm"), use_fast_variance=False, **options
     )
 
 
@@ -159,7 +167,12 @@ def sinusoids(length: int, d_model: int) -> Float[Array, "t d"]:
 
 
 def build(config: Config, params: Params) -> NNXTransformer:
-    """An nnx model with our weights in it."""
+    """An nnx model with our weights in it.
+
+    Raises:
+        UnsupportedError: a choice that it does not have.
+    """
+    refuse_others(config, "flax-nnx", KNOWN)
     graph, shapes = nnx.split(nnx.eval_shape(lambda: NNXTransformer(config, params.W_E.dtype)))
     model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
 
@@ -225,7 +238,7 @@ def places(model: NNXTransformer, config: Config) -> Any:
     """Params with an nnx variable in the place of each array; per layer, a list of them."""
     blocks: Any = list(model.blocks)
     attns = [block.attn for block in blocks]
-    qkv = config.bias != "none"
+    qkv, of_sum = config.has_bias("qkv"), config.has_bias("o")
     return make(transformer.Params)(
         W_E=model.embed.embedding,
         W_pos=model.positions.embedding if model.positions else None,
@@ -237,7 +250,7 @@ def places(model: NNXTransformer, config: Config) -> Any:
                     [getattr(attn, part).bias for attn in attns] if qkv else None
                     for part in PROJECTIONS[:3]
                 ),
-                b_O=[attn.out.bias for attn in attns] if config.bias == "all" else None,
+                b_O=[attn.out.bias for attn in attns] if of_sum else None,
             ),
             mlp_norm=_norm_places(config, [block.mlp_norm for block in blocks])
             if config.d_mlp
@@ -256,7 +269,7 @@ PROJECTIONS = ("query", "key", "value", "out")
 def _norm_places(config: Config, norms: Any) -> Any:
     if config.norm == "none":
         return None
-    biased = config.bias == "all" and config.norm == "layer"
+    biased = config.has_bias("norm") and config.norm == "layer"
     if not isinstance(norms, list):
         return make(norm.Norm)(norms.scale, norms.bias if biased else None)
     bias: Any = [norm.bias for norm in norms] if biased else None
@@ -270,7 +283,7 @@ def _mlp_places(config: Config, blocks: list[Any]) -> Any:
     def column(layer: str, part: str, there: bool = True) -> Any:
         return [getattr(getattr(block, layer), part) for block in blocks] if there else None
 
-    biased = config.bias == "all"
+    biased = config.has_bias("mlp")
     return make(mlp.MLP)(
         W_in=column("W_in", "kernel"),
         W_gate=column("W_gate", "kernel", config.gated),

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks.device import Device
-from benchmarks.peers import UnsupportedError
+from benchmarks.peers import UnsupportedError, refuse_others
 from benchmarks.peers.pytorch import place, run_forward, run_train_step, tensor, waited
 from jaxformer.config import Config
 from jaxformer.params import Params
@@ -18,6 +18,12 @@ from jaxformer.params import Params
 hf: Any = transformers  # its own annotations refuse its own options
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
+
+
+KNOWN = frozenset({
+    "n_kv_heads", "position", "n_context", "norm", "norm_epsilon", "activation", "bias", "tied",
+})  # fmt: skip
+"""The choices of Config that GPT-2 has at all; `check` says which values of them."""
 
 
 class Logits(nn.Module):
@@ -114,17 +120,13 @@ def check(config: Config) -> None:
         'norm="layer"': config.norm == "layer",
         'bias="all"': config.bias == "all",
         f"activation of {', '.join(ACTIVATIONS)}": config.activation in ACTIVATIONS,
-        "gated=False": not config.gated,
-        "parallel=False": not config.parallel,
-        "window=None": config.window is None,
         "n_kv_heads=None": config.n_kv_heads in (None, config.n_heads),
-        "attention_scale=None": config.attention_scale is None,
         "n_heads·d_head = d_model": config.n_heads * config.d_head == config.d_model,
         "d_mlp above 0": config.d_mlp > 0,
-        "unembed_bias=False": not config.unembed_bias,
     }
     if lacking := [name for name, there in needed.items() if not there]:
         raise UnsupportedError(f"GPT-2 needs {lacking[0]}")
+    refuse_others(config, "GPT-2", KNOWN)
 
 
 def state_dict(config: Config, params: Params) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812  the field's own name
 from torch import Tensor, nn
 
 from benchmarks.device import Device
-from benchmarks.peers import UnsupportedError
+from benchmarks.peers import UnsupportedError, refuse_others
 from benchmarks.peers.pytorch import place, run_forward, run_train_step, tensor, waited
 from jaxformer.config import Config
 from jaxformer.params import Params
@@ -27,6 +27,13 @@ ACTIVATIONS = {
 }
 
 
+KNOWN = frozenset({
+    "n_kv_heads", "position", "n_context", "rotary_base", "rotary_fraction", "norm", "norm_epsilon",
+    "activation", "gated", "bias", "parallel", "tied", "unembed_bias", "window", "attention_scale",
+})  # fmt: skip
+"""The choices of Config that this model has."""
+
+
 class SelfAttention(nn.Module):
     """All heads of one layer."""
 
@@ -35,8 +42,8 @@ class SelfAttention(nn.Module):
         self.config = config
         self.heads, self.kv_heads = config.n_heads, config.n_kv_heads or config.n_heads
         self.widths = [n * config.d_head for n in (self.heads, self.kv_heads, self.kv_heads)]
-        self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=config.bias != "none")
-        self.out = nn.Linear(self.widths[0], config.d_model, bias=config.bias == "all")
+        self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=config.has_bias("qkv"))
+        self.out = nn.Linear(self.widths[0], config.d_model, bias=config.has_bias("o"))
 
     def forward(self, state: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
         """[b t d] -> [b t d]."""
@@ -63,7 +70,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        biased = config.bias == "all"
+        biased = config.has_bias("mlp")
         self.activate = ACTIVATIONS[config.activation]
         self.read = nn.Linear(config.d_model, config.d_mlp, bias=biased)
         self.gate = nn.Linear(config.d_model, config.d_mlp, bias=biased) if config.gated else None
@@ -133,7 +140,7 @@ def make_norm(config: Config) -> nn.Module:
         return nn.Identity()
     if config.norm == "rms":
         return nn.RMSNorm(config.d_model, eps=config.norm_epsilon)
-    return nn.LayerNorm(config.d_model, eps=config.norm_epsilon, bias=config.bias == "all")
+    return nn.LayerNorm(config.d_model, eps=config.norm_epsilon, bias=config.has_bias("norm"))
 
 
 def angles(places: Tensor, config: Config) -> tuple[Tensor, Tensor]:
@@ -206,7 +213,12 @@ def decode(
 
 
 def build(config: Config, params: Params, device: Device) -> GPT:
-    """The PyTorch model with our weights in it, in their dtype."""
+    """The PyTorch model with our weights in it, in their dtype.
+
+    Raises:
+        UnsupportedError: a choice that it does not have.
+    """
+    refuse_others(config, "this GPT", KNOWN)
     model = GPT(config).to(dtype=getattr(torch, str(params.W_E.dtype)))
     model.load_state_dict(state_dict(config, params))
     return model.to(device=place(device))

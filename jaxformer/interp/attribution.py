@@ -40,7 +40,8 @@ def gradients(
     """The gradient of a metric of the logits with respect to every site, in one backward pass.
 
     A site's gradient is the total one: through everything that reads it later. All of a layer's heads
-    write to one sum, so that the gradient of head_out is the same for each of them, and that of attn_out.
+    write to one sum, so that the gradient of head_out is the same for each of them, and that of attn_out where no
+    norm is between the two.
 
     Args:
         params: as `init` gives them, with stacked layers.

@@ -5,7 +5,9 @@ rank d_head, so they stay factored (`jaxformer.interp.factored`). All functions 
 circuit, x · W_V · W_O; the papers write columns.
 
 What the weights alone do not say is left out: norms (fold them into the weights first, with
-`jaxformer.interp.fold`), biases, and positions.
+`jaxformer.interp.fold`), biases, positions, and the caps of scores and logits. A norm after attention
+(`Config.norm_place`), which no fold takes away, has its weights, and a layer norm its centring, in the OV circuit;
+its division is left out as the others' are.
 """
 
 from functools import partial
@@ -17,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.config import Config
 from jaxformer.interp.factored import FactoredMatrix, quotient, root
+from jaxformer.norm import CENTRES, norm_gain
 from jaxformer.params import Params, stacked
 from jaxformer.stream import widened
 
@@ -24,12 +27,12 @@ from jaxformer.stream import widened
 def qk_circuit(params: Params, config: Config) -> FactoredMatrix:
     """W_Q · W_Kᵀ of every head, [l n d d]: rows are read from the token that looks, columns from the one seen.
 
-    A score is x_t · QK · x_s times the attention scale, which is left out. With rotary positions it is that
-    of a token with itself: at a distance, the turn between the two factors differs. Query heads of one group
-    share their key head. In float32 or wider.
+    A score is x_t · QK · x_s times the attention scale, which is left out, as is scale_by_depth. With rotary
+    positions it is that of a token with itself: at a distance, the turn between the two factors differs. Query heads
+    of one group share their key head. In float32 or wider.
 
     Raises:
-        ValueError: unstacked parameters, or those of another Config.
+        ValueError: a qk_norm, with which no matrix gives the scores; unstacked parameters, or those of another Config.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", "Splitting Attention
     Head terms into Query-Key and Output-Value Circuits".
@@ -40,6 +43,11 @@ def qk_circuit(params: Params, config: Config) -> FactoredMatrix:
     >>> qk_circuit(params, config).shape, qk_circuit(params, config)[1, 3].shape
     ((2, 4, 8, 8), (8, 8))
     """
+    if config.qk_norm != "none":
+        raise ValueError(
+            f'qk_norm="{config.qk_norm}" divides queries and keys by their own size, so that no matrix of two '
+            "tokens' states gives their score; capture scores, or use what moves: ov_circuit"
+        )
     attention = _attention(params, config)
     keys = _per_query_head(attention.W_K, config)
     return FactoredMatrix(attention.W_Q.transpose(0, 2, 1, 3), keys.mT)
@@ -60,15 +68,19 @@ def ov_circuit(params: Params, config: Config) -> FactoredMatrix:
     >>> ov_circuit(jaxformer.init(config, jax.random.key(0)), config).svd().S.shape
     (2, 4, 2)
     """
-    attention = _attention(params, config)
-    return FactoredMatrix(_per_query_head(attention.W_V, config), attention.W_O)
+    attention, norm = _attention(params, config), stacked(params, config).attn_post_norm
+    written = attention.W_O
+    if norm is not None:
+        gain = norm_gain(widened(norm.w), config)
+        written = CENTRES[config.norm](written) * gain[:, None, None]
+    return FactoredMatrix(_per_query_head(attention.W_V, config), written)
 
 
 def full_qk_circuit(params: Params, config: Config) -> FactoredMatrix:
     """W_E · QK · W_Eᵀ of every head, [l n v v]: how much each token (row) looks for each token (column).
 
-    Its factors are l·n·v·h numbers each. Where that is too much, take one head:
-    `params.W_E @ qk_circuit(params, config)[layer, head] @ params.W_E.T`.
+    Its factors are l·n·v·h numbers each. Where that is too much, take one head, W_E being `embeddings(params, config)`:
+    `W_E @ qk_circuit(params, config)[layer, head] @ W_E.T`.
 
     Raises:
         ValueError: as `qk_circuit`.
@@ -80,7 +92,7 @@ def full_qk_circuit(params: Params, config: Config) -> FactoredMatrix:
     >>> full_qk_circuit(jaxformer.init(config, jax.random.key(0)), config)[0, 1].AB.shape
     (5, 5)
     """
-    W_E = widened(params.W_E)
+    W_E = embeddings(params, config)
     return W_E @ qk_circuit(params, config) @ W_E.T
 
 
@@ -100,7 +112,12 @@ def full_ov_circuit(params: Params, config: Config) -> FactoredMatrix:
     >>> full_ov_circuit(jaxformer.init(config, jax.random.key(0)), config).shape
     (2, 4, 5, 5)
     """
-    return widened(params.W_E) @ ov_circuit(params, config) @ unembedding(params)
+    return embeddings(params, config) @ ov_circuit(params, config) @ unembedding(params)
+
+
+def embeddings(params: Params, config: Config) -> Float[Array, "v d"]:
+    """What each token brings to the stream: the rows of W_E, times embedding_scale. In float32 or wider."""
+    return widened(params.W_E) * config.embedding_scale
 
 
 def unembedding(params: Params) -> Float[Array, "d v"]:
@@ -258,7 +275,7 @@ def read_through_unembedding(
     for name, value in (("directions", directions), ("tokens", tokens)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    W_E, W_U, end = widened(params.W_E), unembedding(params), -1.0 if negative else 1.0
+    W_E, W_U, end = embeddings(params, config), unembedding(params), -1.0 if negative else 1.0
     top = partial(jax.lax.top_k, k=min(tokens, config.n_vocab))
 
     def layer(circuit: FactoredMatrix) -> Any:

@@ -146,10 +146,9 @@ class _Climb(NamedTuple):
         def one(held: Any, state: Array) -> Array:
             edit = sweep.edit(held, own, index, cell)
             edit = edit if at is None else spread(edit, at, len(state))
-            positions, tap = jnp.arange(len(state), dtype=jnp.int32), Tap((), edit, index)
-            return block(
-                own, sweep.config, state, positions, None, tap=tap, compute=sweep.compute, at=at
-            )[0]
+            positions = jnp.arange(len(state), dtype=jnp.int32)
+            how = {"layer": index, "tap": Tap((), edit, index), "compute": sweep.compute, "at": at}
+            return block(own, sweep.config, state, positions, None, **how)[0]
 
         return jax.vmap(one)(self.held, states)
 

@@ -5,6 +5,9 @@ All here are functions of `activations`, which `forward(..., capture=...)` retur
 `interp.components`; `interp.lens` reads them as logits. What an edit added to the stream itself is no
 component's: there, the parts sum to less than was captured.
 
+Where a norm comes after a layer (`Config.norm_place`), what a head or a neuron adds to the stream is its part of
+that norm's output, at the scale that the whole sum had: capture attn_post_scale or mlp_post_scale for it.
+
 Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
 
@@ -28,6 +31,7 @@ from jaxformer.interp.components import (
     stream_at,
     writers,
 )
+from jaxformer.interp.frozen import added, added_biases, frozen, taken_back
 from jaxformer.interp.lens import direct_logit_attribution, final_bias, logit_lens
 from jaxformer.params import Params, stacked
 from jaxformer.stream import product, wide, widened
@@ -144,7 +148,8 @@ def head_results(
     Args:
         params: the model's.
         config: its architecture.
-        activations: with z, or with head_out, which then counts; with the stream for the remainder.
+        activations: with z, or with head_out, which then counts; with attn_post_scale if there is one; with the
+            stream for the remainder.
         layer: the stream that they wrote to is this layer's input; None: the final one.
         remainder: one more row: what of that stream the heads did not write.
 
@@ -181,14 +186,12 @@ def neuron_results(
     Args:
         params: the model's.
         config: its architecture.
-        activations: with post.
+        activations: with post, and mlp_post_scale if there is one.
         layer: whose neurons; it may be traced: `jax.vmap` over layers, if all must be held at once.
-        onto: a direction [d], or one for each position [t d], as `logit_directions` gives them; `jax.vmap`
-            for several.
+        onto: a direction [d], or one for each position [t d], as `logit_directions` gives them.
 
     Raises:
-        ValueError: a layer that is not there (a traced one gives NaN), a site that was not captured, unstacked
-            parameters.
+        ValueError: a layer that is not there (a traced one gives NaN), a site not captured, unstacked parameters.
 
     >>> import jax, jaxformer
     >>> from jaxformer.interp.lens import logit_directions
@@ -199,16 +202,22 @@ def neuron_results(
     >>> neuron_results(params, config, out.activations, 1, onto=towards).shape
     (32, 3)
     """
-    mlp = stacked(params, config).mlp
-    if mlp is None:
+    blocks = stacked(params, config)
+    if blocks.mlp is None:
         raise ValueError("d_mlp=0: this Config has no neurons")
     if not isinstance(layer, jax.core.Tracer) and not 0 <= layer < config.n_layers:
         raise ValueError(f"layer={layer} is not there; choose 0 to {config.n_layers - 1}")
     of_layer = partial(_of_layer, layer)
     post = of_layer(captured(activations, "post")[0])
-    W_out = of_layer(mlp.W_out).astype(post.dtype)
+    W_out = of_layer(blocks.mlp.W_out).astype(post.dtype)
+    norm: Any = jax.tree.map(of_layer, blocks.mlp_post_norm)
+    normed = blocks.mlp_post_norm is not None
+    scale = of_layer(captured(activations, "mlp_post_scale")[0]) if normed else post  # or unread
     if onto is None:
-        return jnp.einsum("tf,fd->ftd", post, W_out)
+        each = jnp.einsum("tf,fd->ftd", post, W_out)
+        return frozen(norm, config, each, scale).astype(each.dtype) if normed else each
+    if normed:
+        onto = taken_back(norm, config, onto, scale)
     written = product("fd,...d->f...", widened(W_out), widened(onto).astype(wide(post.dtype)))
     return widened(post).T * (written if onto.ndim == 2 else written[:, None])
 
@@ -230,7 +239,8 @@ def full_decomposition(
     Args:
         params: the model's.
         config: its architecture.
-        activations: with embed, pos_embed where there is one, z or head_out, and mlp_out or post.
+        activations: with embed, pos_embed where there is one, z or head_out, and mlp_out or post; with
+            attn_post_scale, and for neurons mlp_post_scale, if there are any.
         layer: the stream before its attention; None: the final one.
         mlp_input: the stream before its MLP.
         neurons: each neuron for itself. With many layers and positions that is a large array.
@@ -248,32 +258,34 @@ def full_decomposition(
     layer = check_layer(config, layer, mlp_input=mlp_input)
     attended = layer + attends_first(config, mlp_input=mlp_input)
     embeds = jnp.stack(captured(activations, *embedding_sites(config)))
-    attn, mlp = stacked(params, config).attn, stacked(params, config).mlp
+    blocks, t = stacked(params, config), embeds.shape[1]
+    attn, mlp = blocks.attn, blocks.mlp
     parts, bias = [_heads(params, config, activations, attended)], jnp.zeros_like(embeds[0])
-    biases = [(attn.b_O, attended)]
+    biases = [("attn", blocks.attn_post_norm, attn.b_O, attended)]
     if mlp is not None and neurons:
         post = captured(activations, "post")[0][:layer]
         each = jnp.einsum("ltf,lfd->lftd", post, mlp.W_out[:layer].astype(post.dtype))
-        parts.append(_flat(each))
-        biases.append((mlp.b_out, layer))
+        parts.append(_flat(added("mlp", blocks.mlp_post_norm, config, activations, each)))
+        biases.append(("mlp", blocks.mlp_post_norm, mlp.b_out, layer))
     elif mlp is not None:
         parts.append(captured(activations, "mlp_out")[0][:layer])
-    for added, layers in biases:
-        if added is not None:
-            bias = bias + added[:layers].sum(0).astype(bias.dtype)
+    for kind, norm, b, layers in biases:
+        for own in added_biases(kind, norm, b, config, activations, layers, t):
+            bias = bias + own.sum(0).astype(bias.dtype)
     return jnp.concatenate([*parts, embeds, bias[None]])
 
 
 def _heads(
     params: Params, config: Config, activations: Mapping[str, Array], layers: int
 ) -> Float[Array, "c t d"]:
-    W_O = stacked(params, config).attn.W_O
+    blocks = stacked(params, config)
     if "head_out" in activations:
         each = captured(activations, "head_out")[0][:layers].swapaxes(1, 2)
     else:
         z = captured(activations, "z")[0][:layers]
-        each = product("ltnh,lnhd->lntd", z, W_O[:layers].astype(z.dtype)).astype(z.dtype)
-    return _flat(each)
+        W_O = blocks.attn.W_O[:layers].astype(z.dtype)
+        each = product("ltnh,lnhd->lntd", z, W_O).astype(z.dtype)
+    return _flat(added("attn", blocks.attn_post_norm, config, activations, each))
 
 
 def _in_turn(values: list[Array]) -> Float[Array, "c t d"]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxformer.attention import write_heads
 from jaxformer.config import Compute, Config
 from jaxformer.interp.attribution import (
     Gradients,
@@ -56,7 +57,9 @@ def senders(config: Config) -> tuple[Node, ...]:
 def receivers(config: Config) -> tuple[Node, ...]:
     """What reads the stream, in order: each layer's q, k and v, head by head, then its MLP; last the unembedding.
 
-    The heads of k and v are key/value heads. The MLP's node is pre; both readings of a gated one are in it.
+    A query or key arrives before its norm, where there is a qk_norm; one of all heads together is then on the
+    way from each of them. The heads of k and v are key/value heads. The MLP's node is pre; both readings of a gated
+    one are in it.
 
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, n_kv_heads=1)
     >>> [str(node) for node in receivers(config)]
@@ -105,12 +108,14 @@ def edge_attribution(
     Σ_td (clean - corrupted output of the sender) · (derivative of the metric by the receiver's input). The input
     is the stream before the receiver's norm, and its derivative goes through that norm at the corrupted run: a
     change that the norm undoes, such as a longer stream, counts for nothing. Every edge comes from two passes
-    forward and one back: since writing is adding, an input is moved equally by whatever sender.
+    forward and one back: since writing is adding, an input is moved equally by whatever sender. Where a norm follows
+    attention (`Config.norm_place`), a head's output is also taken through that norm's derivative.
 
     A row per sender and a column per receiver, in the order of `senders` and `receivers`; 0 where `edge_mask` knows
     no edge, so that columns sum (`path_patch`, whose numbers do not, has NaN there). The column of a receiver sums to
-    what its whole input's change would do. There is no `edit`: a receiver's own input is not a place in the pass, and
-    an edit at its norm or its q would be left out.
+    what its whole input's change would do; with a norm after attention, to that but for what is of second order.
+    There is no `edit`: a receiver's own input is not a place in the pass, and an edit at its norm or its q would be
+    left out.
 
     Args:
         params: as `init` gives them, with stacked layers.
@@ -157,13 +162,13 @@ def edge_attribution(
 
     if steps == 1:
         _, values, slopes = run(keep, (*written, *_watched(config)))
-        every = _meet(params, config, sent(values), values, slopes)
+        every = _meet(params, config, _normed(params, config, sent(values), values), values, slopes)
     else:
         fixed = sent(captured(corrupted))
 
         def part(edit: Edit) -> Float[Array, "senders receivers"]:
             _, values, slopes = run(edit, _watched(config))
-            return _meet(params, config, fixed, values, slopes)
+            return _meet(params, config, _normed(params, config, fixed, values), values, slopes)
 
         every = along_line(params, config, clean, corrupted, steps, keep, part)
     return jnp.where(edge_mask(config), every, jnp.zeros_like(every))
@@ -174,16 +179,40 @@ def _watched(config: Config) -> tuple[str, ...]:
     mlp = ("pre",) if config.d_mlp else ()
     mlp += ("pre_linear",) if config.gated else ()
     mlp += ("resid_mid",) if config.d_mlp and not config.parallel else ()
-    return ("embed", "resid_pre", "q", "k", "v", *mlp, "resid_post")
+    normed = ("z",) if config.norms("after") else ()
+    return ("embed", "resid_pre", "q", "k", "v", *normed, *mlp, "resid_post")
 
 
 def _sent(params: Params, config: Config, moved: dict[str, Array]) -> Float[Array, "senders t d"]:
-    """The difference that each sender writes, in the order of `senders`."""
+    """The difference that each sender writes, in the order of `senders`; a head's before a norm on what it writes."""
     embed = moved["embed"]
     each = product("ltnh,lnhd->lntd", moved["z"], params.blocks.attn.W_O).astype(embed.dtype)
     if config.d_mlp:
         each = jnp.concatenate([each, moved["mlp_out"][:, None]], axis=1)
     return jnp.concatenate([embed[None], each.reshape(-1, *embed.shape)])
+
+
+def _normed(
+    params: Params, config: Config, sent: Float[Array, "senders t d"], values: dict[str, Array]
+) -> Float[Array, "senders t d"]:
+    """The same as it reaches the stream: heads' differences through the derivative of the norm on what they write."""
+    if params.blocks.attn_post_norm is None or not config.n_layers:
+        return sent
+    embed, (_, t, d) = sent[:1], sent.shape
+    each = sent[1:].reshape(config.n_layers, -1, t, d)
+    heads, rest = each[:, : config.n_heads], each[:, config.n_heads :]
+
+    def layer(own: tuple[Block, Array, Array]) -> Float[Array, "n t d"]:
+        block, z, moved = own
+        whole = write_heads(z, block.attn, Tap())
+
+        def normed(state: Float[Array, "t d"]) -> Float[Array, "t d"]:
+            return normalize(block.attn_post_norm, config, state, Tap(), "attn_post_scale")
+
+        return jax.vmap(lambda change: jax.jvp(normed, (whole,), (change,))[1])(moved)
+
+    heads = jax.lax.map(layer, (params.blocks, values["z"], heads.astype(values["z"].dtype)))
+    return jnp.concatenate([embed, jnp.concatenate([heads, rest], axis=1).reshape(-1, t, d)])
 
 
 def _meet(

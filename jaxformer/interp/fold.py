@@ -17,6 +17,7 @@ Source: TransformerLens, ProcessWeights, whose names and meaning these have.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,8 +31,8 @@ from jaxformer.interp.refactor import (
     refactor_qk_ov,
     with_attention,
 )
-from jaxformer.norm import Norm
-from jaxformer.params import Block, Params, abstract, stacked
+from jaxformer.norm import Norm, norm_gain
+from jaxformer.params import Params, abstract, stacked
 
 __all__ = [
     "center_unembed",
@@ -71,11 +72,12 @@ def foldable(params: Params, config: Config) -> tuple[Config, Params]:
 def fold_norm(params: Params, config: Config) -> Params:
     """The norms' weights and biases moved into what reads through them, so that a norm only divides: the same logits.
 
-    Weights become 1 and biases 0. Where the norm is a layer norm, a matrix that reads through it also loses
+    Weights become 1 (with norm_plus_one 0, which says the same) and biases 0. A norm on what a layer writes keeps
+    its own: nothing reads through it alone. Where the norm is a layer norm, a matrix that reads through it also loses
     its part along (1, ..., 1): what it reads is centred and has nothing there.
 
     Raises:
-        ValueError: no norm; a tied unembedding, or none with a bias for the norm's to go to.
+        ValueError: no norm; a tied unembedding; norms with biases, and no bias for them to go to.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="rms")
@@ -85,36 +87,48 @@ def fold_norm(params: Params, config: Config) -> Params:
     1.0
     """
     blocks, final = stacked(params, config), params.final_norm
-    if final is None or blocks.attn_norm is None:
+    if final is None:
         raise ValueError('norm="none" has no norm to fold')
     _check_untied(config, "the final norm's weight goes into the unembedding alone")
     if final.b is not None and params.b_U is None:
         raise ValueError(f"unembed_bias=False has no room for the final norm's bias; {_REPAIR}")
-
-    def read(
-        norm: Norm, W: Float[Array, "..."] | None, b: Float[Array, "..."] | None
-    ) -> tuple[Any, Any]:
-        """For one layer."""
-        if W is None:
-            return None, None
-        if b is not None and norm.b is not None:
-            b = b + jnp.einsum("d,d...->...", norm.b, W)
-        W = jnp.einsum("d,d...->d...", norm.w, W)
-        return (W - W.mean(axis=0) if config.norm == "layer" else W), b
-
+    read = partial(_reading_plainly, config)
     each, attn, mlp = jax.vmap(read), blocks.attn, blocks.mlp
-    W_Q, b_Q = each(blocks.attn_norm, attn.W_Q, attn.b_Q)
-    W_K, b_K = each(blocks.attn_norm, attn.W_K, attn.b_K)
-    W_V, b_V = each(blocks.attn_norm, attn.W_V, attn.b_V)
-    attn = attn._replace(W_Q=W_Q, W_K=W_K, W_V=W_V, b_Q=b_Q, b_K=b_K, b_V=b_V)
+    if blocks.attn_norm is not None:
+        _check_room(config, blocks.attn_norm, "qkv")
+        W_Q, b_Q = each(blocks.attn_norm, attn.W_Q, attn.b_Q)
+        W_K, b_K = each(blocks.attn_norm, attn.W_K, attn.b_K)
+        W_V, b_V = each(blocks.attn_norm, attn.W_V, attn.b_V)
+        attn = attn._replace(W_Q=W_Q, W_K=W_K, W_V=W_V, b_Q=b_Q, b_K=b_K, b_V=b_V)
     if mlp is not None and blocks.mlp_norm is not None:
+        _check_room(config, blocks.mlp_norm, "mlp")
         W_in, b_in = each(blocks.mlp_norm, mlp.W_in, mlp.b_in)
         W_gate, b_gate = each(blocks.mlp_norm, mlp.W_gate, mlp.b_gate)
         mlp = mlp._replace(W_in=W_in, b_in=b_in, W_gate=W_gate, b_gate=b_gate)
     W_U, b_U = read(final, params.W_U, params.b_U)
-    attn_norm, mlp_norm, final = map(_plain, (blocks.attn_norm, blocks.mlp_norm, final))
-    blocks = Block(attn_norm=attn_norm, attn=attn, mlp_norm=mlp_norm, mlp=mlp)
+    norms = (blocks.attn_norm, blocks.mlp_norm, final)
+    attn_norm, mlp_norm, final = (_plain(norm, config) for norm in norms)
+    blocks = blocks._replace(attn_norm=attn_norm, attn=attn, mlp_norm=mlp_norm, mlp=mlp)
     return params._replace(blocks=blocks, final_norm=final, W_U=W_U, b_U=b_U)
+
+
+def _reading_plainly(
+    config: Config, norm: Norm, W: Float[Array, "..."] | None, b: Float[Array, "..."] | None
+) -> tuple[Any, Any]:
+    """One layer's matrix and bias that read as these do, through a norm that only divides."""
+    if W is None:
+        return None, None
+    if b is not None and norm.b is not None:
+        b = b + jnp.einsum("d,d...->...", norm.b, W)
+    W = jnp.einsum("d,d...->d...", norm_gain(norm.w, config), W)
+    return (W - W.mean(axis=0) if config.norm == "layer" else W), b
+
+
+def _check_room(config: Config, norm: Norm, part: str) -> None:
+    if norm.b is not None and not config.has_bias(part):
+        raise ValueError(
+            f'bias="{config.bias}" has norms with biases and no {part} biases for them to go to; {_REPAIR}'
+        )
 
 
 def center_writing(params: Params, config: Config) -> Params:
@@ -124,7 +138,8 @@ def center_writing(params: Params, config: Config) -> Params:
     sinusoidal positions write is no parameter and keeps its mean, on which nothing depends either.
 
     Raises:
-        ValueError: another norm, which would see the mean; a tied embedding, which would unembed otherwise.
+        ValueError: another norm, which would see the mean, or one after layers, which makes a mean anew; a tied
+            embedding, which would unembed otherwise.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="layer")
@@ -136,6 +151,11 @@ def center_writing(params: Params, config: Config) -> Params:
     if config.norm != "layer":
         raise ValueError(
             f'norm="{config.norm}" sees the mean of the stream; center_writing needs norm="layer"'
+        )
+    if config.norm_place != "before":
+        raise ValueError(
+            f'norm_place="{config.norm_place}" lets norms write, whose mean no weights can take away; '
+            'center_writing needs norm_place="before"'
         )
     _check_untied(config, "an embedding that is centred would unembed otherwise")
     attn, mlp = blocks.attn, blocks.mlp
@@ -156,7 +176,8 @@ def center_unembed(params: Params, config: Config) -> Params:
     one entry and not another.
 
     Raises:
-        ValueError: a tied unembedding, which would embed otherwise.
+        ValueError: a logit_cap, to which what all logits share is not nothing; a tied unembedding, which would
+            embed otherwise.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -165,6 +186,10 @@ def center_unembed(params: Params, config: Config) -> Params:
     True
     """
     stacked(params, config)
+    if config.logit_cap is not None:
+        raise ValueError(
+            f"logit_cap={config.logit_cap} bends what is added to all logits alike; leave the unembedding as it is"
+        )
     _check_untied(config, "an unembedding that is centred would embed otherwise")
     return params._replace(W_U=_centred(params.W_U), b_U=_centred(params.b_U))
 
@@ -207,11 +232,12 @@ def _check_untied(config: Config, why: str) -> None:
         raise ValueError(f"tied=True shares one array, and {why}; {_REPAIR}")
 
 
-def _plain(norm: Norm | None) -> Norm | None:
+def _plain(norm: Norm | None, config: Config) -> Norm | None:
     """A norm that only divides."""
     if norm is None:
         return None
-    return Norm(jnp.ones_like(norm.w), None if norm.b is None else jnp.zeros_like(norm.b))
+    w = jnp.full_like(norm.w, 0.0 if config.norm_plus_one else 1.0)
+    return Norm(w, None if norm.b is None else jnp.zeros_like(norm.b))
 
 
 def _centred(array: Float[Array, "..."] | None) -> Float[Array, "..."] | None:

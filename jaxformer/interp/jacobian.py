@@ -162,7 +162,7 @@ def perturbed(
     def step(state: Array, layer: tuple[Array, Any, dict[str, Array]]) -> tuple[Array, Any]:
         index, own, moves = layer
         tap = new_tap(index, moves)
-        state, _ = block(own, config, state, positions, None, tap=tap, compute=compute)
+        state, _ = block(own, config, state, positions, None, layer=index, tap=tap, compute=compute)
         return state, tap.captured
 
     whole = new_tap(None, {site: value for site, value in changes.items() if site in WHOLE})

@@ -22,7 +22,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Config
 from jaxformer.interp.components import captured, check_layer, stream_at
-from jaxformer.norm import CENTRES, Norm, normalize
+from jaxformer.interp.frozen import frozen, taken_back
+from jaxformer.norm import Norm, normalize
 from jaxformer.params import Params, stacked
 from jaxformer.sites import Tap
 from jaxformer.stream import product, wide, widened
@@ -59,7 +60,8 @@ def direct_logit_attribution(
     """How much of a token's logit each component wrote, under the scale of the whole final stream.
 
     Linear: over components that sum to the final stream, the attributions and `final_bias` sum to the
-    logit. (TransformerLens's logit_attrs leaves the final norm's weight and bias out unless they are folded.)
+    logit, or with a logit_cap to what the logit was before its cap. (TransformerLens's logit_attrs leaves the
+    final norm's weight and bias out unless they are folded.)
 
     Args:
         params: the model's.
@@ -104,9 +106,9 @@ def logit_directions(
 ) -> Float[Array, "*r d"]:
     """What a state is multiplied with to give a logit: the unembedding taken back through the final norm.
 
-    One direction for each position, for the scale is a position's own; a single one where there is no norm
-    and one token. `direct_logit_attribution` is the product with these; give them to
-    `neuron_results(onto=...)` for that of every neuron.
+    With a logit_cap that is the logit before its cap. One direction for each position, for the scale is a
+    position's own; a single one where there is no norm and one token. `direct_logit_attribution` is the product with
+    these; give them to `neuron_results(onto=...)` for that of every neuron.
 
     Args:
         params: the model's.
@@ -138,9 +140,7 @@ def logit_directions(
         raise ValueError(
             f"there are {len(direction)} tokens for {len(scale)} positions; give one, or one for each"
         )
-    # The centring is symmetric: centre(x)·y = x·centre(y).
-    direction = direction.astype(scale.dtype) * params.final_norm.w.astype(scale.dtype)
-    return CENTRES[config.norm](direction) / scale
+    return taken_back(params.final_norm, config, direction, scale)
 
 
 def final_bias(
@@ -151,7 +151,7 @@ def final_bias(
 ) -> Float[Array, "*r"]:
     """The part of a token's logit that no component wrote: the final norm's bias unembedded, plus b_U.
 
-    It is the same in every text. Zero in a model without these biases.
+    With a logit_cap, of the logit before its cap. It is the same in every text. Zero in a model without these biases.
 
     Raises:
         ValueError: a token outside the vocabulary, other lengths.
@@ -217,7 +217,7 @@ def apply_norm(
         return components
     scale = _scale(norm, config, activations, layer, mlp_input=mlp_input)
     _check_places(len(scale), components.shape[1])
-    return CENTRES[config.norm](components.astype(scale.dtype)) / scale * norm.w.astype(scale.dtype)
+    return frozen(norm, config, components, scale)
 
 
 def _check_tokens(tokens: Any, minus: Any) -> None:

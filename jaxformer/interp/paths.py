@@ -18,7 +18,7 @@ from jaxformer.mlp import feed_forward
 from jaxformer.norm import normalize
 from jaxformer.params import Block, Params
 from jaxformer.sites import Edit, Layer, Tap
-from jaxformer.stream import biased, query, update
+from jaxformer.stream import biased, query, update, widened
 
 RECEIVERS = ("q", "k", "v")
 
@@ -42,8 +42,10 @@ def path_patch(
     For every head (the sender) and every head of a later layer (the receiver): the sender's clean output takes the
     place of its corrupted one in the stream that the receiver's norm, and then its query, key or value, reads; no
     other reader sees it. The receiver's new vector is computed exactly, its norm anew, at all positions, and the
-    rest of the model runs on from there. The result has sender layer, sender head, receiver layer, receiver head
-    (key/value head for k and v), and NaN where the receiver is in no later layer: that is no measurement.
+    rest of the model runs on from there. A norm on what a layer writes is computed anew as well; one of all heads'
+    queries or keys together (qk_norm="all") comes after the receiver's new vector, and so moves the other heads'. The
+    result has sender layer, sender head, receiver layer, receiver head (key/value head for k and v), and NaN where the
+    receiver is in no later layer: that is no measurement.
 
     By default a path is the direct one, through no layer between, as TransformerLens's get_act_patch_direct_path has
     it. With `through_mlps` the MLPs between run again on what they see of the change, while the heads between go on
@@ -115,6 +117,9 @@ class _Paths(Sweep):
         found = show(self, params, runs.corrupted, None, "resid_pre", "head_out", "attn_out")
         clean = show(self, params, runs.clean, None, "head_out")
         change = clean["head_out"] - found["head_out"]  # [b l t n d]
+        if params.blocks.attn_post_norm is not None:
+            reached = jax.vmap(jax.vmap(partial(_reached, self.config)), in_axes=(None, 0, 0))
+            change = reached(params.blocks, found["head_out"], change)
         b, _, t, _, d = change.shape
         change = change.transpose(0, 1, 3, 2, 4).reshape(b, -1, t, d)
         if not self.through_mlps:
@@ -130,6 +135,20 @@ class _Paths(Sweep):
         change = changes[jnp.minimum(jnp.asarray(index), len(changes) - 1), sender]
         new = _read(own, self.config, update(streams[index], change), self.receiver)
         return patch(self.receiver, layer, {"head": head}, new)
+
+
+def _reached(
+    config: Config, own: Block, heads: Float[Array, "t n d"], change: Float[Array, "t n d"]
+) -> Float[Array, "t n d"]:
+    """What each head's change makes of the norm on its layer's sum."""
+    own = jax.tree.map(lambda array: array.astype(heads.dtype), own)
+    whole = biased(widened(heads).sum(axis=1), own.attn.b_O).astype(heads.dtype)
+
+    def normed(state: Float[Array, "t d"]) -> Float[Array, "t d"]:
+        return normalize(own.attn_post_norm, config, state, Tap(), "attn_post_scale")
+
+    each = jax.vmap(lambda own: normed(update(whole, own)), in_axes=1, out_axes=1)(change)
+    return each - normed(whole)[:, None]
 
 
 def _pass_on(
@@ -150,7 +169,8 @@ def _pass_on(
             return after
         seen = state if config.parallel else after
         normed = normalize(params.mlp_norm, config, seen, Tap(), "mlp_scale")
-        return update(after, feed_forward(params.mlp, config, normed, Tap()))
+        fed = feed_forward(params.mlp, config, normed, Tap())
+        return update(after, normalize(params.mlp_post_norm, config, fed, Tap(), "mlp_post_scale"))
 
     def turn(states: Float[Array, "s t d"], layer: Any) -> tuple[Array, Array]:
         index, params, stream, attended = layer

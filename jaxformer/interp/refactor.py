@@ -32,7 +32,7 @@ def refactor_qk_ov(params: Params, config: Config) -> Params:
     """Both `refactor_qk` and `refactor_ov`: the same logits.
 
     Raises:
-        ValueError: rotary positions, which leave only `refactor_ov`; unstacked layers.
+        ValueError: rotary positions or a qk_norm, which leave only `refactor_ov`; unstacked layers.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -50,12 +50,17 @@ def refactor_qk(params: Params, config: Config) -> Params:
     Both get the root, so that neither query nor key is the one with the norm.
 
     Raises:
-        ValueError: rotary positions; unstacked layers.
+        ValueError: rotary positions; a qk_norm; unstacked layers.
     """
     if config.rotary_width:
         raise ValueError(
             'position="rotary" turns pairs of coordinates of queries and keys, which other coordinates would not '
             "survive; refactor only what moves, by refactor_ov"
+        )
+    if config.qk_norm != "none":
+        raise ValueError(
+            f'qk_norm="{config.qk_norm}" weighs each coordinate of queries and keys, and others would be weighed '
+            "otherwise; refactor only what moves, by refactor_ov"
         )
     attn = stacked(params, config).attn
     n_keys, queries = attn.W_K.shape[2], _with_bias(attn.W_Q, attn.b_Q)
