@@ -17,10 +17,12 @@ The dimension key, the same letters in every einsum and every annotation:
 
 from jaxformer.beam import Beams, beam_search
 from jaxformer.cache import Cache, empty_cache
-from jaxformer.checkpoint import load, save
+from jaxformer.checkpoint import save
 from jaxformer.config import Compute, Config
+from jaxformer.families.export import export
 from jaxformer.generate import Generated, generate
 from jaxformer.params import Block, Params, abstract, count, init, partition, specs, unstack
+from jaxformer.pretrained import load, load_config
 from jaxformer.sampling import Sampling
 from jaxformer.score import perplexity, score
 from jaxformer.sites import SITES, Edit, keep, shown
@@ -51,11 +53,13 @@ __all__ = [
     "count",
     "embed",
     "empty_cache",
+    "export",
     "forward",
     "generate",
     "init",
     "keep",
     "load",
+    "load_config",
     "partition",
     "perplexity",
     "query",

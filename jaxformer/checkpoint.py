@@ -80,14 +80,35 @@ def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | No
     """
     folder = Path(folder)
     path = folder / "model.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no model: there is no {path.name} in it")
     model = _read_json(path)
-    config = _explained(path, lambda: Config.from_json(json.dumps(model["config"])))
-    kept = model["tokenizer"]
-    tokenizer = None if kept is None else _explained(path, lambda: from_json(json.dumps(kept)))
+    config = load_config(folder)
+    tokenizer = load_tokenizer(folder)
     _explained(path, lambda: _check_tokenizer(tokenizer, config))
     return config, _read_params(folder, model["parameters"], config), tokenizer
+
+
+def load_config(folder: str | os.PathLike[str]) -> Config:
+    """The Config of the model in a folder that `save` wrote.
+
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: a file that `save` did not write, or that was cut short or changed since.
+    """
+    path = Path(folder) / "model.json"
+    model = _read_json(path)
+    return _explained(path, lambda: Config.from_json(json.dumps(model["config"])))
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
+    """The tokenizer of the model in a folder that `save` wrote, if it has one.
+
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: a file that `save` did not write, or that was cut short or changed since.
+    """
+    path = Path(folder) / "model.json"
+    kept = _read_json(path)["tokenizer"]
+    return None if kept is None else _explained(path, lambda: from_json(json.dumps(kept)))
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -130,6 +151,8 @@ def _check_tokenizer(tokenizer: Tokenizer | None, config: Config) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no model: there is no {path.name} in it")
     try:
         model = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

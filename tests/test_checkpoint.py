@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from jaxformer import Bytes, Characters, load, save
-from tests.models import CLASSIC, MODERN, NAMED, SEED, random_params
+from tests.models import CLASSIC, LATE, MODERN, NAMED, SEED, WINDOWED, random_params
 
 
 def same(a, b) -> None:
@@ -31,6 +31,19 @@ def test_load_gives_back_what_was_saved_bit_for_bit(tmp_path: Path, name: str, d
     assert tokenizer is not None
     assert tokenizer.decode(np.array([2, 0])) == "ca"
     assert loaded.W_E.dtype == dtype
+    same(loaded, params)
+
+
+def test_a_folder_from_before_a_choice_was_there_is_loaded_without_it(tmp_path: Path):
+    params = random_params(WINDOWED)
+    save(tmp_path, WINDOWED, params)
+    path = tmp_path / "model.json"
+    model = json.loads(path.read_text(encoding="utf-8"))
+    for late in LATE:
+        del model["config"][late]
+    path.write_text(json.dumps(model), encoding="utf-8")
+    config, loaded, _ = load(tmp_path)
+    assert config == WINDOWED
     same(loaded, params)
 
 
@@ -151,7 +164,7 @@ def test_a_foreign_model_is_a_clear_error(tmp_path: Path, what: str):
 
 
 def test_a_folder_without_a_model_is_a_clear_error(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="holds no model: there is no model.json in it"):
+    with pytest.raises(FileNotFoundError, match="holds no model: there is no model.json of ours"):
         load(tmp_path)
 
 

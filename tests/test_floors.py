@@ -10,18 +10,40 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    ("jaxformer.config", "jaxformer.reference"),
-    ("jaxformer.spec", "jaxformer.sites"),
+    ("jaxformer.validity", "jaxformer.reference"),
+    ("jaxformer.config",),
+    ("jaxformer.spec", "jaxformer.sites", "jaxformer.formats.source"),
     ("jaxformer.stream", "jaxformer.cache", "jaxformer.sampling"),
-    ("jaxformer.norm", "jaxformer.position", "jaxformer.mlp"),
-    ("jaxformer.attention",),
-    ("jaxformer.params",),
-    ("jaxformer.transformer",),
-    ("jaxformer.tokenizer", "jaxformer.prompts", "jaxformer.score"),
-    ("jaxformer.reading",),
+    ("jaxformer.norm", "jaxformer.position", "jaxformer.mlp", "jaxformer.formats.gguf_header"),
+    (
+        "jaxformer.attention",
+        "jaxformer.formats.safe",
+        "jaxformer.formats.pickled",
+        "jaxformer.formats.ggufs",
+    ),
+    ("jaxformer.params", "jaxformer.formats.folder"),
+    ("jaxformer.transformer", "jaxformer.formats"),
+    ("jaxformer.subwords", "jaxformer.prompts", "jaxformer.score"),
+    ("jaxformer.tokenizer", "jaxformer.reading"),
     ("jaxformer.decode",),
     ("jaxformer.generate", "jaxformer.checkpoint"),
-    ("jaxformer.streaming", "jaxformer.beam"),
+    ("jaxformer.streaming", "jaxformer.beam", "jaxformer.vocabularies.ggml"),
+    ("jaxformer.vocabularies.classes", "jaxformer.families.fields", "jaxformer.families.layout"),
+    ("jaxformer.vocabularies.folder", "jaxformer.families.family", "jaxformer.families.rotary"),
+    ("jaxformer.vocabularies", "jaxformer.families.llama"),
+    ("jaxformer.families.gemma2", "jaxformer.families.qwen2", "jaxformer.families.fill"),
+    (
+        "jaxformer.families.gemma3",
+        "jaxformer.families.gpt2",
+        "jaxformer.families.gpt_neo",
+        "jaxformer.families.gpt_neox",
+        "jaxformer.families.mistral",
+        "jaxformer.families.olmo2",
+        "jaxformer.families.qwen3",
+    ),
+    ("jaxformer.families",),
+    ("jaxformer.families.export", "jaxformer.families.gguf"),
+    ("jaxformer.pretrained",),
     ("jaxformer.interp.parts",),
     (
         "jaxformer.interp.change",
@@ -31,7 +53,7 @@ FLOORS = [
         "jaxformer.interp.metric",
         "jaxformer.interp.plots",
     ),
-    ("jaxformer.interp.climb",),
+    ("jaxformer.interp.climb", "jaxformer.interp.frozen"),
     (
         "jaxformer.interp.edit",
         "jaxformer.interp.sweep",
@@ -111,7 +133,17 @@ def test_the_reference_imports_only_math():
 
 def test_the_model_imports_only_what_a_model_needs():
     allowed = {"jax", "jaxtyping", "numpy", "safetensors", "jaxformer", *sys.stdlib_module_names}
-    more = {"jaxformer.interp.sweep": {"rich"}, "jaxformer.interp.plots": {"matplotlib"}}
+    more = {
+        "jaxformer.interp.sweep": {"rich"},
+        "jaxformer.interp.plots": {"matplotlib"},
+        "jaxformer.formats.source": {"ml_dtypes"},
+        "jaxformer.formats.safe": {"ml_dtypes"},
+        "jaxformer.formats.pickled": {"ml_dtypes", "torch"},
+        "jaxformer.formats.ggufs": {"gguf"},
+        "jaxformer.formats.gguf_header": {"ml_dtypes", "gguf"},
+        "jaxformer.subwords": {"tokenizers"},
+        "jaxformer.pretrained": {"huggingface_hub"},
+    }
     for module, path in MODULES.items():
         if module.split(".")[0] == "jaxformer":
             needed = {name.split(".")[0] for name in imports(path)}
@@ -127,6 +159,11 @@ def test_importing_jaxformer_brings_in_no_training_library():
         "rich",
         "tyro",
         "safetensors",
+        "torch",
+        "tokenizers",
+        "gguf",
+        "huggingface_hub",
+        "transformers",
         "train",
         "benchmarks",
     )
@@ -140,7 +177,10 @@ def test_importing_jaxformer_brings_in_no_training_library():
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("tests")])
 def test_rooms_stay_small_enough_to_read(module: str):
     text = MODULES[module].read_text()
-    assert text.count("\n") <= 330, "more than one idea in one room?"
+    most = (
+        400 if module == "jaxformer.reference" else 330
+    )  # the oracle is one text, and can import none
+    assert text.count("\n") <= most, "more than one idea in one room?"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1

