@@ -23,6 +23,7 @@ import numpy as np
 from jaxformer.config import Config
 from jaxformer.params import Params, abstract, check_params
 from jaxformer.spec import path_name
+from jaxformer.subwords import Subwords
 from jaxformer.tokenizer import Tokenizer, from_json
 
 FORMAT = "jaxformer-1"
@@ -78,13 +79,8 @@ def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | No
         FileNotFoundError: no model is there.
         ValueError: a file that `save` did not write, or that was cut short or changed since.
     """
-    folder = Path(folder)
-    path = folder / "model.json"
-    model = _read_json(path)
-    config = load_config(folder)
-    tokenizer = load_tokenizer(folder)
-    _explained(path, lambda: _check_tokenizer(tokenizer, config))
-    return config, _read_params(folder, model["parameters"], config), tokenizer
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    return config, load_params(folder), tokenizer
 
 
 def load_config(folder: str | os.PathLike[str]) -> Config:
@@ -107,8 +103,24 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
         ValueError: a file that `save` did not write, or that was cut short or changed since.
     """
     path = Path(folder) / "model.json"
-    kept = _read_json(path)["tokenizer"]
-    return None if kept is None else _explained(path, lambda: from_json(json.dumps(kept)))
+    kept, config = _read_json(path)["tokenizer"], load_config(folder)
+    if kept is None:
+        return None
+    tokenizer = _explained(path, lambda: from_json(json.dumps(kept)))
+    _explained(path, lambda: _check_tokenizer(tokenizer, config))
+    return tokenizer
+
+
+def load_params(folder: str | os.PathLike[str]) -> Params:
+    """The parameters of the model in a folder that `save` wrote.
+
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: a file that `save` did not write, or that was cut short or changed since.
+    """
+    folder = Path(folder)
+    named = _read_json(folder / "model.json")["parameters"]
+    return _read_params(folder, named, load_config(folder))
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -143,7 +155,10 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
 
 
 def _check_tokenizer(tokenizer: Tokenizer | None, config: Config) -> None:
-    if tokenizer is not None and tokenizer.n_vocab > config.n_vocab:
+    """Published models may have tokens without embeddings; one of ours was made with its tokenizer."""
+    if tokenizer is None or isinstance(tokenizer, Subwords):
+        return
+    if tokenizer.n_vocab > config.n_vocab:
         raise ValueError(
             f"the tokenizer has {tokenizer.n_vocab} entries, the Config n_vocab={config.n_vocab}; "
             "a model needs at least as many as its tokenizer"

@@ -5,22 +5,24 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array
 
 from jaxformer import checkpoint
 from jaxformer.config import Config
 from jaxformer.families import find_family
 from jaxformer.families.family import Family
 from jaxformer.families.fields import Fields
-from jaxformer.families.fill import read_params
+from jaxformer.families.fill import Put, own_dtype, read_params
 from jaxformer.families.gguf import read_config
 from jaxformer.formats import Source, open_folder, open_gguf
+from jaxformer.formats.folder import FORMS
+from jaxformer.formats.source import copy_checked
+from jaxformer.hub import Part, fetch
 from jaxformer.params import Params, partition
 from jaxformer.spec import path_name
 from jaxformer.tokenizer import Tokenizer
@@ -28,8 +30,64 @@ from jaxformer.vocabularies import from_folder, from_gguf
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-PATTERNS = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
-"""What to fetch of a model in the hub."""
+CONFIGS = ("model.json", "config.json")
+"""The files that say what model a folder holds: of ours and, where there is none, of Hugging Face's."""
+
+
+class _Wish(NamedTuple):
+    """What `load` is asked for."""
+
+    dtype: str | None
+    mesh: Mesh | None
+    rules: Mapping[str, str | None] | None
+    tokenizer: bool
+
+    def check(self) -> None:
+        """Refuse what no model could be asked for, before one is looked for.
+
+        Raises:
+            ValueError: a dtype that is none; rules without a mesh.
+        """
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
+        if self.rules is not None and self.mesh is None:
+            raise ValueError("rules say where on a mesh parameters go; give the mesh too")
+
+    def words(self, read: Callable[[], Tokenizer | None]) -> Tokenizer | None:
+        """The tokenizer, if it is wanted.
+
+        Raises:
+            ValueError: one that cannot be read; the model may be read without it.
+        """
+        if not self.tokenizer:
+            return None
+        try:
+            return read()
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; load(..., tokenizer=False) reads the model without it"
+            ) from error
+
+    def putter(self, config: Config, dtype: str) -> Put:
+        """Where each array goes.
+
+        Raises:
+            ValueError: float64 where JAX has it switched off; a rule for an axis that does not exist.
+        """
+        if dtype == "float64" and jnp.result_type(float) != np.float64:
+            raise ValueError(
+                'float64 parameters need 64-bit JAX; call jax.config.update("jax_enable_x64", True) first, '
+                'or give dtype="float32"'
+            )
+        if self.mesh is None:
+            return lambda name, array: jax.device_put(array)
+        layout = {
+            path_name(path): NamedSharding(self.mesh, spec)
+            for path, spec in jax.tree_util.tree_leaves_with_path(
+                partition(config, self.rules or {})
+            )
+        }
+        return lambda name, array: jax.device_put(array, layout[name])
 
 
 def load(
@@ -38,21 +96,25 @@ def load(
     dtype: str | None = None,
     mesh: Mesh | None = None,
     rules: Mapping[str, str | None] | None = None,
+    tokenizer: bool = True,
 ) -> tuple[Config, Params, Tokenizer | None]:
     """A model: its Config, its parameters and its tokenizer, if it has one.
 
-    Every tensor's name and shape is checked before the first is read; then one is read at a time.
+    Every tensor's name and shape is checked before the first is read; then one is read at a time. A tokenizer may
+    have more entries than the model has embeddings; `forward` refuses the ids of those.
 
     Args:
         path: a folder of ours or of Hugging Face, a GGUF file, or, where nothing of this name is here, an id in
-            Hugging Face's hub, as "gpt2".
+            Hugging Face's hub, as "gpt2". Of a folder that holds both kinds, ours.
         dtype: of the parameters, as "bfloat16"; None: the file's own, and float32 for quantised numbers.
         mesh: the devices to lay the parameters on.
         rules: for a mesh, the mesh axis for an axis letter, as `partition` takes them; None: all of it everywhere.
+        tokenizer: False: it is not read, and None is in its place.
 
     Raises:
         FileNotFoundError: there is nothing to read.
-        ValueError: a file that is damaged, a model that jaxformer cannot compute, a dtype that is none.
+        ValueError: a file that is damaged, a model that jaxformer cannot compute, a dtype that is none or has no room
+            for the model's numbers.
 
     >>> import tempfile, jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -61,35 +123,27 @@ def load(
     >>> load(folder, dtype="bfloat16")[1].W_E.dtype
     dtype(bfloat16)
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
-    if rules is not None and mesh is None:
-        raise ValueError("rules say where on a mesh parameters go; give the mesh too")
-    place = _model_in(_found(path))
+    wish = _Wish(dtype, mesh, rules, tokenizer)
+    wish.check()
+    place = _model_in(_found(path, "a model"))
     if place.name == "model.json":
-        config, params, tokenizer = checkpoint.load(place.parent)
-        if dtype is not None or mesh is not None:
-            put = _putter(config, dtype or str(params.W_E.dtype), mesh, rules)
-            params = jax.tree_util.tree_map_with_path(
-                lambda path, array: put(path_name(path), np.asarray(array, dtype)), params
-            )
-        return config, params, tokenizer
+        return _load_ours(place.parent, wish)
     if place.name == "config.json":
-        return _load_folder(place.parent, dtype, mesh, rules)
-    return _load_gguf(place, dtype, mesh, rules)
+        return _load_folder(place.parent, wish)
+    return _load_gguf(place, wish)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
     """A model's Config alone: no parameter is read. `abstract` of it tells their shapes.
 
     Args:
-        path: as `load` takes it.
+        path: as `load` takes it; of a model in the hub, nothing else is fetched.
 
     Raises:
         FileNotFoundError: there is nothing to read.
         ValueError: a file that is damaged, a model that jaxformer cannot compute.
     """
-    place = _model_in(_found(path))
+    place = _model_in(_found(path, "a config"))
     if place.name == "model.json":
         return checkpoint.load_config(place.parent)
     if place.name == "config.json":
@@ -102,13 +156,13 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
     """A model's tokenizer alone, if it has one: no parameter is read.
 
     Args:
-        path: as `load` takes it.
+        path: as `load` takes it; of a model in the hub, no weights are fetched.
 
     Raises:
         FileNotFoundError: there is nothing to read.
         ValueError: a file that is damaged.
     """
-    place = _model_in(_found(path))
+    place = _model_in(_found(path, "a tokenizer"))
     if place.name == "model.json":
         return checkpoint.load_tokenizer(place.parent)
     if place.name == "config.json":
@@ -118,18 +172,24 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
 
 
 def _model_in(place: Path) -> Path:
-    """The file that says what model a folder holds; a file says so itself.
+    """The file that says what model a folder holds; a GGUF file says so itself.
 
     Raises:
         FileNotFoundError: the folder holds none, or several.
+        ValueError: a file that says of no model what it is.
     """
     if place.is_file():
+        if place.name not in CONFIGS and place.suffix != ".gguf" and not _is_gguf(place):
+            raise ValueError(
+                f"{place} is no GGUF file and tells no model by itself; give its folder, {place.parent}"
+            )
         return place
-    for name in ("model.json", "config.json"):
-        if (place / name).is_file():
-            return place / name
     files = sorted(place.glob("*.gguf"))
-    if len(files) == 1:
+    bare = len(files) == 1 and not any((place / name).is_file() for name in FORMS)
+    for name in CONFIGS:
+        if (place / name).is_file() and not (bare and name == "config.json"):
+            return place / name
+    if len(files) == 1:  # that may have a config.json beside it, and its weights in itself
         return files[0]
     raise FileNotFoundError(
         f"{place} holds no model: there is no model.json of ours, no config.json of Hugging Face's"
@@ -137,34 +197,59 @@ def _model_in(place: Path) -> Path:
     )
 
 
-def _load_folder(
-    folder: Path, dtype: str | None, mesh: Mesh | None, rules: Mapping[str, str | None] | None
-) -> tuple[Config, Params, Tokenizer | None]:
-    path = folder / "config.json"
-    family, config = read_foreign(path)
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _load_ours(folder: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer | None]:
+    config = checkpoint.load_config(folder)
+    tokenizer = wish.words(lambda: checkpoint.load_tokenizer(folder))
+    params = checkpoint.load_params(folder)
+    if wish.dtype is None and wish.mesh is None:
+        return config, params, tokenizer
+    put = wish.putter(config, wish.dtype or str(params.W_E.dtype))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    del params  # each leaf goes as soon as its copy is there
+    moved = []
+    while leaves:
+        path, array = leaves.pop(0)
+        given = np.asarray(array)
+        into = given if wish.dtype is None else np.empty(given.shape, jnp.dtype(wish.dtype))
+        if into is not given:
+            copy_checked(given, into, f"{folder} holds {path_name(path)}")
+        moved.append(put(path_name(path), into))
+    return config, jax.tree_util.tree_unflatten(tree, moved), tokenizer
+
+
+def _load_folder(folder: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer | None]:
+    family, config = read_foreign(folder / "config.json")
+    tokenizer = wish.words(lambda: from_folder(folder))
     with open_folder(folder) as source:
-        params = _read(source, family, config, dtype, mesh, rules)
-    return config, params, _fitting(from_folder(folder), config, folder)
+        return config, _read(source, family, config, wish), tokenizer
 
 
-def _load_gguf(
-    path: Path, dtype: str | None, mesh: Mesh | None, rules: Mapping[str, str | None] | None
-) -> tuple[Config, Params, Tokenizer | None]:
+def _load_gguf(path: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer | None]:
     with open_gguf(path) as source:
         family, config = _explained(path, lambda: read_config(source, source.fields))
-        tokenizer = _fitting(from_gguf(source.fields, path), config, path)
-        params = _read(source, family, config, dtype, mesh, rules)
-    return config, params, tokenizer
+        tokenizer = wish.words(lambda: from_gguf(source.fields, path))
+        return config, _read(source, family, config, wish), tokenizer
+
+
+def _read(source: Source, family: Family, config: Config, wish: _Wish) -> Params:
+    dtype = wish.dtype or own_dtype(source, family, config)
+    return read_params(source, family, config, jnp.dtype(dtype), wish.putter(config, dtype))
 
 
 def read_foreign(path: Path) -> tuple[Family, Config]:
     """The family and our Config of a config.json.
 
     Raises:
-        ValueError: a file that is no JSON object, an unknown family, a field that jaxformer cannot compute with.
+        ValueError: a file that is no JSON object, or has a field twice; an unknown family, a field that jaxformer
+            cannot compute with.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
     if not isinstance(values, dict):
@@ -180,55 +265,14 @@ def read_foreign(path: Path) -> tuple[Family, Config]:
     return family, _explained(path, read)
 
 
-def _read(
-    source: Source,
-    family: Family,
-    config: Config,
-    dtype: str | None,
-    mesh: Mesh | None,
-    rules: Mapping[str, str | None] | None,
-) -> Params:
-    dtype = dtype or _own_dtype(source)
-    put = _putter(config, dtype, mesh, rules)
-    return read_params(source, family, config, jnp.dtype(dtype), put)
-
-
-def _putter(
-    config: Config, dtype: str, mesh: Mesh | None, rules: Mapping[str, str | None] | None
-) -> Callable[[str, np.ndarray], Array]:
-    """Where each array goes.
-
-    Raises:
-        ValueError: float64 where JAX has it switched off; a rule for an axis that does not exist.
-    """
-    if dtype == "float64" and jnp.result_type(float) != np.float64:
-        raise ValueError(
-            'float64 parameters need 64-bit JAX; call jax.config.update("jax_enable_x64", True) first, '
-            'or give dtype="float32"'
-        )
-    if mesh is None:
-        return lambda name, array: jax.device_put(array)
-    layout = {
-        path_name(path): NamedSharding(mesh, spec)
-        for path, spec in jax.tree_util.tree_leaves_with_path(partition(config, rules or {}))
-    }
-    return lambda name, array: jax.device_put(array, layout[name])
-
-
-def _own_dtype(source: Source) -> str:
-    """The widest of a file's floats: float32 if two 16-bit kinds are mixed."""
-    found = {str(tensor.dtype) for tensor in source.tensors.values()} & set(DTYPES)
-    if len(found) == 2 and found == {"float16", "bfloat16"}:
-        return "float32"
-    return max(found, key=DTYPES.index, default="float32")
-
-
-def _fitting(tokenizer: Tokenizer | None, config: Config, path: Path) -> Tokenizer | None:
-    if tokenizer is not None and tokenizer.n_vocab > config.n_vocab:
-        raise ValueError(
-            f"{path} has a tokenizer of {tokenizer.n_vocab} entries, and embeddings for {config.n_vocab}"
-        )
-    return tokenizer
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which alone would let the last of two equal keys win."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is given twice in one object")
+        found[name] = value
+    return found
 
 
 def _explained(path: Path, read: Callable[[], Any]) -> Any:
@@ -241,7 +285,7 @@ def _explained(path: Path, read: Callable[[], Any]) -> Any:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _found(path: str | os.PathLike[str]) -> Path:
+def _found(path: str | os.PathLike[str], part: Part) -> Path:
     """The folder or file, here or fetched.
 
     Raises:
@@ -252,16 +296,4 @@ def _found(path: str | os.PathLike[str]) -> Path:
         return place
     if not HUB_ID.fullmatch(str(path)) or place.suffix == ".gguf":
         raise FileNotFoundError(f"{path} is not here; give a model's folder or a GGUF file")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"{path} is not here; to look for it in Hugging Face's hub: pip install 'jaxformer[hf]'"
-        ) from error
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=PATTERNS))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{path} is not here, and Hugging Face's hub did not give it: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
+    return fetch(str(path), part)

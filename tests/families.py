@@ -58,6 +58,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 1.0}},
             "tied": {"tie_word_embeddings": True, "hidden_act": "gelu_new", "layer_norm_eps": 0.01},
             "linear": {"rope_parameters": LINEAR["rope_parameters"] | {"partial_rotary_factor": 0.5}},
+            "rounded": {"hidden_size": 44, "rope_parameters": {
+                "rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.3}},
         }),
         ("llama", "LlamaForCausalLM", LLAMA, {
             "plain": {}, "tied": {"tie_word_embeddings": True}, "multi_query": ONE_KV,
@@ -71,6 +73,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         }),
         ("qwen2", "Qwen2ForCausalLM", LLAMA, {
             "plain": {}, "tied": {"tie_word_embeddings": True}, "window": QWEN_WINDOW,
+            "head_dim": {"head_dim": 6},
             "types": {"use_sliding_window": True, "sliding_window": 3} | TYPES, "linear": LINEAR,
         }),
         ("qwen3", "Qwen3ForCausalLM", LLAMA | {"head_dim": 6}, {

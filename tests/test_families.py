@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Config, Sampling, export, forward, generate, load
+from jaxformer import Config, Sampling, export, forward, generate, load, load_config
 from jaxformer.families import FAMILIES
 from jaxformer.families.export import foreign_tensors
 from tests.families import CASES, TOKENS, Golden, golden, spots
+from tests.hub_configs import CONFIGS
 from tests.models import random_params
 
 ONE_EACH = [next(case for case, (own, _, _) in CASES.items() if own == f) for f in FAMILIES]
@@ -207,7 +208,7 @@ REFUSED = {
         {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None},
         "hidden_size=16, which is not a multiple of num_attention_heads=5",
     ),
-    "gpt2's heads": ("gpt2-plain", {"n_head": 0}, "n_embd=16, which is not a multiple of n_head=0"),
+    "gpt2's heads": ("gpt2-plain", {"n_head": 0}, "n_head=0; it must be at least 1"),
     "groups": (
         "llama-plain",
         {"num_key_value_heads": 3},
@@ -428,3 +429,32 @@ def test_the_config_that_is_exported_says_which_model_it_is(folder: Path, tmp_pa
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["architectures"] == ["Qwen3ForCausalLM"]
     assert (written["model_type"], written["dtype"]) == ("qwen3", "bfloat16")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_of_published_models(name: str, tmp_path: Path):
+    fields, expected = CONFIGS[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = load_config(tmp_path)
+    assert {field: getattr(config, field) for field in expected} == expected
+
+
+ROTARY_PARTS = [(22, 0.25), (30, 0.25), (100, 0.58), (20, 0.3)]
+
+
+@pytest.mark.parametrize(("width", "part"), ROTARY_PARTS)
+def test_a_part_of_a_head_is_rounded_down_and_must_be_pairs(
+    width: int, part: float, tmp_path: Path
+):
+    fields = CONFIGS["Pythia"][0] | {
+        "hidden_size": 2 * width, "num_attention_heads": 2, "rotary_pct": part, "partial_rotary_factor": part,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    turned = int(width * part)
+    if turned % 2:
+        with pytest.raises(
+            ValueError, match=f"turns {turned} of the {width} coordinates of a head"
+        ):
+            load_config(tmp_path)
+    else:
+        assert load_config(tmp_path).rotary_width == turned

@@ -42,7 +42,8 @@ FLOORS = [
         "jaxformer.families.qwen3",
     ),
     ("jaxformer.families",),
-    ("jaxformer.families.export", "jaxformer.families.gguf"),
+    ("jaxformer.families.export", "jaxformer.families.gguf_names"),
+    ("jaxformer.families.gguf", "jaxformer.hub"),
     ("jaxformer.pretrained",),
     ("jaxformer.interp.parts",),
     (
@@ -142,7 +143,7 @@ def test_the_model_imports_only_what_a_model_needs():
         "jaxformer.formats.ggufs": {"gguf"},
         "jaxformer.formats.gguf_header": {"ml_dtypes", "gguf"},
         "jaxformer.subwords": {"tokenizers"},
-        "jaxformer.pretrained": {"huggingface_hub"},
+        "jaxformer.hub": {"huggingface_hub"},
     }
     for module, path in MODULES.items():
         if module.split(".")[0] == "jaxformer":

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxformer.formats import Source, Tensor, ggufs, open_folder, open_gguf
+from jaxformer.formats.source import copy_checked
 from tests.weightfiles import FORMS, HUGGING_FACE, bits, reopen, to_torch, write_gguf
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -37,6 +38,89 @@ def test_what_was_written_is_read_bit_for_bit(tmp_path: Path, form: str, dtype):
             assert tensor.file.is_file()
             again[...] = 0  # the reader's own: the file and the next read do not see it
             assert source.read(name).tobytes() == array.tobytes()
+
+
+ROWS = [(0, 0), (0, 1), (1, 3), (3, 5), (0, 5), (4, 5), (5, 5)]
+"""Starts and stops among five rows."""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_those_of_the_whole(tmp_path: Path, form: str, dtype):
+    written = {f"w{i}": bits((5, *more), dtype, i) for i, more in enumerate([(), (3,), (2, 3)])}
+    FORMS[form](tmp_path, written)
+    with reopen(tmp_path) as source:
+        for name, array in written.items():
+            for start, stop in ROWS:
+                rows = source.read_rows(name, start, stop)
+                assert (rows.shape, rows.dtype) == (array[start:stop].shape, array.dtype)
+                assert rows.tobytes() == array[start:stop].tobytes()
+                rows[...] = 0  # the reader's own
+            assert source.read(name).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
+def test_rows_of_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatch, kind):
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = {
+        "w": (bits((5, 3 * size), np.uint8, kind), kind),
+        "v": (bits((2 * size,), np.uint8, kind), kind),
+    }
+    write_gguf(tmp_path, {}, raw=raw)
+    monkeypatch.setattr(ggufs, "AT_ONCE", 2 * block)
+    with reopen(tmp_path) as source:
+        try:
+            whole = {name: source.read(name) for name in raw}
+        except ValueError:  # which the gguf package cannot dequantise
+            with pytest.raises(ValueError, match=f"m.gguf holds 'w' as {kind.name}, which"):
+                source.read_rows("w", 0, 1)
+            return
+        for start, stop in ROWS:
+            np.testing.assert_array_equal(
+                source.read_rows("w", start, stop), whole["w"][start:stop]
+            )
+        for start, stop in [(0, 1), (block - 1, block + 1), (3, 2 * block), (2 * block, 2 * block)]:
+            np.testing.assert_array_equal(
+                source.read_rows("v", start, stop), whole["v"][start:stop]
+            )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_that_are_not_there_are_refused(tmp_path: Path, form: str):
+    FORMS[form](tmp_path, {"w": np.ones((5, 2), np.float32), "n": np.ones(5, np.int64)})
+    with reopen(tmp_path) as source:
+        for start, stop in [(-1, 2), (0, 6), (6, 6), (3, 2), (-2, -1)]:
+            with pytest.raises(
+                ValueError,
+                match=rf"holds 'w' of shape \[5, 2\], without rows {start} to {stop}; ask for",
+            ) as error:
+                source.read_rows("w", start, stop)
+            assert str(source.tensors["w"].file) in str(error.value)
+        with pytest.raises(ValueError, match="holds 'n' as int64"):
+            source.read_rows("n", 0, 1)
+        with pytest.raises(ValueError, match="holds no tensor 'x'"):
+            source.read_rows("x", 0, 1)
+    with pytest.raises(ValueError, match="is closed; read 'w' inside the `with` block"):
+        source.read_rows("w", 0, 1)
+
+
+def test_a_number_has_no_rows(tmp_path: Path):
+    save_file({"x": np.array(1.0)}, tmp_path / "model.safetensors")
+    source = open_folder(tmp_path)
+    with source, pytest.raises(ValueError, match="without rows 0 to 0; ask for the whole of it"):
+        source.read_rows("x", 0, 0)
+
+
+def test_numbers_are_copied_where_a_dtype_has_room_for_them():
+    into = np.zeros(3, np.float16)
+    for part in ([1, np.inf, np.nan], [-np.inf, 65504, 65519]):
+        copy_checked(np.array(part, np.float32), into, "m holds w")
+        np.testing.assert_array_equal(into, np.array(part, np.float32).astype(np.float16))
+    for part in ([1, 65520, 2], [np.inf, 1e6, 1], [np.nan, 1, -1e6]):
+        with pytest.raises(ValueError, match="m holds w with numbers that float16 has no room"):
+            copy_checked(np.array(part, np.float32), into, "m holds w")
+    with pytest.raises(ValueError, match="that bfloat16 has no room for; choose another dtype"):
+        copy_checked(np.full(3, 3.4e38, np.float32), into.view(ml_dtypes.bfloat16), "m holds w")
 
 
 @pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
@@ -97,6 +181,16 @@ def test_opening_reads_no_data_and_reading_keeps_none(tmp_path: Path, traced, fo
         for name in written:  # but for a buffer's length behind the header
             assert source.read(name)[4:].min() == int(name[1:]) + 9
         assert traced.get_traced_memory()[1] < before + 1.5 * size
+
+
+@pytest.mark.parametrize("form", sorted({*FORMS} - {"bin of old"}))
+def test_rows_are_read_without_the_rest(tmp_path: Path, traced, form: str):
+    FORMS[form](tmp_path, {"w": np.ones((1024, 1024), np.float32)})
+    with reopen(tmp_path) as source:
+        traced.reset_peak()
+        before = traced.get_traced_memory()[0]
+        source.read_rows("w", 1000, 1024)
+        assert traced.get_traced_memory()[1] < before + 2**19
 
 
 def change(file: Path, old: bytes, new: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import TypeCheckError
 
-from jaxformer import Characters, Config, abstract, export, load, load_config, save
+from jaxformer import Characters, abstract, forward, load, load_config, save
 from jaxformer.families import FAMILIES
 from jaxformer.families.fill import read_params, wanted
 from jaxformer.formats import Tensor
+from jaxformer.hub import choose
+from jaxformer.pretrained import load_tokenizer
 from tests import ggufs
 from tests.families import golden
 from tests.models import MODERN, NAMED, SEED, random_params
@@ -80,6 +81,9 @@ class Watched:
         self.asked.append(name)
         return self.held[name]
 
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self.read(name)[start:stop]
+
     def __enter__(self) -> "Watched":
         return self
 
@@ -104,37 +108,6 @@ def test_each_tensor_is_read_once_and_none_before_all_of_them_fit(case: str, tmp
     with pytest.raises(ValueError, match="its config asks for"):
         read_params(bad, family, config, jnp.dtype("float32"), put)
     assert bad.asked == []
-
-
-def anonymous() -> int:
-    """Bytes of this process that are no file's."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_holds_little_more_than_the_parameters(dtype: str, tmp_path: Path):
-    config = Config(
-        n_layers=8, d_model=512, n_heads=8, d_head=64, d_mlp=1536, n_vocab=8000, position="rotary",
-        norm="rms", activation="silu", gated=True,
-    )  # fmt: skip
-    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), abstract(config))
-    export(tmp_path, config, params, None, "llama")
-    del params
-    start, most, done = anonymous(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.001):
-            most[0] = max(most[0], anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    loaded = jax.block_until_ready(load(tmp_path, dtype=dtype)[1])
-    done.set()
-    watcher.join()
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
-    assert most[0] - start < 1.3 * size
 
 
 def test_parameters_land_on_the_mesh_that_is_given(tmp_path: Path):
@@ -163,46 +136,127 @@ def test_a_dtype_that_is_none(tmp_path: Path):
         load(tmp_path, dtype="float64")
 
 
+class Hub:
+    """`huggingface_hub` with one repository; `asked` keeps the files that were asked for."""
+
+    def __init__(self, folder: Path, *more: str):
+        self.folder, self.asked = folder, []
+        self.files = [path.name for path in folder.iterdir()] if folder.exists() else []
+        self.files += more
+
+    def list_repo_files(self, name: str) -> list[str]:
+        return self.files
+
+    def snapshot_download(
+        self, name: str, *, allow_patterns: list[str] | None = None, local_files_only: bool = False
+    ) -> str:
+        self.asked.append((name, "cache" if local_files_only else allow_patterns))
+        return str(self.folder)
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A repository's files; the folder that one is in has none of its name."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    golden("gpt2-plain").write(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
 def test_a_path_that_is_not_here_is_looked_for_in_the_hub(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, fetched: Path
 ):
-    monkeypatch.chdir(tmp_path)
-    fetched = tmp_path / "cache"
-    golden("gpt2-plain").write(fetched)
-    asked: list[tuple[str, Any]] = []
-
-    class Hub:
-        @staticmethod
-        def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-            asked.append((name, allow_patterns))
-            return str(fetched)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    hub = Hub(fetched)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     for name in ("gpt2", "openai-community/gpt2"):
         assert load(name)[0] == load(fetched)[0] == load_config(name)
-    assert [name for name, _ in asked] == [
-        "gpt2",
-        "gpt2",
-        "openai-community/gpt2",
-        "openai-community/gpt2",
-    ]
+        assert load_tokenizer(name) is None
+        whole = (name, ["config.json", "model.safetensors"])
+        assert hub.asked == [whole, (name, ["config.json"]), (name, ["config.json"])]
+        hub.asked.clear()
 
 
-def test_a_hub_that_does_not_answer_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+SIDE = ["config.json", "tokenizer.json", "merges.txt"]
+REPOSITORIES = {
+    "one file": (
+        ["pytorch_model.bin", "model.safetensors", "onnx/model.safetensors", "model.fp16.safetensors"],
+        ["model.safetensors"],
+    ),
+    "shards": (
+        ["model.safetensors.index.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors",
+         "consolidated.safetensors", "original/model.safetensors", "pytorch_model.bin", "flax_model.msgpack"],
+        ["model.safetensors.index.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors"],
+    ),
+    "a pickle": (["pytorch_model.bin", "adapter.safetensors", "training_args.bin"], ["pytorch_model.bin"]),
+    "pickled shards": (
+        ["pytorch_model.bin.index.json", "pytorch_model-1-of-1.bin", "original/pytorch_model-1-of-1.bin"],
+        ["pytorch_model.bin.index.json", "pytorch_model-1-of-1.bin"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REPOSITORIES)
+def test_of_a_repository_only_what_is_read_is_fetched(what: str):
+    files, weights = REPOSITORIES[what]
+    files = [*reversed(SIDE), "README.md", "onnx/config.json", *files]
+    assert choose("a/b", files, "a model") == SIDE + weights
+    assert choose("a/b", files, "a tokenizer") == SIDE
+    assert choose("a/b", files, "a config") == SIDE[:1]
+
+
+def test_a_model_of_ours_in_the_hub(monkeypatch: pytest.MonkeyPatch, fetched: Path, tmp_path: Path):
+    save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
+    hub = Hub(tmp_path / "ours", "other.safetensors")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    same(load("a/b")[1], random_params(SEED))
+    (_, files), *_ = hub.asked
+    assert sorted(files) == sorted(path.name for path in (tmp_path / "ours").iterdir())
+
+
+def test_a_repository_without_a_model_in_a_folder_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, fetched: Path
 ):
-    monkeypatch.chdir(tmp_path)
-
-    class Hub:
-        @staticmethod
-        def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-            raise ConnectionError("no network\nand much more")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    hub = Hub(fetched.parent / "none", "a-Q4.gguf", "a-Q8.gguf")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    for read in (load, load_config):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"has no model\.json or config\.json; .*: hf download a/b a-Q4\.gguf$",
+        ):
+            read("a/b")
+    hub.files = ["config.json", "a-Q8.gguf"]
+    with pytest.raises(FileNotFoundError, match=r"has no weights .*: hf download a/b a-Q8\.gguf$"):
+        load("a/b")
+    hub.files = ["config.json", "tf_model.h5"]
     with pytest.raises(
-        FileNotFoundError,
-        match="gpt2 is not here, and .* hub did not give it: ConnectionError: no network$",
+        FileNotFoundError, match=r"a/b in .* has no weights in a form that is read$"
     ):
+        load("a/b")
+    assert hub.asked == []
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, fetched: Path):
+    hub = Hub(fetched)
+
+    def lost(name: str, **options: Any) -> list[str]:
+        raise ConnectionError("no network\nand much more")
+
+    def cannot(name: str, **options: Any) -> str:
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(hub, "list_repo_files", lost)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert load("gpt2")[0] == load_config(fetched)  # fetched before
+    assert hub.asked == [("gpt2", "cache")]
+    monkeypatch.setattr(hub, "snapshot_download", cannot)
+    for read in (load, load_config, load_tokenizer):
+        with pytest.raises(
+            FileNotFoundError,
+            match="gpt2 is not here, and .* hub did not give it: ConnectionError: no network$",
+        ):
+            read("gpt2")
+    monkeypatch.setattr(hub, "list_repo_files", lambda name: ["config.json", "model.safetensors"])
+    with pytest.raises(FileNotFoundError, match="did not give it: OSError: not in the cache$"):
         load("gpt2")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
@@ -221,13 +275,100 @@ def test_a_folder_with_a_config_and_no_weights(tmp_path: Path):
         load(tmp_path)
 
 
-def test_more_tokens_than_embeddings_are_refused(tmp_path: Path):
+def with_letters(folder: Path) -> Path:
+    """A model of 24 embeddings, with a tokenizer of 33 entries."""
     pytest.importorskip("tokenizers")
-    golden("gpt2-plain").write(tmp_path)
+    golden("gpt2-plain").write(folder)
     vocab = {character: i for i, character in enumerate("abcdefghijklmnopqrstuvwxyzABCDEF")}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(ValueError, match="a tokenizer of 3[23] entries, and embeddings for 24"):
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def test_more_tokens_than_embeddings_are_refused_where_they_are_used(tmp_path: Path):
+    config, params, tokenizer = load(with_letters(tmp_path))
+    assert tokenizer is not None
+    assert config.n_vocab < tokenizer.n_vocab
+    assert forward(params, config, jnp.asarray(tokenizer.encode("abcx"))).logits.shape == (4, 24)
+    with pytest.raises(ValueError, match="31"):
+        forward(params, config, jnp.asarray(tokenizer.encode("abcF")))
+
+
+def test_a_tokenizer_that_cannot_be_read_costs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    golden("gpt2-plain").write(tmp_path / "theirs")
+    (tmp_path / "theirs" / "tokenizer.json").write_text("{}")
+    save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
+    path = tmp_path / "ours" / "model.json"
+    path.write_text(path.read_text().replace('"characters"', '"runes"'))
+    for folder in (tmp_path / "theirs", tmp_path / "ours"):
+        config, params, tokenizer = load(folder, tokenizer=False)
+        assert (config, tokenizer) == (load_config(folder), None)
+        assert params.W_E.shape == (config.n_vocab, config.d_model)
+        for weights in folder.glob("*.safetensors"):  # nothing is asked of them
+            weights.unlink()
+        with pytest.raises(
+            ValueError, match=r"; load\(\.\.\., tokenizer=False\) reads the model without it$"
+        ) as caught:
+            load(folder)
+        assert str(folder) in str(caught.value)
+    ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
+
+    def unreadable(fields: object, path: Path) -> None:
+        raise ValueError(f"{path} has a tokenizer of runes")
+
+    monkeypatch.setattr("jaxformer.pretrained.from_gguf", unreadable)
+    assert load(tmp_path / "a.gguf", tokenizer=False)[2] is None
+    with pytest.raises(ValueError, match="of runes; load"):
+        load(tmp_path / "a.gguf")
+
+
+def test_a_tokenizer_is_left_out_if_it_is_not_wanted(tmp_path: Path):
+    assert load(with_letters(tmp_path / "theirs"), tokenizer=False)[2] is None
+    save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
+    config, params, tokenizer = load(tmp_path / "ours", tokenizer=False)
+    assert (config, tokenizer) == (SEED, None)
+    same(params, random_params(SEED))
+
+
+def test_a_dtype_without_room_for_the_numbers_of_ours_is_refused(tmp_path: Path):
+    params = random_params(SEED)
+    large = params._replace(W_E=params.W_E.at[0, 0].set(1e5))
+    save(tmp_path, SEED, large)
+    with pytest.raises(ValueError, match="holds W_E with numbers that float16 has no room for"):
+        load(tmp_path, dtype="float16")
+    assert load(tmp_path, dtype="bfloat16")[1].W_E[0, 0] == jnp.bfloat16(1e5)
+    save(tmp_path, SEED, params._replace(W_E=params.W_E.at[0, 0].set(jnp.inf)))
+    assert load(tmp_path, dtype="float16")[1].W_E[0, 0] == jnp.inf  # as it was saved
+
+
+def test_a_file_of_a_folder_leads_to_the_folder(tmp_path: Path):
+    golden("llama-plain").write(tmp_path)
+    same(load(tmp_path / "config.json")[1], load(tmp_path)[1])
+    (tmp_path / "notes.txt").write_text("")
+    for name in ("model.safetensors", "notes.txt"):
+        for read in (load, load_config, load_tokenizer):
+            with pytest.raises(ValueError, match=f"{name} is no GGUF file .*; give its folder, "):
+                read(tmp_path / name)
+    (tmp_path / "cut.gguf").write_bytes(b"GG")
+    with pytest.raises(ValueError, match=r"cut\.gguf is no GGUF file.*, or was cut short"):
+        load(tmp_path / "cut.gguf")
+    ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
+    (tmp_path / "a.gguf").rename(tmp_path / "weights")
+    same(load(tmp_path / "weights")[1], load(tmp_path)[1])
+    save(tmp_path / "ours", SEED, random_params(SEED))
+    assert load(tmp_path / "ours" / "model.json")[0] == SEED
+
+
+def test_a_field_that_is_given_twice_is_refused_and_a_mark_of_utf8_is_not(tmp_path: Path):
+    golden("llama-plain").write(tmp_path)
+    path, config = tmp_path / "config.json", load_config(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8-sig")
+    assert load(tmp_path)[0] == config
+    path.write_text(text.replace("{", '{"hidden_size": 32, ', 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json .*'hidden_size' is given twice"):
         load(tmp_path)
 
 

@@ -2,25 +2,47 @@
 
 import dataclasses
 import json
+import math
 import os
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
-from jaxformer.checkpoint import replacement
+from jaxformer.checkpoint import replace_file, replacement
 from jaxformer.config import Config
 from jaxformer.families import find_family
 from jaxformer.families.family import Family
 from jaxformer.families.fields import Fields
 from jaxformer.families.fill import wanted
-from jaxformer.families.layout import to_theirs
+from jaxformer.families.layout import foreign_shape, to_theirs
 from jaxformer.families.rotary import shortest
 from jaxformer.params import Params, check_params, stacked
 from jaxformer.spec import path_name
 from jaxformer.tokenizer import Tokenizer
 from jaxformer.vocabularies import save_tokenizer
+from jaxformer.vocabularies.folder import FILES, tokenizer_files
+
+CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+"""Dtypes of weights, as a safetensors header calls them."""
+
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+"""Left out, transformers would put in the family's usual ids, and `generate` would stop at one of them."""
+
+OTHERS = re.compile(
+    r"(model\.safetensors|pytorch_model\.bin)\.index\.json|pytorch_model\.bin"
+    r"|(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)|generation_config\.json"
+)
+"""Names of files that a model which was there may have, and that would be read beside the new ones."""
+
+UNFINISHED = re.compile(
+    rf"\.(config\.json|model\.safetensors|{'|'.join(map(re.escape, FILES))})\.\d+\.partial"
+)
+"""Names of files that an `export` did not finish."""
 
 
 def export(
@@ -32,44 +54,92 @@ def export(
 ) -> None:
     """Write a model as `transformers` keeps those of a family: config.json, model.safetensors, tokenizer.json.
 
-    The weights keep their dtype, and `jaxformer.load` of the folder gives back the very same bits.
+    The weights keep their dtype, and `jaxformer.load` of the folder gives back the very same bits. Beside the
+    parameters one of their tensors at a time is in memory (parameters on an accelerator: a copy of each on the host).
+    After a crash the folder holds the old model, the new one, or none.
 
     Args:
-        folder: made if it is not there; the files that it may have of these names are replaced.
+        folder: made if it is not there; the model of a family that it may hold is replaced, with its tokenizer.
         config: of the model.
         params: as `init` and `load` give them.
         tokenizer: one of `load`'s, or None.
         family: "gpt2", "llama", ...: a name in `jaxformer.families.FAMILIES`.
 
     Raises:
-        ValueError: an unknown family; a Config that its models cannot have; parameters of another Config; a tokenizer
-            that is no subword tokenizer.
+        ValueError: an unknown family; a Config that its models cannot have; parameters of another Config or of
+            several dtypes; a tokenizer that is no subword tokenizer; a folder with a model that `save` wrote.
+        OSError: the folder cannot be made or written.
     """
-    from safetensors.numpy import save
-
     kind = find_family(family, "the family to export to")
     check_params(params, config)
     stacked(params, config)
-    fields = foreign_config(kind, config)
-    tensors = foreign_tensors(kind, config, params)
-    dtype = str(params.W_E.dtype)
     fields = {
         "architectures": [kind.architecture],
         "model_type": kind.name,
-        "dtype": dtype,
-    } | fields
-    if tokenizer is not None and tokenizer.n_vocab > config.n_vocab:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.n_vocab} entries, the Config n_vocab={config.n_vocab}"
-        )
+        "dtype": _dtype(params),
+        **NO_TOKENS,
+        **foreign_config(kind, config),
+    }
+    tokenizer_files(tokenizer)  # refuses one that has none
     folder = Path(folder)
+    if (folder / "model.json").exists():
+        raise ValueError(
+            f"{folder} holds model.json, a model that `save` wrote; export to another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        save_tokenizer(folder, tokenizer)
+    _clear(folder, UNFINISHED)
     with replacement(folder / "model.safetensors") as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
-    with replacement(folder / "config.json") as file:
-        file.write(json.dumps(fields, indent=2).encode())
+        _write_tensors(file, kind, config, params)
+        file.flush()  # a full disk says so before the old model goes
+        (folder / "config.json").unlink(missing_ok=True)  # no model until the new one is whole
+        _clear(folder, OTHERS)
+    save_tokenizer(folder, tokenizer)
+    replace_file(folder / "config.json", json.dumps(fields, indent=2).encode())
+
+
+def _dtype(params: Params) -> str:
+    """The one dtype of all parameters."""
+    first = str(params.W_E.dtype)
+    if first not in CODES:
+        raise ValueError(f"W_E is {first}; weights are exported as one of {', '.join(CODES)}")
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        if str(array.dtype) != first:
+            raise ValueError(
+                f"W_E is {first} and {path_name(path)} is {array.dtype}; convert the parameters to "
+                "one dtype, which config.json will name"
+            )
+    return first
+
+
+def _clear(folder: Path, names: re.Pattern[str]) -> None:
+    for old in sorted(folder.iterdir()):
+        if names.fullmatch(old.name):
+            old.unlink(missing_ok=True)
+
+
+def _write_tensors(file: BinaryIO, family: Family, config: Config, params: Params) -> None:
+    """A safetensors file, tensor by tensor: its library's `save_file` wants all of them at once.
+
+    Source: huggingface.co/docs/safetensors, Format.
+    """
+    dtype, place = np.dtype(params.W_E.dtype), 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for row in wanted(family, config):
+        shape = foreign_shape(row.weight.layout, config.sizes, len(row.specs))
+        size = math.prod(shape) * dtype.itemsize
+        for name in row.tensors:
+            header[name] = {
+                "dtype": CODES[str(dtype)],
+                "shape": shape,
+                "data_offsets": [place, place + size],
+            }
+            place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in _tensors(family, config, params):
+        little = tensor if sys.byteorder == "little" else tensor.byteswap()
+        file.write(little.reshape(-1).view(np.uint8).data)
 
 
 def foreign_config(family: Family, config: Config) -> dict[str, Any]:
@@ -114,14 +184,14 @@ def _usual(config: Config) -> Config:
 
 def foreign_tensors(family: Family, config: Config, params: Params) -> dict[str, np.ndarray]:
     """The family's tensors, by name, of our parameters."""
-    arrays = {
-        path_name(path): np.asarray(array)
-        for path, array in jax.tree_util.tree_leaves_with_path(params)
-    }
-    tensors = {}
+    return dict(_tensors(family, config, params))
+
+
+def _tensors(family: Family, config: Config, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Each of the family's tensors in turn, in the order of its table."""
+    arrays = {path_name(path): array for path, array in jax.tree_util.tree_leaves_with_path(params)}
     for row in wanted(family, config):
-        own = [arrays[place] for place in row.weight.places]
+        own = [np.asarray(arrays[place]) for place in row.weight.places]
         for layer, name in enumerate(row.tensors):
             parts = [array[layer] for array in own] if row.specs[0].axes[0] == "l" else own
-            tensors[name] = to_theirs(parts, row.weight.layout, row.axes, config.sizes)
-    return tensors
+            yield name, to_theirs(parts, row.weight.layout, row.axes, config.sizes)

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-
 from jaxformer.config import ActivationKind
 
 REQUIRED: Any = object()
@@ -23,7 +21,10 @@ HARMLESS = frozenset({
     "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
     "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
     "suppress_tokens", "begin_suppress_tokens", "prefix", "cache_implementation",
-    "pretraining_tp", "unsloth_fixed", "unsloth_version",
+    "pretraining_tp", "unsloth_fixed", "unsloth_version", "is_llama_config",
+    "transformers.js_config", "n_special", "predict_special_tokens", "_num_labels",
+    "num_labels", "max_sequence_length", "_attn_implementation", "_commit_hash",
+    "model_max_length", "tf_legacy_loss",
 })  # fmt: skip
 """Names, tokens, how to draw and how to print: no logit depends on them."""
 
@@ -49,27 +50,56 @@ ACTIVATIONS: dict[str, ActivationKind] = {
 class Fields:
     """The fields of one config file. `finish` refuses those that nobody has asked for."""
 
-    def __init__(self, values: Mapping[str, Any], where: str):
-        """`where` is named in errors: the file, and the field that these are nested in."""
-        self.values, self.where = dict(values), where
+    def __init__(
+        self, values: Mapping[str, Any], where: str, shown: Mapping[str, str] | None = None
+    ):
+        """Of a table of fields.
+
+        Args:
+            values: the fields.
+            where: what errors name: the file, and the field that these are nested in.
+            shown: the names that the file has for some of them.
+        """
+        self.values, self.where, self.shown = dict(values), where, shown or {}
         self.left = set(self.values) - HARMLESS
+
+    def say(self, name: str) -> str:
+        """A field and its value, for an error."""
+        return f"{self.where} has {self.shown.get(name, name)}={self.values[name]!r}"
 
     def take(self, name: str, kind: str, default: Any = REQUIRED) -> Any:
         """A field's value: of a kind ("int", "number", "bool", "text", "list", "table"), or the default itself.
+
+        Null stands for no value only where that is the default.
 
         Raises:
             ValueError: a field that has no default and is not there, or a value of another kind.
         """
         self.left.discard(name)
-        value = self.values.get(name, default)
-        if value is REQUIRED:
-            raise ValueError(f"{self.where} lacks {name!r}")
-        if name in self.values and value is None and default is not None:
-            value = REQUIRED  # null is a value only where it is the default
-        if value is not default and not _is(value, kind):
-            raise ValueError(
-                f"{self.where} has {name}={self.values[name]!r}; it must be of the kind {kind}"
-            )
+        if name not in self.values:
+            if default is REQUIRED:
+                raise ValueError(f"{self.where} lacks {self.shown.get(name, name)!r}")
+            return default
+        value = self.values[name]
+        if value is None and default is None:
+            return None
+        if not _is(value, kind):
+            raise ValueError(f"{self.say(name)}; it must be of the kind {kind}")
+        return value
+
+    def optional(self, name: str, kind: str, default: Any) -> Any:
+        """A field that may be null, which says that there is none; the default is that of an absent one."""
+        return self.take(name, kind, None if name in self.values else default)
+
+    def size(self, name: str, default: Any = REQUIRED) -> Any:
+        """A field that counts something of which there is at least one.
+
+        Raises:
+            ValueError: as `take`, and below 1.
+        """
+        value = self.take(name, "int", default)
+        if value is not None and value < 1:
+            raise ValueError(f"{self.say(name)}; it must be at least 1")
         return value
 
     def layers(self, name: str, default: int) -> int:
@@ -80,7 +110,7 @@ class Fields:
         """
         number = self.take(name, "int", default)
         if number > 10_000:
-            raise ValueError(f"{self.where} has {name}={number}; no model has more than 10000")
+            raise ValueError(f"{self.say(name)}; no model has more than 10000")
         return number
 
     def demand(self, name: str, value: Any, *others: Any) -> None:
@@ -92,8 +122,7 @@ class Fields:
         self.left.discard(name)
         if name in self.values and not any(_same(self.values[name], v) for v in (value, *others)):
             raise ValueError(
-                f"{self.where} has {name}={self.values[name]!r}, which jaxformer cannot compute; "
-                f"only {value!r} will do"
+                f"{self.say(name)}, which jaxformer cannot compute; only {value!r} will do"
             )
 
     def ignore(self, *names: str) -> None:
@@ -112,9 +141,7 @@ class Fields:
         """
         value = self.take(name, "text", default)
         if value not in ACTIVATIONS:
-            raise ValueError(
-                f"{self.where} has {name}={value!r}; known are {', '.join(map(repr, ACTIVATIONS))}"
-            )
+            raise ValueError(f"{self.say(name)}; known are {', '.join(map(repr, ACTIVATIONS))}")
         return ACTIVATIONS[value]
 
     def finish(self) -> None:
@@ -129,7 +156,7 @@ class Fields:
         if self.left:
             name = min(self.left)
             raise ValueError(
-                f"{self.where} has {name}={self.values[name]!r}; jaxformer does not know this field, "
+                f"{self.say(name)}; jaxformer does not know this field, "
                 "and will not guess that it changes nothing"
             )
 
@@ -140,7 +167,7 @@ def _is(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return False
     if kind == "number":
-        return isinstance(value, (int, float)) and bool(np.isfinite(value))
+        return isinstance(value, (int, float)) and -1e300 < value < 1e300
     kinds = {"int": int, "text": str, "list": list, "table": dict}
     return isinstance(value, kinds[kind])
 

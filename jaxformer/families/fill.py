@@ -1,5 +1,6 @@
 """Foreign tensors into our arrays: all names and shapes are checked first, then one tensor is read at a time."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,11 +14,15 @@ from jaxformer.config import Config
 from jaxformer.families.family import Family, Weight
 from jaxformer.families.layout import Tensor, foreign_shape, to_ours
 from jaxformer.formats import Source
+from jaxformer.formats.source import FLOATS, copy_checked
 from jaxformer.params import Params, specs
 from jaxformer.spec import Spec, path_name
 
 Put = Callable[[str, np.ndarray], Array]
 """Takes one of our arrays, by name, to where it is to live."""
+
+SLAB = 2**22
+"""Bytes of a tensor that are read at a time, if its rows are rows or columns of ours."""
 
 
 class Wanted(NamedTuple):
@@ -55,7 +60,7 @@ def wanted(family: Family, config: Config) -> list[Wanted]:
 
 
 def read_params(source: Source, family: Family, config: Config, dtype: Any, put: Put) -> Params:
-    """Our parameters of a file's tensors, in `dtype`; with no more than one array and one tensor beside them.
+    """Our parameters of a file's tensors, in `dtype`; with no more than a slab or one layer's tensor beside them.
 
     Raises:
         ValueError: a tensor that is missing, superfluous, of another shape, or no float; an unembedding that is not
@@ -63,17 +68,35 @@ def read_params(source: Source, family: Family, config: Config, dtype: Any, put:
     """
     rows = wanted(family, config)
     names = check(source, family, config, rows)
+    if config.tied and family.head in names:
+        _check_tied(source, names[_embedding(rows)], names[family.head])
     found: dict[str, Array] = {}
     for row in rows:
         for place, array in _arrays(source, row, names, config, dtype):
             found[place] = put(place, array)
             del array
-    _check_tied(source, family, config, names)
     return jax.tree_util.tree_map_with_path(
         lambda path, _: found[path_name(path)],
         specs(config),
         is_leaf=lambda node: isinstance(node, Spec),
     )
+
+
+def own_dtype(source: Source, family: Family, config: Config) -> str:
+    """The widest float of a model's matrices in its file: float32 if two 16-bit kinds are mixed.
+
+    Biases and norms do not count, which files keep wider, nor what is no parameter of the model.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    rows = wanted(family, config)
+    names = check(source, family, config, rows)
+    held = [source.tensors[names[name]] for row in rows for name in row.tensors]
+    found = {tensor.dtype for tensor in held if len(tensor.shape) > 1}
+    if found == set(FLOATS[:2]):
+        return "float32"
+    return str(max(found, key=FLOATS.index))
 
 
 def check(source: Source, family: Family, config: Config, rows: list[Wanted]) -> Mapping[str, str]:
@@ -94,6 +117,9 @@ def check(source: Source, family: Family, config: Config, rows: list[Wanted]) ->
                 f"{source.path} holds both {names[whole]} and {own}, which are one tensor"
             )
         names[whole] = own
+    embedding = _embedding(rows)
+    if config.tied and embedding not in names and family.head in names:
+        names[embedding] = names.pop(family.head)
     left = set(names) - ({family.head} if config.tied else set())
     for row in rows:
         shape = foreign_shape(row.weight.layout, config.sizes, len(row.specs))
@@ -125,28 +151,36 @@ def _check_float(dtype: np.dtype, what: str) -> None:
 def _arrays(
     source: Source, row: Wanted, names: Mapping[str, str], config: Config, dtype: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of one row, filled layer by layer."""
+    """The arrays of one row, filled layer by layer and slab by slab."""
     arrays = [_aligned(spec.shape, dtype) for spec in row.specs]
     stacked = row.specs[0].axes[:1] == ("l",)
+    layout, axes = row.weight.layout, row.axes.split()
+    first = layout.split()[0]
     for layer, name in enumerate(row.tensors):
-        tensor = source.read(names[name])
-        tensor = tensor - np.asarray(row.weight.plus, tensor.dtype) if row.weight.plus else tensor
-        parts = to_ours(tensor, row.weight.layout, row.axes, config.sizes, len(arrays))
-        for array, part in zip(arrays, parts, strict=True):
-            _copy(part, array[layer] if stacked else array, f"{source.path} holds {names[name]}")
+        into = [array[layer] if stacked else array for array in arrays]
+        for slab, tensor in _slabs(source, names[name], whole=first not in axes):
+            if row.weight.plus:
+                tensor = tensor - np.asarray(row.weight.plus, tensor.dtype)
+            sizes = {**config.sizes, first: len(tensor)}  # unless whole, one of our axes
+            place = tuple(slab if axis == first else slice(None) for axis in axes)
+            parts = to_ours(tensor, layout, row.axes, sizes, len(arrays))
+            for array, part in zip(into, parts, strict=True):
+                copy_checked(part, array[place], f"{source.path} holds {names[name]}")
     for place in row.weight.places:
         yield place, arrays.pop(0)
 
 
-def _copy(part: Tensor, into: np.ndarray, what: str) -> None:
-    """Into another dtype, if that has room for the numbers."""
-    with np.errstate(over="ignore"):  # said below, with the tensor's name
-        np.copyto(into, part, casting="unsafe")
-    narrower = jnp.finfo(into.dtype).max < jnp.finfo(part.dtype).max
-    if narrower and not np.isfinite(into).all() and np.isfinite(part).all():
-        raise ValueError(
-            f"{what} with numbers that {into.dtype} has no room for; choose another dtype"
-        )
+def _slabs(source: Source, name: str, *, whole: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """A tensor by some of its rows at a time, with where they are in it."""
+    tensor = source.tensors[name]
+    rows = tensor.shape[0]
+    at_once = max(SLAB * rows // (math.prod(tensor.shape) * tensor.dtype.itemsize), 1)
+    if whole or at_once >= rows:
+        yield slice(0, rows), source.read(name)
+        return
+    for start in range(0, rows, at_once):
+        stop = min(start + at_once, rows)
+        yield slice(start, stop), source.read_rows(name, start, stop)
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -158,14 +192,18 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_tied(source: Source, family: Family, config: Config, names: Mapping[str, str]) -> None:
+def _check_tied(source: Source, embedding: str, head: str) -> None:
     """An unembedding that is kept beside the embedding that it is tied to must be the same."""
-    if not config.tied or family.head not in names:
-        return
-    row = next(row for row in wanted(family, config) if row.weight.places == ("W_E",))
-    embedding, head = (names[name] for name in (row.tensors[0], family.head))
     shapes = {source.tensors[name].shape for name in (embedding, head)}
-    if len(shapes) > 1 or not np.array_equal(source.read(embedding), source.read(head)):
+    if len(shapes) > 1 or not all(
+        np.array_equal(one, source.read_rows(head, slab.start, slab.stop), equal_nan=True)
+        for slab, one in _slabs(source, embedding)
+    ):
         raise ValueError(
             f"{source.path} holds {head} that is not {embedding}, and its config says that the two are tied"
         )
+
+
+def _embedding(rows: list[Wanted]) -> str:
+    """The name of the tensor that holds the embedding alone."""
+    return next(row.tensors[0] for row in rows if row.weight.places == ("W_E",))

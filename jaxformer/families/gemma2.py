@@ -56,13 +56,8 @@ def take_gemma(
         raise ValueError(
             f"{fields.where} has {len(types)} layer_types, and num_hidden_layers={n_layers}"
         )
-    window = fields.take(
-        "sliding_window", "int", 4096 if "sliding_window" not in fields.values else None
-    )
-    attention_cap, logit_cap = (
-        fields.take(name, "number", None if name in fields.values else cap)
-        for name, cap in caps.items()
-    )
+    window = fields.optional("sliding_window", "int", 4096)
+    attention_cap, logit_cap = (fields.optional(name, "number", cap) for name, cap in caps.items())
     return shape | {
         "bias": BIASES[fields.take("attention_bias", "bool", False), False],
         "norm_place": "both",
@@ -77,12 +72,14 @@ def take_gemma(
 
 def write_gemma(config: Config) -> dict[str, Any]:
     """The same of ours."""
-    scalar = config.d_head if config.attention_scale is None else config.attention_scale**-2
-    whole = round(scalar)
-    scalar = whole if whole**-0.5 == config.attention_scale else scalar
+    scale = config.score_scale
+    scalar = config.d_head if config.attention_scale is None else max(round(scale**-2), 1)
+    if config.attention_scale is not None and scalar**-0.5 != scale:
+        raise ValueError(f"attention_scale={scale} is not 1 over the root of a whole number")
+    no_window = 4096  # read, and then by no layer
     return write_shape(config, "hidden_activation") | {
         "attention_bias": config.has_bias("qkv"), "query_pre_attn_scalar": scalar,
-        "sliding_window": config.window, "layer_types": write_layer_types(config),
+        "sliding_window": config.window or no_window, "layer_types": write_layer_types(config),
         "attn_logit_softcapping": config.attention_cap, "final_logit_softcapping": config.logit_cap,
     }  # fmt: skip
 

@@ -15,8 +15,8 @@ from jaxformer.families.fields import Fields, name_of
 
 def read(fields: Fields) -> Config:
     """Our Config of a GPT2Config."""
-    d, n = fields.take("n_embd", "int", 768), fields.take("n_head", "int", 12)
-    if n < 1 or d % n:
+    d, n = fields.size("n_embd", 768), fields.size("n_head", 12)
+    if d % n:
         raise ValueError(f"{fields.where} has n_embd={d}, which is not a multiple of n_head={n}")
     scaled = fields.take("scale_attn_weights", "bool", True)
     # Computes attention in float32, as jaxformer always does.
@@ -28,10 +28,10 @@ def read(fields: Fields) -> Config:
         d_model=d,
         n_heads=n,
         d_head=d // n,
-        d_mlp=fields.take("n_inner", "int", None) or 4 * d,
-        n_vocab=fields.take("vocab_size", "int", 50257),
+        d_mlp=fields.size("n_inner", None) or 4 * d,
+        n_vocab=fields.size("vocab_size", 50257),
         position="learned",
-        n_context=fields.take("n_positions", "int", 1024),
+        n_context=fields.size("n_positions", 1024),
         norm="layer",
         norm_epsilon=float(fields.take("layer_norm_epsilon", "number", 1e-5)),
         activation=fields.activation("activation_function", "gelu_new"),
@@ -47,7 +47,7 @@ def write(config: Config) -> Mapping[str, Any]:
     return {
         "n_embd": config.d_model, "n_head": config.n_heads, "n_layer": config.n_layers,
         "n_inner": config.d_mlp, "vocab_size": config.n_vocab, "n_positions": config.n_context,
-        "layer_norm_epsilon": config.norm_epsilon,
+        "layer_norm_epsilon": float(config.norm_epsilon),
         "activation_function": name_of(config.activation, "gelu_new"),
         "tie_word_embeddings": config.tied,
         "scale_attn_weights": config.attention_scale is None,

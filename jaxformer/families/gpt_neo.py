@@ -14,13 +14,13 @@ from jaxformer.families.rotary import take_windows
 
 def read(fields: Fields) -> Config:
     """Our Config of a GPTNeoConfig."""
-    d, n = fields.take("hidden_size", "int", 2048), fields.take("num_heads", "int", 16)
-    if n < 1 or d % n:
+    d, n = fields.size("hidden_size", 2048), fields.size("num_heads", 16)
+    if d % n:
         raise ValueError(
             f"{fields.where} has hidden_size={d}, which is not a multiple of num_heads={n}"
         )
     n_layers = fields.layers("num_layers", 24)
-    window = fields.take("window_size", "int", 256)
+    window = fields.size("window_size", 256)
     fields.ignore("resid_dropout", "embed_dropout", "attention_dropout", "classifier_dropout")
     fields.ignore(
         "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"
@@ -31,10 +31,10 @@ def read(fields: Fields) -> Config:
         d_model=d,
         n_heads=n,
         d_head=d // n,
-        d_mlp=fields.take("intermediate_size", "int", None) or 4 * d,
-        n_vocab=fields.take("vocab_size", "int", 50257),
+        d_mlp=fields.size("intermediate_size", None) or 4 * d,
+        n_vocab=fields.size("vocab_size", 50257),
         position="learned",
-        n_context=fields.take("max_position_embeddings", "int", 2048),
+        n_context=fields.size("max_position_embeddings", 2048),
         norm="layer",
         norm_epsilon=float(fields.take("layer_norm_epsilon", "number", 1e-5)),
         activation=fields.activation("activation_function", "gelu_new"),
@@ -77,7 +77,7 @@ def write(config: Config) -> Mapping[str, Any]:
     return {
         "hidden_size": config.d_model, "num_heads": config.n_heads, "num_layers": config.n_layers,
         "intermediate_size": config.d_mlp, "vocab_size": config.n_vocab,
-        "max_position_embeddings": config.n_context, "layer_norm_epsilon": config.norm_epsilon,
+        "max_position_embeddings": config.n_context, "layer_norm_epsilon": float(config.norm_epsilon),
         "activation_function": name_of(config.activation, "gelu_new"),
         "tie_word_embeddings": config.tied, "window_size": config.window or 256,
         "attention_types": [[kinds, 1]],

@@ -16,24 +16,23 @@ from jaxformer.families.rotary import take_rotary, write_rotary
 
 def read(fields: Fields) -> Config:
     """Our Config of a GPTNeoXConfig."""
-    d = fields.take("hidden_size", "int", 6144)
-    n = fields.take("num_attention_heads", "int", 64)
-    if n < 1 or d % n:
+    d = fields.size("hidden_size", 6144)
+    n = fields.size("num_attention_heads", 64)
+    if d % n:
         raise ValueError(
             f"{fields.where} has hidden_size={d}, which is not a multiple of num_attention_heads={n}"
         )
     fields.ignore("attention_dropout", "hidden_dropout", "classifier_dropout")
+    fields.ignore("attention_probs_dropout_prob", "hidden_dropout_prob")
     biased = fields.take("attention_bias", "bool", True)
-    rotary = take_rotary(
-        fields, old_base="rotary_emb_base", old_fraction="rotary_pct", fraction=0.25
-    )
+    rotary = take_rotary(fields, part=(d // n, 0.25))
     return Config(
         n_layers=fields.layers("num_hidden_layers", 44),
         d_model=d,
         n_heads=n,
         d_head=d // n,
-        d_mlp=fields.take("intermediate_size", "int", 24576),
-        n_vocab=fields.take("vocab_size", "int", 50432),
+        d_mlp=fields.size("intermediate_size", 24576),
+        n_vocab=fields.size("vocab_size", 50432),
         norm="layer",
         norm_epsilon=float(fields.take("layer_norm_eps", "number", 1e-5)),
         activation=fields.activation("hidden_act", "gelu"),
@@ -49,7 +48,7 @@ def write(config: Config) -> Mapping[str, Any]:
     return {
         "hidden_size": config.d_model, "num_attention_heads": config.n_heads,
         "num_hidden_layers": config.n_layers, "intermediate_size": config.d_mlp,
-        "vocab_size": config.n_vocab, "layer_norm_eps": config.norm_epsilon,
+        "vocab_size": config.n_vocab, "layer_norm_eps": float(config.norm_epsilon),
         "hidden_act": name_of(config.activation, "gelu_pytorch_tanh"),
         "attention_bias": config.has_bias("qkv"), "use_parallel_residual": config.parallel,
         "tie_word_embeddings": config.tied,

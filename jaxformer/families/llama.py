@@ -43,13 +43,19 @@ def take_shape(
         ValueError: a width that the heads do not divide.
     """
     n_layers = fields.layers("num_hidden_layers", sizes["num_hidden_layers"] or 0)
-    size = {name: fields.take(name, "int", default) for name, default in sizes.items()}
+    size = {
+        name: fields.size(name, default)
+        for name, default in sizes.items()
+        if name not in ("num_hidden_layers", "num_key_value_heads")
+    }
     d, n = size["hidden_size"], size["num_attention_heads"]
-    if size.get("head_dim") is None and (n < 1 or d % n):
+    if size.get("head_dim") is None and d % n:
         raise ValueError(
             f"{fields.where} has hidden_size={d}, which is not a multiple of num_attention_heads={n}, and no head_dim"
         )
-    kv = size["num_key_value_heads"] or n
+    kv = sizes["num_key_value_heads"]
+    kv = fields.size("num_key_value_heads", None if "num_key_value_heads" in fields.values else kv)
+    kv = n if kv is None else kv
     fields.ignore("attention_dropout")
     return {
         "n_layers": n_layers,
@@ -73,7 +79,7 @@ def write_shape(config: Config, act: str = "hidden_act") -> dict[str, Any]:
         "hidden_size": config.d_model, "intermediate_size": config.d_mlp,
         "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_kv_heads or config.n_heads, "head_dim": config.d_head,
-        "vocab_size": config.n_vocab, "rms_norm_eps": config.norm_epsilon,
+        "vocab_size": config.n_vocab, "rms_norm_eps": float(config.norm_epsilon),
         act: name_of(config.activation, "gelu_pytorch_tanh"), "tie_word_embeddings": config.tied,
         "rope_parameters": write_rotary(config), "max_position_embeddings": 32768,
     }  # fmt: skip

@@ -22,10 +22,7 @@ def read(fields: Fields) -> Config:
             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": None,
         },
     )  # fmt: skip
-    # An absent window is transformers' default; null is none.
-    window = fields.take(
-        "sliding_window", "int", 4096 if "sliding_window" not in fields.values else None
-    )
+    window = fields.optional("sliding_window", "int", 4096)
     return Config(**shape, window=window, **take_rotary(fields))
 
 

@@ -14,15 +14,13 @@ from jaxformer.families.rotary import take_rotary, take_windows, write_layer_typ
 
 SIZES = {
     "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "vocab_size": 151936,
-    "num_attention_heads": 32, "num_key_value_heads": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": None,
 }  # fmt: skip
 
 
 def take_late_windows(fields: Fields, n_layers: int) -> dict[str, Any]:
     """Windows in all layers from max_window_layers on, or in those that layer_types names."""
-    window = fields.take(
-        "sliding_window", "int", 4096 if "sliding_window" not in fields.values else None
-    )
+    window = fields.optional("sliding_window", "int", 4096)
     asked = fields.take("use_sliding_window", "bool", False)
     window = window if asked else None
     first = fields.take("max_window_layers", "int", 28)
@@ -48,7 +46,7 @@ def write_windows(config: Config) -> dict[str, Any]:
 
 def read(fields: Fields) -> Config:
     """Our Config of a Qwen2Config."""
-    fields.ignore("head_dim") if fields.values.get("head_dim") is None else None
+    fields.demand("use_mrope", False)
     shape = take_shape(fields, sizes=SIZES)
     windows = take_late_windows(fields, shape["n_layers"])
     return Config(**shape, bias="qkv", **windows, **take_rotary(fields))
@@ -56,9 +54,7 @@ def read(fields: Fields) -> Config:
 
 def write(config: Config) -> Mapping[str, Any]:
     """A Qwen2Config of ours."""
-    theirs = write_shape(config) | write_windows(config)
-    del theirs["head_dim"]  # it is hidden_size / num_attention_heads there
-    return theirs
+    return write_shape(config) | write_windows(config)
 
 
 QWEN2 = Family(

@@ -75,10 +75,17 @@ class Folder:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, from the file that holds it."""
+        return self._holder(name).read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Some rows of a tensor, from the file that holds it."""
+        return self._holder(name).read_rows(name, start, stop)
+
+    def _holder(self, name: str) -> Source:
         source = self._source.get(name)
         if source is None:
             raise ValueError(f"{self.path} holds no tensor {name!r}; .tensors lists those it holds")
-        return source.read(name)
+        return source
 
     def __enter__(self) -> "Folder":
         return self

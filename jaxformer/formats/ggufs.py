@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.formats.gguf_header import PLAIN, read_header
-from jaxformer.formats.source import Tensor, pick
+from jaxformer.formats.gguf_header import PLAIN, Place, read_header
+from jaxformer.formats.source import Tensor, pick, pick_rows
 
 AT_ONCE = 2**20
 """Elements that are dequantised at a time: what is in memory beside the tensor that is read."""
@@ -34,22 +34,34 @@ class GGUF:
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised if it is of blocks."""
         tensor = pick(self, name, is_open=not self._file.closed)
-        place = self._places[name]
-        if place.kind.name in PLAIN:
-            return self._bytes(place.start, place.n_bytes).view(tensor.dtype).reshape(tensor.shape)
-        values = np.empty(math.prod(tensor.shape), np.float32)
-        step = max(AT_ONCE // place.block, 1)
-        n_blocks = place.n_bytes // place.block_bytes
-        for first in range(0, n_blocks, step):
-            last = min(first + step, n_blocks)
-            start = place.start + first * place.block_bytes
-            blocks = self._bytes(start, (last - first) * place.block_bytes)
-            values[first * place.block : last * place.block] = self._dequantised(name, blocks)
-        return values.reshape(tensor.shape)
+        return self._elements(name, 0, math.prod(tensor.shape)).reshape(tensor.shape)
 
-    def _bytes(self, start: int, count: int) -> np.ndarray:
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Some rows of a tensor, dequantised if it is of blocks."""
+        tensor = pick_rows(self, name, start, stop, is_open=not self._file.closed)
+        shape = (stop - start, *tensor.shape[1:])
+        width = math.prod(tensor.shape[1:])
+        return self._elements(name, start * width, stop * width).reshape(shape)
+
+    def _elements(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Some elements of a tensor in their order, of the blocks that they lie in."""
+        place = self._places[name]
+        first, last = start // place.block, -(-stop // place.block)
+        if place.kind.name in PLAIN:
+            return self._blocks(place, first, last).view(self.tensors[name].dtype)
+        values = np.empty((last - first) * place.block, np.float32)
+        step = max(AT_ONCE // place.block, 1)
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            into = slice((begin - first) * place.block, (end - first) * place.block)
+            values[into] = self._dequantised(name, self._blocks(place, begin, end))
+        return values[start - first * place.block :][: stop - start]
+
+    def _blocks(self, place: Place, first: int, last: int) -> np.ndarray:
+        """The bytes of some of a tensor's blocks."""
+        count = (last - first) * place.block_bytes
         data = np.empty(count, np.uint8)
-        self._file.seek(start)
+        self._file.seek(place.start + first * place.block_bytes)
         if self._file.readinto(data) != count:
             raise ValueError(f"{self.path} was cut short since it was opened")
         return data

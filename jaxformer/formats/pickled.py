@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxformer.formats.source import Tensor, declare, pick, unreadable
+from jaxformer.formats.source import Tensor, declare, pick, pick_rows, unreadable
 
 ZIP = b"PK\x03\x04"
 """The first bytes of what `torch.save` has written since PyTorch 1.6; older files cannot be mapped."""
@@ -38,12 +38,12 @@ class Pickled:
     def read(self, name: str) -> np.ndarray:
         """One tensor, copied out of the file."""
         tensor = pick(self, name, is_open=self._open)
-        kept = self._kept[name].detach()
-        if tensor.dtype == ml_dtypes.bfloat16:  # torch gives numpy no bfloat16: pass its bits
-            import torch
+        return _copied(self._kept[name], tensor.dtype)
 
-            kept = kept.view(torch.int16)
-        return np.array(kept.numpy(), order="C").view(tensor.dtype)
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Some rows of a tensor, copied out of the file."""
+        tensor = pick_rows(self, name, start, stop, is_open=self._open)
+        return _copied(self._kept[name][start:stop], tensor.dtype)
 
     def __enter__(self) -> "Pickled":
         return self
@@ -51,6 +51,15 @@ class Pickled:
     def __exit__(self, *error: object) -> None:
         self._open = False
         self._kept = {}
+
+
+def _copied(kept: Any, dtype: np.dtype) -> np.ndarray:
+    kept = kept.detach()
+    if dtype == ml_dtypes.bfloat16:  # torch gives numpy no bfloat16: pass its bits
+        import torch
+
+        kept = kept.view(torch.int16)
+    return np.array(kept.numpy(), order="C").view(dtype)
 
 
 def _load(path: Path) -> dict[str, Any]:

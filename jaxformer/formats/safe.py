@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from jaxformer.formats.source import Tensor, declare, pick, unreadable
+from jaxformer.formats.source import Tensor, declare, pick, pick_rows, unreadable
 
 DTYPES = {
     "F64": np.float64,
@@ -62,6 +62,18 @@ class Safetensors:
         tensor = pick(self, name, is_open=self._open)
         try:
             return self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise unreadable(tensor.file, "safetensors file", error) from error
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Some rows of a tensor, copied out of the file."""
+        from safetensors import SafetensorError
+
+        tensor = pick_rows(self, name, start, stop, is_open=self._open)
+        if start == stop:  # which safetensors has no slice for
+            return np.empty((0, *tensor.shape[1:]), tensor.dtype)
+        try:
+            return self._file.get_slice(name)[start:stop]
         except SafetensorError as error:
             raise unreadable(tensor.file, "safetensors file", error) from error
 

@@ -41,6 +41,14 @@ class Source(Protocol):
         """
         ...
 
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """What `read(name)[start:stop]` is, without the rest of the tensor in memory.
+
+        Raises:
+            ValueError: as `read`, and where the tensor has no such rows.
+        """
+        ...
+
     def __enter__(self) -> "Source": ...
 
     def __exit__(self, *error: object) -> None: ...
@@ -68,6 +76,35 @@ def pick(source: Source, name: str, *, is_open: bool) -> Tensor:
             "16, 32 or 64 bits"
         )
     return tensor
+
+
+def pick_rows(source: Source, name: str, start: int, stop: int, *, is_open: bool) -> Tensor:
+    """The tensor whose rows are asked for, if it has them."""
+    tensor = pick(source, name, is_open=is_open)
+    if not tensor.shape or not 0 <= start <= stop <= tensor.shape[0]:
+        repair = f"0 <= start <= stop <= {tensor.shape[0]}" if tensor.shape else "the whole of it"
+        raise ValueError(
+            f"{tensor.file} holds {name!r} of shape {list(tensor.shape)}, without rows {start} to "
+            f"{stop}; ask for {repair}"
+        )
+    return tensor
+
+
+def copy_checked(part: np.ndarray, into: np.ndarray, what: str) -> None:
+    """Copy numbers into an array of perhaps another dtype, if that has room for each of them.
+
+    Raises:
+        ValueError: a finite number would become infinite; it begins with `what`, as "FILE holds NAME".
+    """
+    with np.errstate(over="ignore"):  # said below, with the tensor's name
+        np.copyto(into, part, casting="unsafe")
+    if ml_dtypes.finfo(into.dtype).max >= ml_dtypes.finfo(part.dtype).max:
+        return
+    lost = ~np.isfinite(into)
+    if lost.any() and np.isfinite(part[lost]).any():
+        raise ValueError(
+            f"{what} with numbers that {into.dtype} has no room for; choose another dtype"
+        )
 
 
 def unreadable(path: Path, kind: str, reason: object) -> ValueError:

@@ -29,6 +29,17 @@ REFUSED = (
 )
 """Settings of tokenizer_config.json that would change ids or texts, and that nothing here does."""
 
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+"""Those of which a tokenizer is read, here and in transformers."""
+
 
 def from_folder(folder: str | os.PathLike[str]) -> Subwords | None:
     """The tokenizer in the folder of a checkpoint: tokenizer.json, or vocab.json and merges.txt; or None.
@@ -68,22 +79,39 @@ def from_folder(folder: str | os.PathLike[str]) -> Subwords | None:
         raise ValueError(f"{path}: {_said(error)}") from error
 
 
-def save_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
-    """Write a tokenizer as `transformers` reads it: tokenizer.json, and a tokenizer_config.json that names it.
+def save_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer | None) -> None:
+    """Write a tokenizer as `transformers` reads it, in place of the one that may be there; None: leave none.
+
+    Raises:
+        ValueError: a tokenizer that is none of subwords; what was there stays.
+    """
+    files = tokenizer_files(tokenizer)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name, data in files.items():
+        replace_file(folder / name, data)
+
+
+def tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, bytes]:
+    """What `save_tokenizer` writes: tokenizer.json, and a tokenizer_config.json that names it.
 
     Raises:
         ValueError: a tokenizer that is none of subwords.
     """
+    if tokenizer is None:
+        return {}
     if not isinstance(tokenizer, Subwords):
         raise ValueError(
-            f"{type(tokenizer).__name__} has no tokenizer.json; only Subwords can be exported"
+            f"{type(tokenizer).__name__} has no tokenizer.json; only Subwords can be exported: "
+            "give None to write the model without it"
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    content = json.dumps(tokenizer.content, ensure_ascii=False)
-    replace_file(folder / "tokenizer.json", content.encode())
-    replace_file(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode())
+    return {
+        "tokenizer.json": json.dumps(tokenizer.content, ensure_ascii=False).encode(),
+        "tokenizer_config.json": json.dumps(settings, indent=2).encode(),
+    }
 
 
 def _said(error: Exception) -> str:
@@ -92,7 +120,7 @@ def _said(error: Exception) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
     if not isinstance(content, dict):
