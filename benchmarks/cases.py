@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import Config
+from jaxformer.pretrained import load_config, read_foreign
+from train.about import find_model, is_gguf
 
 
 class Case(NamedTuple):
@@ -42,7 +44,7 @@ SIZES: dict[str, tuple[Config, int, int]] = {
 def cases(
     sizes: Iterable[str],
     *,
-    config: Path | None = None,
+    config: str | None = None,
     changes: Sequence[str] = (),
     batch: Sequence[int] = (),
     seq: Sequence[int] = (),
@@ -51,6 +53,7 @@ def cases(
 
     Raises:
         ValueError: an unknown size, a Config that cannot be, a batch or length below 1.
+        OSError: the Config's file cannot be read.
     """
     if low := [n for n in (*batch, *seq) if n < 1]:
         raise ValueError(f"{low[0]} sequences or tokens cannot be timed; give at least 1")
@@ -58,13 +61,56 @@ def cases(
         raise ValueError(f"no size {unknown[0]!r}; choose from {', '.join(SIZES)}")
     table = {name: SIZES[name] for name in sizes}
     if config is not None:
-        read = Config.from_json(config.read_text(encoding="utf-8"))
-        table = {config.stem: (read, 1, min(read.n_context or 512, 512))}
+        read = read_config(config)
+        table = {name_of(config): (read, 1, min(read.n_context or 512, 512))}
     for name, (start, own_batch, own_seq) in table.items():
         changed = change(start, changes)
         for b in batch or (own_batch,):
             for t in seq or (own_seq,):
                 yield Case(name, stretched(changed, t), b, t)
+
+
+def read_config(path: str) -> Config:
+    """The Config in a file of ours, or that of a model: what a file is, it says itself.
+
+    Raises:
+        ValueError: neither, or a model that jaxformer cannot compute.
+        OSError: it cannot be read.
+    """
+    place = Path(path)
+    if place.suffix != ".json" and (not place.is_file() or is_gguf(place)):
+        return load_config(find_model(path)[0])
+    text = place.read_text(encoding="utf-8")
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
+    if isinstance(fields, dict) and "model_type" in fields:
+        return read_foreign(place)[1]
+    if isinstance(fields, dict) and "format" in fields:  # a model.json
+        text = json.dumps(fields.get("config"))
+    try:
+        return Config.from_json(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no Config of ours, nor, without a model_type, Hugging Face's: {error}"
+        ) from error
+
+
+def name_of(path: str) -> str:
+    """What a row calls the model of a path.
+
+    >>> [name_of(path) for path in ("a/mine.json", "llama/config.json", "runs/seed/model", "org/name-1.5b")]
+    ['mine', 'llama', 'seed', 'name-1.5b']
+    """
+    place = Path(path)
+    if place.suffix in (".json", ".gguf") and place.stem not in ("config", "model"):
+        return place.stem
+    if place.suffix == ".json":
+        place = place.parent
+    if place.name == "model" and place.parent.name:
+        place = place.parent
+    return place.name or place.resolve().name
 
 
 def change(config: Config, changes: Sequence[str]) -> Config:

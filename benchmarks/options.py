@@ -28,8 +28,9 @@ class Options:
     patching: activation patching, path patching and attribution"""
     sizes: tuple[str, ...] = ()
     """seed, baby, char, gpt2-124m; each workload has its own default"""
-    config: Path | None = None
-    """a Config as JSON, in place of a size"""
+    config: str | None = None
+    """a Config as JSON, or a model, whose Config it is, in place of a size: a folder of ours or of Hugging Face, its
+    config.json, a GGUF file, a hub id; the weights are random"""
     set: tuple[str, ...] = ()
     """FIELD=VALUE: changes to the Config of every size"""
     dtype: tuple[DTypeName, ...] = ("float32",)

@@ -13,9 +13,9 @@ import numpy as np
 from train.__main__ import main, parse
 from train.batches import Batch, draw_windows, host_starts
 from train.checkpoints import Checkpoints
-from train.data import open_data
 from train.metrics import read_metrics
 from train.run import fresh_state
+from train.start import open_recipe
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -49,11 +49,10 @@ def kept_steps(folder: Path) -> set[int]:
 
 def final_state(command: list[str]):
     """The last checkpoint of a command's run."""
-    recipe = parse(command).recipe
-    config = recipe.config.for_tokenizer(open_data(recipe).tokenizer)
+    recipe, config, _, first, _ = open_recipe(parse(command).recipe)
     checkpoints = Checkpoints(folder_of(command))
     try:
-        return checkpoints.restore(fresh_state(recipe, config))
+        return checkpoints.restore(fresh_state(recipe, config, first))
     finally:
         checkpoints.close()
 

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,7 +92,10 @@ def refused(capsys, command: list[str], *sentences: str) -> None:
         assert sentence in error
 
 
-def test_what_cannot_be_prepared_is_refused(tmp_path: Path, notes: Path, capsys):
+def test_what_cannot_be_prepared_is_refused(
+    tmp_path: Path, notes: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # nobody is asked
     out = ["--out", str(tmp_path / "corpus.tokens")]
     (tmp_path / "latin.txt").write_bytes(b"x" * 2**18 + b"caf\xe9 au lait")
     (tmp_path / "half.txt").write_bytes("só €".encode()[:-1])
@@ -108,7 +112,9 @@ def test_what_cannot_be_prepared_is_refused(tmp_path: Path, notes: Path, capsys)
             capsys, [str(tmp_path / "empty.txt"), "--tokenizer", kind, *out], "there is no text"
         )
     refused(
-        capsys, [str(notes), "--tokenizer", "words", *out], "no tokenizer 'words': it is no file"
+        capsys,
+        [str(notes), "--tokenizer", "words", *out],
+        "no tokenizer 'words': it is none of characters, bytes, no file, and no model (words is not here",
     )
     broken = [str(notes), "--tokenizer", str(tmp_path / "broken.json"), *out]
     refused(capsys, broken, "broken.json holds no tokenizer: Expecting value")

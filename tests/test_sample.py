@@ -100,7 +100,7 @@ def test_sample_continues_from_a_run(corpus: Path, capsys):
     assert texts[0] == texts[1] == texts[2]
     assert len(texts[0]) == len("To be") + 30 + 1
     assert sample.main([f"{folder}-not"]) == 1
-    assert "holds no model" in capsys.readouterr().err
+    assert "done-not is not here; give a model's folder" in capsys.readouterr().err
 
 
 REFUSED = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import forward, load
+from tests.models import LATE
 from tests.runs import check_refused, final_state, folder_of, kept_steps, numbers, options
 from train.__main__ import main
 from train.recipe import Watch
@@ -85,6 +86,17 @@ def test_resuming_another_recipe_or_text_is_refused(corpus: Path, capsys):
     corpus.write_text(corpus.read_text() + "?")
     check_refused(capsys, [*command, "--resume"], "corpus_sha256 was")
     check_refused(capsys, [*options(corpus, "never"), "--resume"], "there is no run to resume in")
+
+
+def test_a_run_from_before_a_choice_was_there_goes_on(corpus: Path):
+    command = options(corpus, "old", 10)
+    assert main(command) == 0
+    path = corpus.parent / "runs" / "old" / "run.json"
+    about = json.loads(path.read_text())
+    for late in LATE:
+        del about["recipe"]["config"][late]
+    path.write_text(json.dumps(about))
+    assert main([*command, "--resume"]) == 0
 
 
 BAD = {

@@ -12,13 +12,13 @@ import jax
 import tyro
 from rich.console import Console
 
-from train.data import open_data
 from train.listeners import tensorboard
 from train.loop import Interrupted, train
 from train.presets import PRESETS
 from train.recipe import Recipe
 from train.run import Run
 from train.runs import RunError, open_run
+from train.start import open_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,13 @@ def parse(args: list[str]) -> Command:
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; choose from {', '.join(PRESETS)}")
     recipe = PRESETS[preset]()
+    given = [argument.partition("=")[0].replace("_", "-") for argument in rest]
+    unread = [name for name in given if name == "--tokenizer" or name.startswith("--config.")]
+    if "--start" in given and unread:
+        raise ValueError(
+            f"{unread[0]} would not be read: a run with --start has the architecture and the tokenizer of "
+            "that model; leave one of them out"
+        )
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
     return tyro.cli(
         Command,
@@ -86,13 +93,12 @@ def main(args: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's: what fails is said below, once
     try:
         command = parse(args)
-        recipe = command.recipe
-        data = open_data(recipe)
-        config = recipe.config.for_tokenizer(data.tokenizer)
+        recipe, config, data, first, start = open_recipe(command.recipe)
         folder = command.runs / command.name
         listeners = (tensorboard(folder),) if command.tensorboard else ()
-        open_run(folder, recipe, data.sha256, resume=command.resume, overwrite=command.overwrite)
-        run = Run(recipe, config, data, folder, console, command.keep, listeners)
+        how = {"resume": command.resume, "overwrite": command.overwrite}
+        open_run(folder, recipe, data.sha256, **how, start=start)
+        run = Run(recipe, config, data, folder, console, command.keep, listeners, first)
         best = train(run, resume=command.resume).best()
     except Interrupted as interruption:
         again = [

@@ -1,6 +1,7 @@
-"""`run.json`: what a run's folder says that it is a run of."""
+"""What a run's folder says that it is a run of, in `run.json`, and where its model is."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,30 @@ def read_about(path: Path) -> dict[str, Any]:
     if not (whole and isinstance(about.get("recipe"), dict) and "context" in about["recipe"]):
         raise ValueError(f"{path} does not describe a run: it lacks a recipe or the corpus's hash")
     return about
+
+
+def find_model(name: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], int | None]:
+    """What `jaxformer.load` can read, and the context that it was trained on if a run's folder says so.
+
+    Args:
+        name: a run's folder, or whatever `load` takes.
+
+    Raises:
+        ValueError: an ensemble's folder, which holds several models; a damaged `run.json`.
+    """
+    run = Path(name)
+    if not run.is_dir():
+        return name, None
+    folder = run / "model" if (run / "run.json").is_file() else run
+    members = run / "models"
+    if folder != run and members.is_dir():
+        raise ValueError(f"{run} is an ensemble's; name one of its models' folders in {members}")
+    home = folder.parent.parent if folder.parent.name == "models" else folder.parent
+    about = home / "run.json"
+    return folder, read_about(about)["recipe"]["context"] if about.is_file() else None
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file says that it is llama.cpp's."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"

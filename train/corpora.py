@@ -35,27 +35,47 @@ class Corpus(NamedTuple):
     sha256: str
 
 
-def load_corpus(name: str, tokenizer: str, context: int) -> Corpus:
+def load_corpus(name: str, tokenizer: str | Tokenizer, context: int) -> Corpus:
     """The corpus of this name or path, tokenized and split by position.
 
+    Args:
+        name: python-docs, shakespeare or a path.
+        tokenizer: "characters" of the text, "bytes", or one that there is already.
+        context: tokens that a model sees at once.
+
     Raises:
-        ValueError: it is empty, not UTF-8, or too short for windows of this context.
+        ValueError: it is empty, not UTF-8, too short for windows of this context, or no text for the tokenizer.
         OSError: it cannot be read or downloaded.
     """
     text = NAMED[name]() if name in NAMED else read_path(name)
     if not text:
         raise ValueError(f"the corpus {name!r} is empty; give it some text")
-    cut = len(text) * 9 // 10
-    made = Characters.of(text) if tokenizer == "characters" else Bytes()
-    train, validation = made.encode(text[:cut]), made.encode(text[cut:])
+    if isinstance(tokenizer, str):
+        tokenizer = Characters.of(text) if tokenizer == "characters" else Bytes()
+    train, validation, ratio = _split(text, tokenizer)
     if len(train) <= context or len(validation) < 2:
         raise ValueError(
             f"the corpus {name!r} is too short: its first 90 % are {len(train)} tokens and the rest "
             f"{len(validation)}; a context of {context} needs at least {context + 1} and 2. "
             "Give more text or a smaller --context"
         )
-    ratio = len(text[cut:]) / len(validation)
-    return Corpus(made, train, validation, ratio, hashlib.sha256(text.encode()).hexdigest())
+    return Corpus(tokenizer, train, validation, ratio, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _split(
+    text: str, tokenizer: Tokenizer
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"], float]:
+    """The first 90 % and the rest, and the rest's characters per token.
+
+    Subwords and words see the text as a whole, so that none is cut, and what begins every text begins it once.
+    """
+    if isinstance(tokenizer, Characters | Bytes):
+        cut = len(text) * 9 // 10
+        train, rest = tokenizer.encode(text[:cut]), tokenizer.encode(text[cut:])
+        return train, rest, len(text[cut:]) / max(len(rest), 1)
+    tokens = tokenizer.encode(text)
+    train, rest = np.split(tokens, [len(tokens) * 9 // 10])
+    return train, rest, len(tokenizer.decode(rest)) / max(len(rest), 1)
 
 
 def python_docs() -> str:

@@ -19,6 +19,7 @@ from train.batches import (
     shuffled_starts,
 )
 from train.corpora import load_corpus
+from train.encoding import vocabulary
 from train.ngrams import ngram_losses
 from train.recipe import Recipe
 from train.tasks import TASKS, Task
@@ -47,19 +48,34 @@ class Data(NamedTuple):
     """tokens to go on from in a sample, where there is something to go on with"""
 
 
-def open_data(recipe: Recipe) -> Data:
+def open_data(recipe: Recipe, own: Tokenizer | None = None) -> Data:
     """The Data that a Recipe names.
 
+    Args:
+        recipe: of a run that goes on from a model, its config must be that model's.
+        own: the tokenizer of the model that the run goes on from, if that has one.
+
     Raises:
-        ValueError: there is no such corpus, it is too short, or it does not fit the Recipe.
+        ValueError: there is no such corpus, it is too short, or it does not fit the Recipe or the model.
         OSError: it cannot be read or downloaded.
     """
     if recipe.corpus in TASKS:
+        if recipe.start is not None:
+            raise ValueError(
+                f"{recipe.corpus} brings its own vocabulary, so that no run on it can go on from another "
+                "model; give --corpus a text, or leave --start out"
+            )
         return _from_task(TASKS[recipe.corpus](), recipe)
     path = Path(recipe.corpus)
     if path.is_file() and is_token_file(path):
-        return _from_file(open_tokens(path), recipe)
-    return _from_text(recipe)
+        file = open_tokens(path)
+        return _from_file(file, recipe, _fitting(file, recipe, own))
+    if recipe.start is not None and own is None:
+        raise ValueError(
+            f"{recipe.start} has no tokenizer to read the text {recipe.corpus!r} with; "
+            "give --corpus a file that train.prepare wrote with the model's tokenizer"
+        )
+    return _from_text(recipe, own)
 
 
 def rows(recipe: Recipe) -> int:
@@ -67,8 +83,27 @@ def rows(recipe: Recipe) -> int:
     return recipe.batch // recipe.accumulate
 
 
-def _from_text(recipe: Recipe) -> Data:
-    corpus = load_corpus(recipe.corpus, recipe.tokenizer, recipe.context)
+def _fitting(file: TokenFile, recipe: Recipe, own: Tokenizer | None) -> Tokenizer:
+    """The tokenizer of a run on a token file.
+
+    Raises:
+        ValueError: it was prepared for another vocabulary than that of the model that the run goes on from.
+    """
+    if own is not None and vocabulary(own) != vocabulary(file.tokenizer):
+        raise ValueError(
+            f"{recipe.corpus} was prepared with another vocabulary than that of {recipe.start}; prepare it "
+            f"again: python -m train.prepare ... --tokenizer {recipe.start}"
+        )
+    if recipe.start is not None and file.tokenizer.n_vocab > recipe.config.n_vocab:
+        raise ValueError(
+            f"{recipe.corpus} was prepared with a vocabulary of {file.tokenizer.n_vocab}, and {recipe.start} "
+            f"has {recipe.config.n_vocab} entries; prepare it again with the model's own tokenizer"
+        )
+    return own or file.tokenizer
+
+
+def _from_text(recipe: Recipe, own: Tokenizer | None) -> Data:
+    corpus = load_corpus(recipe.corpus, own or recipe.tokenizer, recipe.context)
     n_vocab = corpus.tokenizer.n_vocab
     return Data(
         tokenizer=corpus.tokenizer,
@@ -82,18 +117,18 @@ def _from_text(recipe: Recipe) -> Data:
     )
 
 
-def _from_file(file: TokenFile, recipe: Recipe) -> Data:
+def _from_file(file: TokenFile, recipe: Recipe, tokenizer: Tokenizer) -> Data:
     tokens, context = file.tokens, recipe.context
     starts = held_out_starts(len(tokens), context)
     windows = draw_windows(tokens, starts, context)
     train = tokens[: len(tokens) * 9 // 10]
     return Data(
-        tokenizer=file.tokenizer,
+        tokenizer=tokenizer,
         draw=_windows_of(train, recipe),
         held_out=in_batches(windows, rows(recipe)),
         about=f"{len(train):,} tokens to train on, {len(starts) * context:,} to validate on",
         sha256=file.sha256,
-        yardsticks=lambda: {"chance": math.log(file.tokenizer.n_vocab)},
+        yardsticks=lambda: {"chance": math.log(tokenizer.n_vocab)},
         characters_per_token=file.n_characters / len(tokens),
         prompt=windows[0][:32],
     )

@@ -38,7 +38,7 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
         RunError: the loss is no number any more, or a state cannot be saved or restored.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
-    state = fresh_state(run.recipe, run.config)
+    state = fresh_state(run.recipe, run.config, run.first)
     checkpoints = Checkpoints(run.folder, run.keep)
     entered = contextlib.ExitStack()
     try:

@@ -8,6 +8,7 @@ from jaxformer.checkpoint import load, save
 from jaxformer.params import Params
 from jaxformer.sampling import Sampling
 from jaxformer.streaming import stream_tokens
+from train.encoding import sayable
 from train.metrics import Metrics
 from train.report import loss_table
 from train.run import Run, keys, member, seeds
@@ -34,7 +35,7 @@ def write_sample(run: Run, params: Params, title: str) -> None:
     prompt = np.asarray(run.data.prompt[:context])
     pieces = stream_tokens(
         params, run.config, prompt, 200, keys(run.recipe.seed).samples,
-        sampling=Sampling(temperature=0.8), context=context,
+        sampling=Sampling(temperature=0.8), edit=sayable(run.config, tokenizer), context=context,
     )  # fmt: skip
     begun, text = (tokenizer.decode(tokens) for tokens in (prompt, np.concatenate([*pieces])))
     path = run.folder / "samples.txt"

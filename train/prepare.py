@@ -20,7 +20,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from jaxformer.pretrained import load_tokenizer
 from jaxformer.tokenizer import Bytes, Characters, Tokenizer, from_json
+from train.about import find_model, is_gguf
 from train.corpora import find_files, read_files
 from train.tokenfile import TokenFile, UnknownCharacter, is_token_file, write_tokens
 
@@ -37,7 +39,8 @@ class Command:
     out: Path
     """the token file"""
     tokenizer: str = "characters"
-    """characters, bytes, or the JSON file of a tokenizer or of a model that has one"""
+    """characters, bytes, the JSON file of a tokenizer of ours, or a model, whose tokenizer it is: a folder of ours
+    or of Hugging Face, a GGUF file, a hub id"""
     overwrite: bool = False
     """replace the token file that has this name"""
 
@@ -70,15 +73,15 @@ def make_tokenizer(name: str, pieces: Callable[[], Iterable[str]]) -> Tokenizer:
 
     Raises:
         ValueError: there is no such tokenizer, or no text to find characters in.
-        OSError: its file cannot be read.
+        OSError: its file or its model cannot be read.
     """
     if name == "bytes":
         return Bytes()
     if name == "characters":
         return Characters(find_alphabet(pieces()))
     path = Path(name)
-    if not path.is_file():
-        raise ValueError(f"no tokenizer {name!r}: it is no file, nor one of characters, bytes")
+    if not path.is_file() or is_gguf(path):
+        return _tokenizer_of(name)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if (
@@ -88,6 +91,18 @@ def make_tokenizer(name: str, pieces: Callable[[], Iterable[str]]) -> Tokenizer:
         return from_json(json.dumps(fields))
     except ValueError as error:
         raise ValueError(f"{path} holds no tokenizer: {error}") from error
+
+
+def _tokenizer_of(name: str) -> Tokenizer:
+    try:
+        tokenizer = load_tokenizer(find_model(name)[0])
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"no tokenizer {name!r}: it is none of characters, bytes, no file, and no model ({error})"
+        ) from error
+    if tokenizer is None:
+        raise ValueError(f"the model {name} has no tokenizer; choose another --tokenizer")
+    return tokenizer
 
 
 def find_alphabet(pieces: Iterable[str]) -> str:

@@ -114,8 +114,11 @@ class Recipe:
     corpus: str = "python-docs"
     """python-docs, shakespeare; grammar, induction, modular-addition, brackets; a file that train.prepare
     wrote; or the path of a text file, a folder or a glob"""
+    start: str | None = None
+    """a model to go on from: a folder of ours or of Hugging Face, a GGUF file, a hub id; its architecture and
+    tokenizer are then the run's. It usually wants a lower rate than a fresh one: --optimizer.learning-rate 1e-4"""
     tokenizer: Literal["characters", "bytes"] = "characters"
-    """how a text becomes tokens; prepared files and the toy tasks bring their own"""
+    """how a text becomes tokens; prepared files, the toy tasks and a model to start from bring their own"""
     context: int = 32
     """tokens that the model sees at once"""
     batch: int = 24
@@ -137,7 +140,7 @@ class Recipe:
     watch: tuple[Watch, ...] = ()
     """what else each validation looks at: scores of every head, sizes of every layer's updates"""
     seed: int = 0
-    """of the first parameters, the batches and the samples"""
+    """of the first parameters (but not of a model to start from), the batches and the samples"""
     seeds: int = 1
     """models to train side by side in one program, from seed on"""
 
@@ -175,9 +178,22 @@ class Recipe:
                 "context=1 is too short for --watch previous-token, which looks from a token to the one "
                 "before it; choose one of at least 2"
             )
+        if self.start is None:  # else it is not yet known what the config will be
+            self.check_context()
+
+    def check_context(self) -> None:
+        """Refuse a context that the model has no positions for.
+
+        Raises:
+            ValueError: it is longer than the position table.
+        """
         rows = self.config.n_context
         if rows is not None and self.context > rows:
             raise ValueError(
                 f"context={self.context} is longer than the position table, config.n_context={rows}; "
-                "make the table longer or the context shorter"
+                + (
+                    "make the table longer or the context shorter"
+                    if self.start is None
+                    else "choose a shorter one"
+                )
             )

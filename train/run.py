@@ -30,6 +30,8 @@ class Run(NamedTuple):
     """last checkpoints to keep, besides the best"""
     listeners: tuple[Listener, ...] = ()
     """other readers of the metrics while it lasts"""
+    first: Params | None = None
+    """parameters to start from, whose buffers the training takes for its own; None: fresh ones"""
 
 
 class Keys(NamedTuple):
@@ -50,12 +52,12 @@ def seeds(recipe: Recipe) -> range:
     return range(recipe.seed, recipe.seed + recipe.seeds)
 
 
-def fresh_state(recipe: Recipe, config: Config) -> TrainState:
-    """The state before the first step."""
+def fresh_state(recipe: Recipe, config: Config, first: Params | None = None) -> TrainState:
+    """The state before the first step: with these parameters in every member, or each with fresh ones."""
     optimizer = make_optimizer(config, recipe.optimizer, recipe.steps)
 
     def start(key: Any) -> TrainState:
-        params: Any = init(config, key)
+        params: Any = init(config, key) if first is None else first
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     if recipe.seeds == 1:

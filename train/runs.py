@@ -1,6 +1,6 @@
 """A run's folder: whose it is, and what lies in it.
 
-run.json         the Recipe and the corpus's hash
+run.json         the Recipe and the hashes of the corpus and of the model that it started from
 metrics.jsonl    one line per compiled call, one per validation
 checkpoints/     full training states (orbax): the last ones and the best one
 model/           the best model so far, for `jaxformer.load` and `train.sample`; models/SEED of an ensemble
@@ -17,21 +17,40 @@ from typing import Any
 
 from jaxformer.checkpoint import replace_file
 from train.about import read_about
-from train.recipe import Recipe
+from train.recipe import Architecture, Recipe
 
 
 class RunError(Exception):
     """A run that cannot start, go on or be saved, and what to do about it."""
 
 
-def open_run(folder: Path, recipe: Recipe, corpus: str, *, resume: bool, overwrite: bool) -> None:
+def open_run(
+    folder: Path,
+    recipe: Recipe,
+    corpus: str,
+    *,
+    resume: bool,
+    overwrite: bool,
+    start: str | None = None,
+) -> None:
     """Make a run's folder, or check that the one there is a run of the same Recipe and text.
 
+    Args:
+        folder: of the run.
+        recipe: what it does.
+        corpus: the hash of its text.
+        resume: it is there.
+        overwrite: if it is there, begin anew.
+        start: the hash of the model that it goes on from.
+
     Raises:
-        RunError: the name is taken, there is nothing to resume, or it was another run.
+        RunError: the name is taken, there is nothing to resume, it was another run, or the model to go on from lies
+            in what would be removed.
         OSError: the folder cannot be made.
     """
     about = _plain({"recipe": recipe, "corpus_sha256": corpus})
+    if start is not None:
+        about["start_sha256"] = start
     if resume:
         _check_same(folder, about)
         return
@@ -40,13 +59,20 @@ def open_run(folder: Path, recipe: Recipe, corpus: str, *, resume: bool, overwri
             f"{folder} exists; choose another name (--name), go on with it (--resume) or replace it (--overwrite)"
         )
     if folder.exists():
-        if any(folder.iterdir()) and not (folder / "run.json").is_file():
-            raise RunError(
-                f"{folder} is not a run's folder (no run.json in it); nothing was removed"
-            )
+        _check_removable(folder, recipe.start)
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     replace_file(folder / "run.json", json.dumps(about, indent=2).encode())
+
+
+def _check_removable(folder: Path, start: str | None) -> None:
+    if any(folder.iterdir()) and not (folder / "run.json").is_file():
+        raise RunError(f"{folder} is not a run's folder (no run.json in it); nothing was removed")
+    if start is not None and Path(start).resolve().is_relative_to(folder.resolve()):
+        raise RunError(
+            f"{start}, to start from, lies in {folder}, which --overwrite would remove; "
+            "choose another name (--name)"
+        )
 
 
 def _plain(tree: dict[str, Any]) -> dict[str, Any]:
@@ -58,8 +84,8 @@ def _check_same(folder: Path, about: dict[str, Any]) -> None:
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(f"there is no run to resume in {folder}; leave --resume out to start one")
-    fields = [f for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING]
-    older = _plain({"recipe": {f.name: f.default for f in fields}})  # what it does not say was so
+    recipe = _defaults(Recipe) | {"config": _defaults(Architecture)}
+    older = _plain({"recipe": recipe})  # what it does not say was so
     was, now = flat(older) | flat(read_about(path)), flat(about)
     if different := sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k)):
         changes = "; ".join(f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in different)
@@ -67,6 +93,11 @@ def _check_same(folder: Path, about: dict[str, Any]) -> None:
             f"{folder} is a run of another recipe: {changes}. Resume it with its own options, "
             "or start another run with --name"
         )
+
+
+def _defaults(record: type) -> dict[str, Any]:
+    fields: Any = dataclasses.fields(record)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,20 +3,21 @@
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
 
-from jaxformer.checkpoint import load
 from jaxformer.config import Config
+from jaxformer.pretrained import load
 from jaxformer.sampling import Sampling
 from jaxformer.streaming import stream_tokens
+from jaxformer.subwords import Subwords
 from jaxformer.tokenizer import Tokenizer, Tokens, stream_text
-from train.about import read_about
+from train.about import find_model
+from train.encoding import frame, opening, sayable
 from train.pace import Piece, pace, timed
 
 CHUNK = 8
@@ -28,15 +29,17 @@ AT_ONCE = 1_000_000
 
 @dataclass(frozen=True)
 class Command:
-    """Continue a prompt with the best model of a finished run, showing the text as it comes.
+    """Continue a prompt with the best model of a finished run, or any other, showing the text as it comes.
 
     Standard output gets the prompt and what follows it, nothing else; standard error the speed.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """the run's folder, or a folder with a model in it"""
-    prompt: str = "\n"
-    """the text to go on from; its characters must be the corpus's"""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """a run's folder, a model's folder (ours or Hugging Face's), a GGUF file, or an id in Hugging Face's hub, as
+    org/name"""
+    prompt: str | None = None
+    """the text to go on from, of characters that the model's tokenizer knows; left out: what its tokenizer begins
+    every text with, or a new line"""
     n: int = 500
     """tokens to add, at most"""
     temperature: float = 0.8
@@ -54,28 +57,42 @@ class Command:
     seed: int = 0
     """another seed, another text"""
     context: int | None = None
-    """the most tokens that the model sees at once (as many as the run trained on); when they are full, the
-    latest half of them is read anew"""
+    """the most tokens that the model sees at once; when they are full, the latest half of them is read anew. Left
+    out: as many as the run trained on, or as the position table has; without either, as many as 1 GiB of keys
+    and values hold"""
 
 
-def begin(command: Command) -> tuple[Tokenizer, Tokens, Iterator[Tokens]]:
-    """The tokenizer, the prompt, and the tokens that will follow it.
+class Text(NamedTuple):
+    """A text that is about to come."""
+
+    tokenizer: Tokenizer
+    prompt: Tokens
+    """as it is shown: without what the tokenizer puts before every text"""
+    pieces: Iterator[Tokens]
+    stops: tuple[str, ...]
+    """texts of which any ends it, if it is read as characters: the same text may be made of other subwords"""
+
+
+def begin(command: Command) -> Text:
+    """The prompt, and the tokens that will follow it.
 
     Raises:
         ValueError: a folder that holds no one model with a tokenizer, or whatever is wrong with the command.
-        OSError: the folder cannot be read.
+        OSError: the model cannot be read.
     """
-    folder, trained = find_model(command.run)
-    config, params, tokenizer = load(folder)
+    place, trained = find_model(command.model)
+    config, params, tokenizer = load(place)
     if tokenizer is None:
-        raise ValueError(f"{folder} was saved without a tokenizer, so it cannot read a prompt")
-    prompt = tokenizer.encode(command.prompt)
+        raise ValueError(f"{place} has no tokenizer, so it cannot read a prompt")
+    prompt = opening(tokenizer, first_text(tokenizer) if command.prompt is None else command.prompt)
     context = fitting(config, trained) if command.context is None else command.context
     if (context or command.n) > AT_ONCE:
         what = f"n={command.n}" if context is None else f"context={context}"
         raise ValueError(
             f"{what} tokens are too many to see at once; choose a --context up to {AT_ONCE}"
         )
+    stops = tuple(text for texts in command.stop for text in texts)
+    stop = [stop_tokens(tokenizer, text) for text in stops]
     pieces = stream_tokens(
         params,
         config,
@@ -89,11 +106,30 @@ def begin(command: Command) -> tuple[Tokenizer, Tokens, Iterator[Tokens]]:
             min_p=command.min_p,
             repetition_penalty=command.repetition_penalty,
         ),
-        stop=[stop_tokens(tokenizer, text) for texts in command.stop for text in texts] or None,
-        context=context,
+        stop=None if isinstance(tokenizer, Subwords) else stop or None,
+        edit=sayable(config, tokenizer),
+        context=room(config, params.W_E.dtype.itemsize) if context is None else context,
         chunk=CHUNK,
     )
-    return tokenizer, prompt, pieces
+    shown = prompt[len(frame(tokenizer).before) :]
+    return Text(tokenizer, shown, pieces, stops if isinstance(tokenizer, Subwords) else ())
+
+
+def first_text(tokenizer: Tokenizer) -> str:
+    """What to go on from where no prompt is given: what begins every text, or else a new line.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    if len(frame(tokenizer).before):
+        return ""
+    try:
+        some = len(tokenizer.encode("\n")) > 0
+    except ValueError:
+        some = False
+    if not some:
+        raise ValueError("this model's tokenizer knows no new line to begin with; give a --prompt")
+    return "\n"
 
 
 def _key(seed: int) -> Any:
@@ -103,25 +139,17 @@ def _key(seed: int) -> Any:
         raise ValueError(f"seed={seed} has more than 64 bits; choose a smaller one") from error
 
 
-def find_model(run: Path) -> tuple[Path, int | None]:
-    """A model's folder, and the context that it was trained on if a run's folder says so.
-
-    Raises:
-        ValueError: an ensemble's folder, which holds several models; a damaged `run.json`.
-    """
-    folder = run / "model" if (run / "run.json").is_file() else run
-    members = run / "models"
-    if folder != run and members.is_dir():
-        raise ValueError(f"{run} is an ensemble's; name one of its models' folders in {members}")
-    home = folder.parent.parent if folder.parent.name == "models" else folder.parent
-    about = home / "run.json"
-    return folder, read_about(about)["recipe"]["context"] if about.is_file() else None
-
-
 def fitting(config: Config, context: int | None) -> int | None:
     """The context, or as much of it as a model's position table holds."""
     most = [rows for rows in (context, config.n_context) if rows is not None]
     return min(most, default=None)
+
+
+def room(config: Config, itemsize: int) -> int:
+    """How many tokens a GiB of keys and values holds."""
+    size = config.sizes
+    row = 2 * size["l"] * size["k"] * size["h"] * itemsize
+    return min(max(2**30 // max(row, 1), 1), AT_ONCE)
 
 
 def stop_tokens(tokenizer: Tokenizer, stop: str) -> Tokens:
@@ -131,12 +159,29 @@ def stop_tokens(tokenizer: Tokenizer, stop: str) -> Tokens:
         ValueError: a text that never comes, or that is no text.
     """
     try:
-        tokens = tokenizer.encode(stop)
+        tokens = frame(tokenizer).plain.encode(stop)
     except ValueError as error:
         raise ValueError(f"the text to stop at, {stop!r}, cannot come: {error}") from error
     if not len(tokens):
         raise ValueError(f"the text to stop at, {stop!r}, is empty; give one that can come")
     return tokens
+
+
+def until(texts: Iterable[str], stops: Sequence[str], since: int) -> Iterator[str]:
+    """The texts up to the end of the first stop that begins after so many characters.
+
+    >>> list(until(["a.", "b", ".c", "d"], [".c", "d"], 2))
+    ['a.', 'b', '.c']
+    """
+    come = ""
+    for text in texts:
+        before, come = len(come), come + text
+        ends = [at + len(stop) for stop in stops if (at := come.find(stop, since)) >= 0]
+        if ends:
+            yield text[: min(ends) - before]
+            return
+        since = max(since, len(come) - max(map(len, stops), default=0))
+        yield text
 
 
 def show(texts: Iterable[str]) -> None:
@@ -156,8 +201,9 @@ def main(args: list[str] | None = None) -> int:
     command = tyro.cli(Command, prog="python -m train.sample", args=args)
     noted: list[Piece] = []
     try:
-        tokenizer, prompt, pieces = begin(command)
-        show(stream_text(tokenizer, itertools.chain([prompt], timed(pieces, noted))))
+        tokenizer, prompt, pieces, stops = begin(command)
+        texts = stream_text(tokenizer, itertools.chain([prompt], timed(pieces, noted)))
+        show(until(texts, stops, len(tokenizer.decode(prompt))))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import UInt
 
 from jaxformer.checkpoint import replacement
+from jaxformer.subwords import Subwords
 from jaxformer.tokenizer import Tokenizer, Tokens, from_json
 from jaxformer.transformer import check_vocabulary
+from train.encoding import encode_pieces
 
 MAGIC = b"jaxformer tokens"
 VERSION = 1
@@ -61,12 +63,12 @@ def write_tokens(path: Path, tokenizer: Tokenizer, pieces: Iterable[str]) -> Tok
     n_tokens = n_characters = 0
     with replacement(path) as file:
         _write(path, file, pack_header(tokenizer, 0, 0, digest.digest()))  # holds the place
-        for block in _blocks(pieces):
-            data = _encode(tokenizer, block, n_characters).astype(dtype).tobytes()
+        for tokens, characters in _encode_all(tokenizer, pieces):
+            data = tokens.astype(dtype).tobytes()
             digest.update(data)
             _write(path, file, data)
-            n_tokens += len(data) // dtype.itemsize
-            n_characters += len(block)
+            n_tokens += len(tokens)
+            n_characters += characters
         if not n_tokens:
             raise ValueError(f"there is no text to write into {path}; give it some")
         file.seek(0)
@@ -177,6 +179,17 @@ def _read_tokenizer(path: Path, written: bytes, n_vocab: int, width: int) -> Tok
             f"tokenizer has {tokenizer.n_vocab}; prepare it again"
         )
     return tokenizer
+
+
+def _encode_all(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[tuple[Tokens, int]]:
+    """The tokens of the whole text, and of how many characters they are, part by part."""
+    if isinstance(tokenizer, Subwords):
+        yield from encode_pieces(tokenizer, pieces, BLOCK)
+        return
+    done = 0
+    for block in _blocks(pieces):
+        yield _encode(tokenizer, block, done), len(block)
+        done += len(block)
 
 
 def _blocks(pieces: Iterable[str]) -> Iterator[str]:

@@ -1,0 +1,59 @@
+"""What a Recipe names, opened: its text, and the model to go on from, if there is one."""
+
+import dataclasses
+import hashlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxformer.config import Config
+from jaxformer.params import Params
+from jaxformer.pretrained import load, load_config
+from jaxformer.tokenizer import Tokenizer
+from train.about import find_model
+from train.data import Data, open_data
+from train.recipe import Architecture, Recipe
+from train.tasks import TASKS
+
+
+class Opened(NamedTuple):
+    """A Recipe and what it is about."""
+
+    recipe: Recipe
+    """with the Config of the model that it starts from"""
+    config: Config
+    data: Data
+    first: Params | None = None
+    """of the model that it starts from, in float32; None: there is none"""
+    sha256: str | None = None
+    """of that model: its tokenizer and its parameters"""
+
+
+def open_recipe(recipe: Recipe) -> Opened:
+    """The text, the model and their Config.
+
+    Raises:
+        ValueError: there is no such corpus; a model that jaxformer cannot compute; one of them does not fit the other,
+            or the Recipe.
+        OSError: the corpus or the model cannot be read or downloaded.
+    """
+    if recipe.start is None:
+        data = open_data(recipe)
+        return Opened(recipe, recipe.config.for_tokenizer(data.tokenizer), data)
+    if recipe.corpus in TASKS:
+        open_data(recipe)  # refuses it before the model is read
+    place, _ = find_model(recipe.start)
+    config = load_config(place)
+    recipe = dataclasses.replace(recipe, config=Architecture(**dataclasses.asdict(config)))
+    recipe.check_context()
+    config, params, tokenizer = load(place, dtype="float32")
+    data = open_data(recipe, tokenizer)
+    return Opened(recipe, config, data, params, _hash(params, tokenizer))
+
+
+def _hash(params: Params, tokenizer: Tokenizer | None) -> str:
+    digest = hashlib.sha256(b"" if tokenizer is None else tokenizer.to_json().encode())
+    for array in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
