@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jaxformer import Bytes, Characters, forward, keep
 from jaxformer.subwords import Subwords, byte_level, sentencepiece, template
 from tests.models import SEED, random_params
-from tests.test_subwords import CORPUS, ODD, gemma, prepended, trained
 from tests.tuned import TEXT, subwords
+from tests.vocabs import CORPUS, ODD, gemma, prepended, trained
 from train import encoding, tokenfile
 from train.corpora import load_corpus
 from train.encoding import encode_pieces, frame, opening, sayable, vocabulary

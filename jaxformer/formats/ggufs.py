@@ -62,7 +62,7 @@ class GGUF:
         count = (last - first) * place.block_bytes
         data = np.empty(count, np.uint8)
         self._file.seek(place.start + first * place.block_bytes)
-        if self._file.readinto(data) != count:
+        if self._file.readinto(data.data) != count:
             raise ValueError(f"{self.path} was cut short since it was opened")
         return data
 
