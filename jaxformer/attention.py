@@ -125,7 +125,7 @@ def visible(
     if config.window is None:
         return back >= 0
     within = back < config.window
-    if not config.forgets:
+    if config.horizon is None:
         within |= ~jnp.array(config.local_layers)[layer]
     return (back >= 0) & within & (theirs >= 0)
 
@@ -163,7 +163,7 @@ def mix_blocked(
     _refuse_unformed("blocked", q, k, tap)
     mixed = []
     for rows in query_blocks(q.shape[1]):
-        oldest = max(rows.start + 1 - (config.window or 0), 0) if config.forgets else 0
+        oldest = 0 if config.horizon is None else max(rows.start - config.horizon + 1, 0)
         seen = slice(oldest, rows.stop) if aligned else slice(None)
         part = q[:, rows], k[:, seen], v[:, seen]
         mixed.append(_mix(config, *part, visible[rows, seen], Tap()))

@@ -117,7 +117,7 @@ def _shape(config: Config, rows: int) -> tuple[int, ...]:
 
 def endless(config: Config, rows: int, tokens: int) -> bool:
     """Whether rows can go round for ever: all that a window shows is still there after so many new tokens."""
-    return config.forgets and rows >= (config.window or 0) + tokens - 1
+    return config.horizon is not None and rows >= config.horizon + tokens - 1
 
 
 def remember(
@@ -141,7 +141,7 @@ def recall(stored: Stored, dtype: Any) -> Float[Array, "*k s h"]:
 def row_positions(config: Config, rows: int, last: Int[Array, ""]) -> Int[Array, " s"]:
     """The position that each row holds once `last` is written; below 0 or above `last` if none yet."""
     row = jnp.arange(rows, dtype=jnp.int32)
-    return last - (last - row) % rows if config.forgets else row
+    return row if config.horizon is None else last - (last - row) % rows
 
 
 def quantized(vectors: Float[Array, "*n h"]) -> Quantized:
@@ -169,7 +169,7 @@ def _write_rows(
     old: Shaped[Array, "k s h"], config: Config, new: Shaped[Array, "k t h"], start: Array
 ) -> Shaped[Array, "k s h"]:
     rows, tokens = old.shape[1], new.shape[1]
-    if config.forgets:
+    if config.horizon is not None:
         start = start % rows
         if tokens > 1:  # these may go over the end and on at the beginning
             places = (start + jnp.arange(tokens, dtype=jnp.int32)) % rows

@@ -176,9 +176,9 @@ class Config:
         return tuple(has and pattern[i % len(pattern)] == "L" for i in range(self.n_layers))
 
     @property
-    def forgets(self) -> bool:
-        """Whether every layer has the window: what lies before it, nothing will ever read again."""
-        return self.window is not None and all(self.local_layers)
+    def horizon(self) -> int | None:
+        """The latest positions that any layer sees: the window, if all have it; None: all up to its own."""
+        return self.window if all(self.local_layers) else None
 
     def has_bias(self, part: str) -> bool:
         """Whether a part has biases: "qkv", "o" (the heads' sum), "mlp" or "norm"."""

@@ -191,7 +191,7 @@ def _cut(out: Generated, config: Config, prompts: Prompts, n_tokens: int) -> Gen
         values = jax.lax.slice_in_dim(
             values, 0, n_tokens, axis=activation_axis(site) + (not prompts.single)
         )
-        if site in ("scores", "pattern") and not config.forgets:
+        if site in ("scores", "pattern") and config.horizon is None:
             values = values[..., : prompts.longest + n_tokens - 1]
         return values
 

@@ -116,11 +116,11 @@ def plan(config: Config, width: int, room: int) -> tuple[int, int]:
     rows = width + room
     if config.n_context is not None:
         rows = max(min(rows, config.n_context), width)
-    if config.window is None or not config.forgets:
+    if config.horizon is None:
         return rows, width
-    piece = min(width, bucket(config.window))
+    piece = min(width, bucket(config.horizon))
     piece = piece if width % piece == 0 else width
-    return min(rows, config.window + piece - 1), piece
+    return min(rows, config.horizon + piece - 1), piece
 
 
 def narrowed(params: Params, compute: Compute) -> Params:

@@ -111,9 +111,9 @@ def test_a_config_that_was_saved_before_a_choice_was_there_lacks_it_now():
 )
 def test_a_pattern_of_windows_begins_anew_after_its_last_letter(pattern: str, local, forgets: bool):
     config = dataclasses.replace(WINDOWED, n_layers=3, window_pattern=pattern)
-    assert (config.local_layers, config.forgets) == (local, forgets)
+    assert (config.local_layers, config.horizon is not None) == (local, forgets)
     endless = dataclasses.replace(SEED, n_layers=3)
-    assert (endless.local_layers, endless.forgets) == ((False,) * 3, False)
+    assert (endless.local_layers, endless.horizon is not None) == ((False,) * 3, False)
 
 
 @given(config=configs())

@@ -31,7 +31,7 @@ def batch(name: str):
 def by_position(config: Config, site: str, value: Any, length: int) -> np.ndarray:
     """The weight of each position, where a window lets the cache's rows go round."""
     value, known = np.asarray(value), site in ("scores", "pattern")
-    if not known or not config.forgets:
+    if not known or config.horizon is None:
         return value[..., :length] if known else value
     rows, missing = value.shape[-1], -np.inf if site == "scores" else 0.0
     placed = np.full((*value.shape[:-1], length), missing)

@@ -20,7 +20,7 @@ from jaxformer.families.family import Family
 from jaxformer.families.fields import Fields
 from jaxformer.families.fill import wanted
 from jaxformer.families.layout import foreign_shape, to_theirs
-from jaxformer.families.rotary import shortest
+from jaxformer.families.windows import shortest
 from jaxformer.params import Params, check_params, stacked
 from jaxformer.spec import path_name
 from jaxformer.tokenizer import Tokenizer

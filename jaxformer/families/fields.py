@@ -102,6 +102,19 @@ class Fields:
             raise ValueError(f"{self.say(name)}; it must be at least 1")
         return value
 
+    def heads(self, width: str, usual_width: int, heads: str, usual_heads: int) -> tuple[int, int]:
+        """The stream's width and the number of heads that share it, by their names and defaults.
+
+        Raises:
+            ValueError: as `size`, and heads that the width cannot be shared by.
+        """
+        d, n = self.size(width, usual_width), self.size(heads, usual_heads)
+        if d % n:
+            raise ValueError(
+                f"{self.where} has {width}={d}, which is not a multiple of {heads}={n}"
+            )
+        return d, n
+
     def layers(self, name: str, default: int) -> int:
         """The number of layers, each of which will have its names listed.
 

@@ -9,10 +9,11 @@ from typing import Any
 from jaxformer.config import Config
 from jaxformer.families.family import Family
 from jaxformer.families.fields import Fields
-from jaxformer.families.llama import BIASES, BUFFERS, take_shape, weights, write_shape
-from jaxformer.families.rotary import take_rotary, take_windows, write_layer_types
+from jaxformer.families.llama import BIASES, BUFFERS, SIZES, take_shape, weights, write_shape
+from jaxformer.families.rotary import take_rotary
+from jaxformer.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
 
-SIZES = {
+GEMMA_SIZES = SIZES | {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 256,
 }  # fmt: skip
@@ -38,9 +39,8 @@ def take_gemma(
     """
     shape = take_shape(
         fields,
-        sizes=SIZES | {"vocab_size": n_vocab},
-        act="hidden_activation",
-        activation="gelu_pytorch_tanh",
+        sizes=GEMMA_SIZES | {"vocab_size": n_vocab},
+        act=("hidden_activation", "gelu_pytorch_tanh"),
         tied=True,
     )
     fields.ignore("hidden_act")  # transformers does not read it here
@@ -48,14 +48,7 @@ def take_gemma(
     scalar = fields.take("query_pre_attn_scalar", "number", 256)
     if not scalar > 0:
         raise ValueError(f"{fields.where} has query_pre_attn_scalar={scalar}; it must be positive")
-    usual = [
-        "full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(n_layers)
-    ]
-    types = fields.take("layer_types", "list", None) or usual
-    if len(types) != n_layers:
-        raise ValueError(
-            f"{fields.where} has {len(types)} layer_types, and num_hidden_layers={n_layers}"
-        )
+    usual = [GLOBAL if (i + 1) % pattern == 0 else LOCAL for i in range(n_layers)]
     window = fields.optional("sliding_window", "int", 4096)
     attention_cap, logit_cap = (fields.optional(name, "number", cap) for name, cap in caps.items())
     return shape | {
@@ -66,7 +59,7 @@ def take_gemma(
         "attention_scale": None if scalar == d_head else float(scalar) ** -0.5,
         "attention_cap": None if attention_cap is None else float(attention_cap),
         "logit_cap": None if logit_cap is None else float(logit_cap),
-        **take_windows(fields, window, types),
+        **take_layer_types(fields, window, usual),
     }
 
 

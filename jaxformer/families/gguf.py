@@ -10,6 +10,7 @@ from jaxformer.config import Config
 from jaxformer.families.family import Family, Weight
 from jaxformer.families.fields import Fields
 from jaxformer.families.gguf_names import DIALECTS, Dialect
+from jaxformer.families.windows import GLOBAL, LOCAL
 from jaxformer.formats import Source
 
 UNREAD = frozenset(
@@ -110,7 +111,7 @@ def _unsaid(given: Fields, dialect: Dialect, sizes: Fields) -> dict[str, Any]:
     whole = sizes.size("hidden_size") // heads if n_layers == dialect.largest else width
     types = _layer_types(given, n_layers)
     if "sliding_window" not in theirs and dialect.family.name == "gemma3_text":
-        types = ["full_attention"] * n_layers
+        types = [GLOBAL] * n_layers
     theirs |= {} if types is None else {"layer_types": types}
     return theirs | {"query_pre_attn_scalar": whole}
 
@@ -125,7 +126,7 @@ def _layer_types(given: Fields, n_layers: int) -> list[str] | None:
         if period is None:
             return None
         local = [(i + 1) % period != 0 for i in range(n_layers)]
-    return ["sliding_attention" if each else "full_attention" for each in local]
+    return [LOCAL if each else GLOBAL for each in local]
 
 
 def _scaling(source: Source, given: Fields, sizes: Fields) -> dict[str, Any]:

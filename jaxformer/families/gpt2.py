@@ -12,17 +12,20 @@ from jaxformer.config import Config
 from jaxformer.families.family import Family, Weight, normed
 from jaxformer.families.fields import Fields, name_of
 
+SUMMARY = (
+    "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+    "summary_first_dropout",
+)  # fmt: skip
+"""Fields of models that classify."""
+
 
 def read(fields: Fields) -> Config:
     """Our Config of a GPT2Config."""
-    d, n = fields.size("n_embd", 768), fields.size("n_head", 12)
-    if d % n:
-        raise ValueError(f"{fields.where} has n_embd={d}, which is not a multiple of n_head={n}")
+    d, n = fields.heads("n_embd", 768, "n_head", 12)
     scaled = fields.take("scale_attn_weights", "bool", True)
     # Computes attention in float32, as jaxformer always does.
     fields.ignore("reorder_and_upcast_attn", "n_ctx")
-    fields.ignore("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_type", "summary_use_proj")
-    fields.ignore("summary_activation", "summary_proj_to_labels", "summary_first_dropout")
+    fields.ignore("resid_pdrop", "embd_pdrop", "attn_pdrop", *SUMMARY)
     return Config(
         n_layers=fields.layers("n_layer", 12),
         d_model=d,

@@ -9,23 +9,17 @@ from typing import Any
 from jaxformer.config import Config
 from jaxformer.families.family import Family, Weight, linear, normed
 from jaxformer.families.fields import Fields, name_of
-from jaxformer.families.rotary import take_windows
+from jaxformer.families.gpt2 import SUMMARY
+from jaxformer.families.windows import windows
 
 
 def read(fields: Fields) -> Config:
     """Our Config of a GPTNeoConfig."""
-    d, n = fields.size("hidden_size", 2048), fields.size("num_heads", 16)
-    if d % n:
-        raise ValueError(
-            f"{fields.where} has hidden_size={d}, which is not a multiple of num_heads={n}"
-        )
+    d, n = fields.heads("hidden_size", 2048, "num_heads", 16)
     n_layers = fields.layers("num_layers", 24)
     window = fields.size("window_size", 256)
     fields.ignore("resid_dropout", "embed_dropout", "attention_dropout", "classifier_dropout")
-    fields.ignore(
-        "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"
-    )
-    fields.ignore("summary_first_dropout")
+    fields.ignore(*SUMMARY)
     return Config(
         n_layers=n_layers,
         d_model=d,
@@ -41,7 +35,7 @@ def read(fields: Fields) -> Config:
         bias="all_but_qkv",
         tied=fields.take("tie_word_embeddings", "bool", True),
         attention_scale=1.0,
-        **take_windows(fields, window, layer_types(fields, n_layers), where="attention_types"),
+        **windows(fields, window, layer_types(fields, n_layers), "attention_types"),
     )
 
 

@@ -16,12 +16,7 @@ from jaxformer.families.rotary import take_rotary, write_rotary
 
 def read(fields: Fields) -> Config:
     """Our Config of a GPTNeoXConfig."""
-    d = fields.size("hidden_size", 6144)
-    n = fields.size("num_attention_heads", 64)
-    if d % n:
-        raise ValueError(
-            f"{fields.where} has hidden_size={d}, which is not a multiple of num_attention_heads={n}"
-        )
+    d, n = fields.heads("hidden_size", 6144, "num_attention_heads", 64)
     fields.ignore("attention_dropout", "hidden_dropout", "classifier_dropout")
     fields.ignore("attention_probs_dropout_prob", "hidden_dropout_prob")
     biased = fields.take("attention_bias", "bool", True)

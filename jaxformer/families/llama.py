@@ -19,12 +19,18 @@ BIASES: dict[tuple[bool, bool], Bias] = {
 """By whether attention has them, and the MLP; RMS norms never do."""
 
 
+SIZES: Mapping[str, int | None] = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000,
+    "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None,
+}  # fmt: skip
+"""Transformers' defaults for Llama; the others have some of their own."""
+
+
 def take_shape(
     fields: Fields,
     *,
-    sizes: Mapping[str, int | None],
-    act: str = "hidden_act",
-    activation: str = "silu",
+    sizes: Mapping[str, int | None] = SIZES,
+    act: tuple[str, str] = ("hidden_act", "silu"),
     epsilon: float = 1e-6,
     tied: bool = False,
 ) -> dict[str, Any]:
@@ -32,42 +38,34 @@ def take_shape(
 
     Args:
         fields: of the config.
-        sizes: defaults of hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
-            num_key_value_heads, vocab_size and head_dim.
-        act: the name of the nonlinearity's field.
-        activation: its default.
+        sizes: the defaults of the sizes.
+        act: the name of the nonlinearity's field, and its default.
         epsilon: the default of rms_norm_eps.
         tied: the default of tie_word_embeddings.
 
     Raises:
         ValueError: a width that the heads do not divide.
     """
-    n_layers = fields.layers("num_hidden_layers", sizes["num_hidden_layers"] or 0)
-    size = {
-        name: fields.size(name, default)
-        for name, default in sizes.items()
-        if name not in ("num_hidden_layers", "num_key_value_heads")
-    }
+    apart = ("num_hidden_layers", "num_key_value_heads")
+    size = {name: fields.size(name, own) for name, own in sizes.items() if name not in apart}
     d, n = size["hidden_size"], size["num_attention_heads"]
-    if size.get("head_dim") is None and d % n:
+    if size["head_dim"] is None and d % n:
         raise ValueError(
             f"{fields.where} has hidden_size={d}, which is not a multiple of num_attention_heads={n}, and no head_dim"
         )
-    kv = sizes["num_key_value_heads"]
-    kv = fields.size("num_key_value_heads", None if "num_key_value_heads" in fields.values else kv)
-    kv = n if kv is None else kv
+    kv = fields.optional("num_key_value_heads", "int", sizes["num_key_value_heads"])
     fields.ignore("attention_dropout")
     return {
-        "n_layers": n_layers,
+        "n_layers": fields.layers("num_hidden_layers", sizes["num_hidden_layers"] or 0),
         "d_model": d,
         "n_heads": n,
-        "d_head": size.get("head_dim") or d // n,
+        "d_head": size["head_dim"] or d // n,
         "d_mlp": size["intermediate_size"],
         "n_vocab": size["vocab_size"],
         "n_kv_heads": None if kv == n else kv,
         "norm": "rms",
         "norm_epsilon": float(fields.take("rms_norm_eps", "number", epsilon)),
-        "activation": fields.activation(act, activation),
+        "activation": fields.activation(*act),
         "gated": True,
         "tied": fields.take("tie_word_embeddings", "bool", tied),
     }
@@ -121,13 +119,7 @@ BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 def read(fields: Fields) -> Config:
     """Our Config of a LlamaConfig."""
-    shape = take_shape(
-        fields,
-        sizes={
-            "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000,
-            "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None,
-        },
-    )  # fmt: skip
+    shape = take_shape(fields)
     fields.demand("rope_interleaved", False)
     biased = fields.take("attention_bias", "bool", False), fields.take("mlp_bias", "bool", False)
     return Config(**shape, bias=BIASES[biased], **take_rotary(fields))

@@ -9,19 +9,14 @@ from typing import Any
 from jaxformer.config import Config
 from jaxformer.families.family import Family
 from jaxformer.families.fields import Fields
-from jaxformer.families.llama import BEFORE, BUFFERS, take_shape, weights, write_shape
+from jaxformer.families.llama import BEFORE, BUFFERS, SIZES, take_shape, weights, write_shape
 from jaxformer.families.rotary import take_rotary
 
 
 def read(fields: Fields) -> Config:
     """Our Config of a MistralConfig."""
-    shape = take_shape(
-        fields,
-        sizes={
-            "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 32000,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": None,
-        },
-    )  # fmt: skip
+    own = {"intermediate_size": 14336, "num_key_value_heads": 8}
+    shape = take_shape(fields, sizes=SIZES | own)
     window = fields.optional("sliding_window", "int", 4096)
     return Config(**shape, window=window, **take_rotary(fields))
 

@@ -9,7 +9,15 @@ from typing import Any
 from jaxformer.config import Config
 from jaxformer.families.family import Family
 from jaxformer.families.fields import Fields
-from jaxformer.families.llama import BIASES, BUFFERS, head_norms, take_shape, weights, write_shape
+from jaxformer.families.llama import (
+    BIASES,
+    BUFFERS,
+    SIZES,
+    head_norms,
+    take_shape,
+    weights,
+    write_shape,
+)
 from jaxformer.families.rotary import take_rotary
 
 AFTER = {
@@ -20,14 +28,7 @@ AFTER = {
 
 def read(fields: Fields) -> Config:
     """Our Config of an Olmo2Config."""
-    shape = take_shape(
-        fields,
-        sizes={
-            "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 50304,
-            "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None,
-        },
-        epsilon=1e-5,
-    )  # fmt: skip
+    shape = take_shape(fields, sizes=SIZES | {"vocab_size": 50304}, epsilon=1e-5)
     bias = BIASES[fields.take("attention_bias", "bool", False), False]
     return Config(**shape, bias=bias, norm_place="after", qk_norm="all", **take_rotary(fields))
 

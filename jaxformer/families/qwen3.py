@@ -18,13 +18,13 @@ from jaxformer.families.llama import (
     weights,
     write_shape,
 )
-from jaxformer.families.qwen2 import SIZES, take_late_windows, write_windows
+from jaxformer.families.qwen2 import QWEN_SIZES, take_late_windows, write_windows
 from jaxformer.families.rotary import take_rotary
 
 
 def read(fields: Fields) -> Config:
     """Our Config of a Qwen3Config."""
-    shape = take_shape(fields, sizes=SIZES | {"head_dim": 128})
+    shape = take_shape(fields, sizes=QWEN_SIZES | {"head_dim": 128})
     bias = BIASES[fields.take("attention_bias", "bool", False), False]
     windows = take_late_windows(fields, shape["n_layers"])
     return Config(**shape, bias=bias, qk_norm="head", **windows, **take_rotary(fields))
