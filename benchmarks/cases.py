@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import Config
+from jaxformer.formats import is_gguf
+from jaxformer.jsonfile import read_object
 from jaxformer.pretrained import load_config, read_foreign
-from train.about import find_model, is_gguf
+from train.about import find_model
 
 
 class Case(NamedTuple):
@@ -80,17 +82,12 @@ def read_config(path: str) -> Config:
     place = Path(path)
     if place.suffix != ".json" and (not place.is_file() or is_gguf(place)):
         return load_config(find_model(path)[0])
-    text = place.read_text(encoding="utf-8")
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
-    if isinstance(fields, dict) and "model_type" in fields:
+    fields = read_object(place)
+    if "model_type" in fields:
         return read_foreign(place)[1]
-    if isinstance(fields, dict) and "format" in fields:  # a model.json
-        text = json.dumps(fields.get("config"))
+    own = fields.get("config") if "format" in fields else fields  # of a model.json
     try:
-        return Config.from_json(text)
+        return Config.from_json(json.dumps(own))
     except ValueError as error:
         raise ValueError(
             f"{path} is no Config of ours, nor, without a model_type, Hugging Face's: {error}"

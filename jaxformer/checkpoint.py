@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import Config
+from jaxformer.jsonfile import explained, read_object
 from jaxformer.params import Params, abstract, check_params
 from jaxformer.spec import path_name
 from jaxformer.subwords import Subwords
@@ -79,48 +80,37 @@ def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | No
         FileNotFoundError: no model is there.
         ValueError: a file that `save` did not write, or that was cut short or changed since.
     """
-    config, tokenizer = load_config(folder), load_tokenizer(folder)
-    return config, load_params(folder), tokenizer
+    saved = Saved(folder)
+    return saved.config, saved.params(), saved.tokenizer()
 
 
-def load_config(folder: str | os.PathLike[str]) -> Config:
-    """The Config of the model in a folder that `save` wrote.
-
-    Raises:
-        FileNotFoundError: no model is there.
-        ValueError: a file that `save` did not write, or that was cut short or changed since.
-    """
-    path = Path(folder) / "model.json"
-    model = _read_json(path)
-    return _explained(path, lambda: Config.from_json(json.dumps(model["config"])))
-
-
-def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
-    """The tokenizer of the model in a folder that `save` wrote, if it has one.
+class Saved:
+    """The model in a folder that `save` wrote: its Config, and the rest when it is asked for.
 
     Raises:
         FileNotFoundError: no model is there.
         ValueError: a file that `save` did not write, or that was cut short or changed since.
     """
-    path = Path(folder) / "model.json"
-    kept, config = _read_json(path)["tokenizer"], load_config(folder)
-    if kept is None:
-        return None
-    tokenizer = _explained(path, lambda: from_json(json.dumps(kept)))
-    _explained(path, lambda: _check_tokenizer(tokenizer, config))
-    return tokenizer
 
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder, self.path = Path(folder), Path(folder) / "model.json"
+        self.model = _read_model(self.path)
+        self.config = explained(
+            self.path, lambda: Config.from_json(json.dumps(self.model["config"]))
+        )
 
-def load_params(folder: str | os.PathLike[str]) -> Params:
-    """The parameters of the model in a folder that `save` wrote.
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer, if it has one."""
+        if self.model["tokenizer"] is None:
+            return None
+        text = json.dumps(self.model["tokenizer"])
+        tokenizer = explained(self.path, lambda: from_json(text))
+        explained(self.path, lambda: _check_tokenizer(tokenizer, self.config))
+        return tokenizer
 
-    Raises:
-        FileNotFoundError: no model is there.
-        ValueError: a file that `save` did not write, or that was cut short or changed since.
-    """
-    folder = Path(folder)
-    named = _read_json(folder / "model.json")["parameters"]
-    return _read_params(folder, named, load_config(folder))
+    def params(self) -> Params:
+        """Its parameters."""
+        return _read_params(self.folder, self.model["parameters"], self.config)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -165,25 +155,15 @@ def _check_tokenizer(tokenizer: Tokenizer | None, config: Config) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_model(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no model: there is no {path.name} in it")
-    try:
-        model = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
-    if not isinstance(model, dict) or model.get("format") != FORMAT:
+    model = read_object(path)
+    if model.get("format") != FORMAT:
         raise ValueError(f'{path} is not a model of ours: it lacks "format": "{FORMAT}"')
     if missing := {"config", "tokenizer", "parameters"} - model.keys():
         raise ValueError(f"{path} lacks {min(missing)!r}; it was changed after it was saved")
     return model
-
-
-def _explained(path: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_params(folder: Path, named: Any, config: Config) -> Params:

@@ -51,8 +51,7 @@ def normalize(
 
     @recomputed
     def spread(state: Float[Array, "t d"]) -> Float[Array, "t 1"]:
-        mean_square = jnp.mean(jnp.square(centre(state.astype(dtype))), axis=-1, keepdims=True)
-        return jnp.sqrt(mean_square + config.norm_epsilon)
+        return _size(centre(state.astype(dtype)), config, -1)
 
     @recomputed
     def scaled(state: Float[Array, "t d"], scale: Float[Array, "t 1"]) -> Float[Array, "t d"]:
@@ -83,11 +82,17 @@ def normalize_heads(
     @recomputed
     def scaled(vectors: Float[Array, "t n h"]) -> Float[Array, "t n h"]:
         wider = widened(vectors)
-        mean_square = jnp.mean(jnp.square(wider), axis=axes, keepdims=True)
-        normed = wider / jnp.sqrt(mean_square + config.norm_epsilon)
-        return (normed * norm_gain(w.astype(wider.dtype), config)).astype(vectors.dtype)
+        normed = wider / _size(wider, config, axes) * norm_gain(w.astype(wider.dtype), config)
+        return normed.astype(vectors.dtype)
 
     return scaled(vectors)
+
+
+def _size(
+    values: Float[Array, "..."], config: Config, axes: int | tuple[int, int]
+) -> Float[Array, "..."]:
+    """√(mean(x²) + ε) over some axes, which stay as 1."""
+    return jnp.sqrt(jnp.mean(jnp.square(values), axis=axes, keepdims=True) + config.norm_epsilon)
 
 
 CENTRES: dict[str, Callable[[Float[Array, "t d"]], Float[Array, "t d"]]] = {

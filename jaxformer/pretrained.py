@@ -1,28 +1,29 @@
 """Models that people have: folders and files of ours, of Hugging Face and of llama.cpp, by one function."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxformer import checkpoint
+from jaxformer.checkpoint import Saved
 from jaxformer.config import Config
 from jaxformer.families import find_family
 from jaxformer.families.family import Family
 from jaxformer.families.fields import Fields
-from jaxformer.families.fill import Put, own_dtype, read_params
+from jaxformer.families.fill import Put, read_params
 from jaxformer.families.gguf import read_config
-from jaxformer.formats import Source, open_folder, open_gguf
+from jaxformer.families.plan import own_dtype, plan
+from jaxformer.formats import Source, is_gguf, open_folder, open_gguf
 from jaxformer.formats.folder import FORMS
 from jaxformer.formats.source import copy_checked
 from jaxformer.hub import Part, fetch
+from jaxformer.jsonfile import explained, read_object
 from jaxformer.params import Params, partition
 from jaxformer.spec import path_name
 from jaxformer.tokenizer import Tokenizer
@@ -145,11 +146,11 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     """
     place = _model_in(_found(path, "a config"))
     if place.name == "model.json":
-        return checkpoint.load_config(place.parent)
+        return Saved(place.parent).config
     if place.name == "config.json":
         return read_foreign(place)[1]
     with open_gguf(place) as source:
-        return _explained(place, lambda: read_config(source, source.fields))[1]
+        return explained(place, lambda: read_config(source, source.fields))[1]
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
@@ -164,7 +165,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
     """
     place = _model_in(_found(path, "a tokenizer"))
     if place.name == "model.json":
-        return checkpoint.load_tokenizer(place.parent)
+        return Saved(place.parent).tokenizer()
     if place.name == "config.json":
         return from_folder(place.parent)
     with open_gguf(place) as source:
@@ -179,7 +180,7 @@ def _model_in(place: Path) -> Path:
         ValueError: a file that says of no model what it is.
     """
     if place.is_file():
-        if place.name not in CONFIGS and place.suffix != ".gguf" and not _is_gguf(place):
+        if place.name not in CONFIGS and place.suffix != ".gguf" and not is_gguf(place):
             raise ValueError(
                 f"{place} is no GGUF file and tells no model by itself; give its folder, {place.parent}"
             )
@@ -197,15 +198,9 @@ def _model_in(place: Path) -> Path:
     )
 
 
-def _is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
-
-
 def _load_ours(folder: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer | None]:
-    config = checkpoint.load_config(folder)
-    tokenizer = wish.words(lambda: checkpoint.load_tokenizer(folder))
-    params = checkpoint.load_params(folder)
+    saved = Saved(folder)
+    config, tokenizer, params = saved.config, wish.words(saved.tokenizer), saved.params()
     if wish.dtype is None and wish.mesh is None:
         return config, params, tokenizer
     put = wish.putter(config, wish.dtype or str(params.W_E.dtype))
@@ -231,14 +226,15 @@ def _load_folder(folder: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer |
 
 def _load_gguf(path: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer | None]:
     with open_gguf(path) as source:
-        family, config = _explained(path, lambda: read_config(source, source.fields))
+        family, config = explained(path, lambda: read_config(source, source.fields))
         tokenizer = wish.words(lambda: from_gguf(source.fields, path))
         return config, _read(source, family, config, wish), tokenizer
 
 
 def _read(source: Source, family: Family, config: Config, wish: _Wish) -> Params:
-    dtype = wish.dtype or own_dtype(source, family, config)
-    return read_params(source, family, config, jnp.dtype(dtype), wish.putter(config, dtype))
+    found = plan(source, family, config)
+    dtype = wish.dtype or own_dtype(found)
+    return read_params(found, jnp.dtype(dtype), wish.putter(config, dtype))
 
 
 def read_foreign(path: Path) -> tuple[Family, Config]:
@@ -248,12 +244,7 @@ def read_foreign(path: Path) -> tuple[Family, Config]:
         ValueError: a file that is no JSON object, or has a field twice; an unknown family, a field that jaxformer
             cannot compute with.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must be a JSON object, not {type(values).__name__}")
+    values = read_object(path)
     family = find_family(values.get("model_type"), str(path))
     fields = Fields(values, str(path))
 
@@ -262,27 +253,7 @@ def read_foreign(path: Path) -> tuple[Family, Config]:
         fields.finish()
         return config
 
-    return family, _explained(path, read)
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, which alone would let the last of two equal keys win."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name!r} is given twice in one object")
-        found[name] = value
-    return found
-
-
-def _explained(path: Path, read: Callable[[], Any]) -> Any:
-    """What was read; errors that do not name the file get its name."""
-    try:
-        return read()
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from error
+    return family, explained(path, read)
 
 
 def _found(path: str | os.PathLike[str], part: Part) -> Path:

@@ -41,9 +41,3 @@ def find_model(name: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], in
     home = folder.parent.parent if folder.parent.name == "models" else folder.parent
     about = home / "run.json"
     return folder, read_about(about)["recipe"]["context"] if about.is_file() else None
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file says that it is llama.cpp's."""
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"

@@ -20,9 +20,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from jaxformer.formats import is_gguf
 from jaxformer.pretrained import load_tokenizer
 from jaxformer.tokenizer import Bytes, Characters, Tokenizer, from_json
-from train.about import find_model, is_gguf
+from train.about import find_model
 from train.corpora import find_files, read_files
 from train.tokenfile import TokenFile, UnknownCharacter, is_token_file, write_tokens
 

@@ -18,8 +18,8 @@ from jaxformer.config import Config
 from jaxformer.families import find_family
 from jaxformer.families.family import Family
 from jaxformer.families.fields import Fields
-from jaxformer.families.fill import wanted
 from jaxformer.families.layout import foreign_shape, to_theirs
+from jaxformer.families.plan import wanted
 from jaxformer.families.windows import shortest
 from jaxformer.params import Params, check_params, stacked
 from jaxformer.spec import path_name

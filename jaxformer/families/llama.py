@@ -19,7 +19,7 @@ BIASES: dict[tuple[bool, bool], Bias] = {
 """By whether attention has them, and the MLP; RMS norms never do."""
 
 
-SIZES: Mapping[str, int | None] = {
+SIZES: dict[str, int | None] = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000,
     "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None,
 }  # fmt: skip

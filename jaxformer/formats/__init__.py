@@ -7,7 +7,7 @@ is not known here. Any bytes at all give the tensors that they say or a ValueErr
 """
 
 from jaxformer.formats.folder import open_folder
-from jaxformer.formats.ggufs import open_gguf
+from jaxformer.formats.ggufs import is_gguf, open_gguf
 from jaxformer.formats.source import Source, Tensor
 
-__all__ = ["Source", "Tensor", "open_folder", "open_gguf"]
+__all__ = ["Source", "Tensor", "is_gguf", "open_folder", "open_gguf"]

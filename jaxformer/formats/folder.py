@@ -1,17 +1,16 @@
 """A folder of weights as Hugging Face's libraries write it: one file, or shards and their index."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxformer.formats.pickled import Pickled
 from jaxformer.formats.safe import Safetensors
 from jaxformer.formats.source import Source, Tensor
+from jaxformer.jsonfile import read_object
 
 FORMS: dict[str, Callable[[Path], Source]] = {
     "model.safetensors": Safetensors,
@@ -101,11 +100,8 @@ def read_index(path: Path) -> dict[str, str]:
         FileNotFoundError: a shard is missing.
         ValueError: no such index, or a shard that would lie elsewhere.
     """
-    try:
-        index = json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
-    shards = index.get("weight_map") if isinstance(index, dict) else None
+    index = read_object(path)
+    shards = index.get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f'{path} has no "weight_map" from the names of tensors to files')
     beside = {file.name for file in path.parent.iterdir() if file.is_file()}
@@ -137,12 +133,3 @@ def check_shard(
         raise ValueError(
             f"{index_path.parent / shard} holds {name!r}; {index_path} places it {place}"
         )
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is given twice in one object")
-    return found

@@ -115,3 +115,9 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUF:
             f"reading {path} needs the gguf package; pip install 'jaxformer[hf]'"
         ) from error
     return GGUF(path)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file says that it is one."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.checkpoint import replace_file
+from jaxformer.jsonfile import read_object
 from jaxformer.subwords import Subwords, bpe, byte_level, check_merges
 from jaxformer.tokenizer import Tokenizer
 from jaxformer.vocabularies.classes import (
@@ -64,7 +65,7 @@ def from_folder(folder: str | os.PathLike[str]) -> Subwords | None:
             )
         return None
     path = whole if whole.is_file() else vocab
-    content = _read(path) if path is whole else _from_lists(vocab, folder / "merges.txt")
+    content = read_object(path) if path is whole else _from_lists(vocab, folder / "merges.txt")
     settings = _settings(folder)
     kind = _kind(folder, content if path is whole else {}, settings)
     if path is vocab and kind in PLAIN:
@@ -118,16 +119,6 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"not as it should be: {error!r}"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, no JSON object")
-    return content
-
-
 def _from_lists(vocab: Path, merges: Path) -> dict[str, Any]:
     """GPT-2's two files: the ids of tokens, and pairs to merge, one a line, the first pairs first."""
     if not merges.is_file():
@@ -138,7 +129,7 @@ def _from_lists(vocab: Path, merges: Path) -> dict[str, Any]:
         raise ValueError(f"{merges} is no UTF-8: {error}") from error
     lines = text.removesuffix("\n").split("\n")  # splitlines would part tokens too
     lines = [line.removesuffix("\r") for line in lines if line and not line.startswith("#version")]
-    ids = _read(vocab)
+    ids = read_object(vocab)
     try:
         check_merges(lines, ids)
     except ValueError as error:
@@ -149,19 +140,19 @@ def _from_lists(vocab: Path, merges: Path) -> dict[str, Any]:
 def _settings(folder: Path) -> dict[str, Any]:
     """What stands beside a tokenizer; files of before tokenizer_config.json listed all count where it does not."""
     path = folder / "tokenizer_config.json"
-    settings = _read(path) if path.is_file() else {}
+    settings = read_object(path) if path.is_file() else {}
     for name in REFUSED:
         if settings.get(name):
             raise ValueError(f"{path} has {name}={settings[name]!r}, which is not done here")
     if "added_tokens_decoder" in settings:
         return settings
     if (more := folder / "special_tokens_map.json").is_file():
-        settings |= _read(more)
+        settings |= read_object(more)
     if (more := folder / "added_tokens.json").is_file():
         special = {content_of(settings.get(name)) for name in NAMED}
         settings["added_tokens_decoder"] = {
             number: {"content": token, "special": token in special}
-            for token, number in _read(more).items()
+            for token, number in read_object(more).items()
         }
     return settings
 
@@ -169,7 +160,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _kind(folder: Path, content: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """The class that transformers would read a tokenizer with."""
     path = folder / "config.json"
-    config = _read(path) if path.is_file() else {}
+    config = read_object(path) if path.is_file() else {}
     pipeline = {name: part for name, part in content.items() if name != "model"}
     kind = class_of(config, settings, '"ByteLevel"' in json.dumps(pipeline))
     if kind not in CLASSES:
