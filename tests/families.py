@@ -6,8 +6,13 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
+
+from jaxformer import Config, forward
+from jaxformer.families import FAMILIES
 
 LLAMA = {
     "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -103,6 +108,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 """By name: model_type, class, and the arguments of its config."""
 
+ONE_EACH = [next(case for case, (own, _, _) in CASES.items() if own == f) for f in FAMILIES]
+"""Of each family one case."""
+
 TOKENS = [3, 17, 8, 8, 0, 23, 5, 11, 2, 9]
 """Longer than every window."""
 
@@ -152,3 +160,23 @@ def spots(gradient: np.ndarray) -> np.ndarray:
     flat = np.asarray(gradient).ravel()
     places = np.linspace(0, len(flat) - 1, 8).astype(int)
     return np.concatenate([[np.linalg.norm(flat)], flat[places]])
+
+
+def logits_and_gradient(params: Any, config: Config) -> tuple[jax.Array, jax.Array, Any]:
+    """The loss on `TOKENS`, their logits, and the gradient of the loss."""
+    tokens = jnp.asarray(TOKENS)
+
+    def loss(params):
+        logits = forward(params, config, tokens).logits
+        return -jax.nn.log_softmax(logits[:-1])[
+            jnp.arange(len(TOKENS) - 1), tokens[1:]
+        ].mean(), logits
+
+    (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return value, logits, gradient
+
+
+def close(found: Any, expected: Any, tolerance: float) -> None:
+    """Within the tolerance, times the largest number where that is above 1."""
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)

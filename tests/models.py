@@ -142,3 +142,9 @@ def compiled_flops(function: Any, *args: Any) -> float:
     """XLA's own count for a compiled function; a loop's body counts once."""
     analysis: Any = jax.jit(function).lower(*args).compile().cost_analysis()
     return analysis["flops"]
+
+
+def same(a: Any, b: Any) -> None:
+    """Trees of one structure, equal bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)

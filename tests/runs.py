@@ -1,5 +1,6 @@
 """Whole runs for the tests: a tiny one, its folder, and what makes two runs the same."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
+from train import loop
 from train.__main__ import main, parse
 from train.batches import Batch, draw_windows, host_starts
 from train.checkpoints import Checkpoints
@@ -104,3 +107,27 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> 
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+class Stops:
+    """Calls through to a function, but to another from the nth time on."""
+
+    def __init__(self, function: Any, nth: int, instead: Any):
+        self.function, self.left, self.instead = function, nth, instead
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.left -= 1
+        return (self.function if self.left else self.instead)(*args, **options)
+
+
+def stop_at(command: list[str], nth: int) -> None:
+    """The run, asked to stop as it draws batches for the nth time."""
+    draw = loop.draw
+
+    def asked(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return draw(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw", Stops(draw, nth, asked))
+        assert main(command) == 143

@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from jaxformer import Bytes, Characters, load, save
-from tests.models import CLASSIC, LATE, MODERN, NAMED, SEED, WINDOWED, random_params
-
-
-def same(a, b) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+from tests.crashes import crashes
+from tests.damage import damaged, write
+from tests.models import CLASSIC, LATE, MODERN, NAMED, SEED, WINDOWED, random_params, same
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -55,35 +52,14 @@ def test_float64_needs_64_bit_jax(tmp_path: Path):
         load(tmp_path)
 
 
-class Crash(BaseException):
-    """The machine stops here."""
-
-
 @pytest.mark.parametrize("moment", range(8))
 @pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
 def test_a_crash_at_any_moment_leaves_the_old_or_the_new_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, moment: int
+    tmp_path: Path, call: str, moment: int
 ):
     old, new = random_params(SEED, 0), random_params(MODERN, 1)
     save(tmp_path, SEED, old, Characters.of("abc"))
-    left = [moment]
-    owner = os if call == "fsync" else Path
-    real = getattr(owner, call)
-
-    def crash(*args, **options):
-        if left[0] == 0:
-            raise Crash
-        left[0] -= 1
-        return real(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, call, crash)
-        try:
-            save(tmp_path, MODERN, new, Characters.of("abc"))
-        except Crash:
-            crashed = True
-        else:
-            crashed = False
+    crashed = crashes(call, moment, lambda: save(tmp_path, MODERN, new, Characters.of("abc")))
     config, params, _ = load(tmp_path)
     assert crashed or config == MODERN
     same(params, old if config == SEED else new)
@@ -116,13 +92,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @settings(max_examples=60)
 def test_a_damaged_file_is_a_clear_error_or_the_right_model(saved, tmp_path: Path, data):
     name = data.draw(st.sampled_from(sorted(saved)))
-    content = saved[name]
-    place = data.draw(st.integers(0, len(content) - 1))
-    cut = data.draw(st.booleans())
-    flipped = bytes([content[place] ^ (1 << data.draw(st.integers(0, 7)))])
-    damaged = content[:place] if cut else content[:place] + flipped + content[place + 1 :]
-    for file, original in saved.items():
-        (tmp_path / file).write_bytes(damaged if file == name else original)
+    write(tmp_path, saved | {name: data.draw(damaged(saved[name]))})
     try:
         config, params, _ = load(tmp_path)
     except TypeCheckError:  # the tests' own type checks spoke before Config's: refused as well

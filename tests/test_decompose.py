@@ -1,7 +1,6 @@
 """The stream taken apart: parts sum to the whole, in float64, biases included, for any Config."""
 
 import dataclasses
-from functools import cache
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from jaxformer import Compute, Config, forward, shown, unstack
+from jaxformer import Compute, Config, forward, unstack
 from jaxformer.interp.components import (
     accumulated_labels,
     full_labels,
@@ -30,6 +29,7 @@ from jaxformer.interp.decompose import (
     neuron_results,
 )
 from jaxformer.interp.lens import apply_norm, logit_directions
+from tests.exact import LENGTH, agree, captured, tame
 from tests.models import (
     CLASSIC,
     MODERN,
@@ -41,36 +41,14 @@ from tests.models import (
     random_tokens,
 )
 
-LENGTH = 5
 LAYERED_NORM = dataclasses.replace(CLASSIC, tied=False, unembed_bias=True, n_kv_heads=2)
 BIGRAM = dataclasses.replace(CLASSIC, n_layers=0)
-
-
 TOKENS = jnp.array([3, 1, 4])
-
-
-def tame(config: Config, seed: int = 0) -> Any:
-    """Float64 parameters under which no stream without norms explodes, so that 1e-10 means something."""
-    return jax.tree.map(lambda array: 0.5 * array, random_params(config, seed, jnp.float64))
-
-
-def agree(found: Any, expected: Any, what: Any = "") -> None:
-    found, expected = np.asarray(found), np.asarray(expected)
-    bound = 1e-10 * max(1.0, float(np.abs(expected).max(initial=0.0)))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=bound, err_msg=str(what))
 
 
 def uncapped(logits: Any, config: Config) -> Any:
     cap = config.logit_cap
     return logits if cap is None else cap * jnp.arctanh(logits / cap)
-
-
-@cache
-def captured(config: Config) -> Any:
-    """Parameters, and a pass with everything in it."""
-    params, tokens = tame(config), random_tokens(config, LENGTH)
-    run = jax.jit(lambda params: forward(params, config, tokens, capture=shown(config)))
-    return params, run(params)
 
 
 def places(config: Config) -> list[tuple[int, bool]]:
@@ -273,31 +251,6 @@ def test_neurons_sum_to_their_layer_and_are_projected_without_being_formed(x64):
     assert "12x5xf64" in shapes
     assert "12x5x8xf64" not in shapes
     assert "12x8x5xf64" not in shapes
-
-
-@pytest.mark.parametrize("name", ["gemma", "olmo"])
-def test_parts_of_a_sum_that_is_normed_are_parts_of_the_normed_sum(name: str, x64):
-    """Whose norms have no bias, and whose MLPs have none either."""
-    config = NAMED[name]
-    params, out = captured(config)
-    acts = out.activations
-    heads = head_results(params, config, acts).reshape(2, 4, LENGTH, 8).sum(1)
-    bias = full_decomposition(params, config, acts)[-1]
-    agree(heads.sum(0) + bias, acts["attn_out"].sum(0))
-    assert np.any(bias) == (params.blocks.attn.b_O is not None)
-    neurons, one = neuron_results(params, config, acts, 1), jnp.arange(8.0)
-    agree(neurons.sum(0), acts["mlp_out"][1])
-    agree(neuron_results(params, config, acts, 1, onto=one), neurons @ one)
-    towards = logit_directions(params, config, acts, 3, 5)
-    written = direct_logit_attribution(params, config, acts, neurons, 3, 5)
-    agree(neuron_results(params, config, acts, 1, onto=towards), written)
-    for site, asked in (
-        ("attn_post_scale", lambda acts: head_results(params, config, acts)),
-        ("mlp_post_scale", lambda acts: neuron_results(params, config, acts, 1)),
-        ("mlp_post_scale", lambda acts: full_decomposition(params, config, acts, neurons=True)),
-    ):
-        with pytest.raises(ValueError, match=f"the activations lack '{site}'; this needs forward"):
-            asked({name: value for name, value in acts.items() if name != site})
 
 
 def test_neurons_of_a_layer_that_is_not_there_are_none_when_traced():

@@ -14,9 +14,9 @@ from jaxformer import Bytes, Config, export, forward, load, load_config, save
 from jaxformer.families import FAMILIES
 from jaxformer.subwords import Subwords, bpe, byte_level
 from jaxformer.vocabularies.folder import FILES
-from tests.families import golden
-from tests.models import SEED, random_params
-from tests.test_families import ONE_EACH, same
+from tests.crashes import crashes
+from tests.families import ONE_EACH, golden
+from tests.models import SEED, random_params, same
 
 CONFIG = Config(
     n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=6, n_vocab=5, position="rotary", norm="rms",
@@ -101,37 +101,16 @@ def test_a_tokenizer_that_cannot_be_exported_leaves_the_old_model(tmp_path: Path
     assert spoken is not None
 
 
-class Crash(BaseException):
-    """The machine stops here."""
-
-
 @pytest.mark.parametrize("moment", range(14))
 @pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
 def test_a_crash_at_any_moment_leaves_the_old_the_new_or_no_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, moment: int
+    tmp_path: Path, call: str, moment: int
 ):
     other = Config(**{**vars(CONFIG), "bias": "qkv"})
     old, new = random_params(CONFIG, 0), random_params(other, 1)
     export(tmp_path, CONFIG, old, words("abc"), "llama")
     (tmp_path / "added_tokens.json").write_text('{"d": 3}')
-    left = [moment]
-    owner = os if call == "fsync" else Path
-    real = getattr(owner, call)
-
-    def crash(*args, **options):
-        if left[0] == 0:
-            raise Crash
-        left[0] -= 1
-        return real(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, call, crash)
-        try:
-            export(tmp_path, other, new, words("cba"), "qwen2")
-        except Crash:
-            crashed = True
-        else:
-            crashed = False
+    crashed = crashes(call, moment, lambda: export(tmp_path, other, new, words("cba"), "qwen2"))
     try:
         config, params, tokenizer = load(tmp_path)
     except FileNotFoundError as error:

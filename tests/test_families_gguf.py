@@ -10,8 +10,8 @@ import pytest
 
 from jaxformer import forward, load
 from tests import ggufs
-from tests.families import CASES, TOKENS, golden
-from tests.test_families import close, same
+from tests.families import CASES, TOKENS, close, golden
+from tests.models import same
 
 KEPT = [
     "gpt2-plain", "gpt2-untied", "llama-plain", "llama-tied", "llama-multi_query", "llama-head_dim", "llama-linear",

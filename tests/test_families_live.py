@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 
 from jaxformer import Config, export, forward, load
 from jaxformer.families import FAMILIES
+from jaxformer.families.export import foreign_tensors
 from tests import ggufs, hf
-from tests.families import CASES, TOKENS, golden, spots
-from tests.test_families import ONE_EACH, close, same
+from tests.families import CASES, ONE_EACH, TOKENS, close, golden, logits_and_gradient, spots
+from tests.models import same
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers
 
@@ -50,6 +51,16 @@ def test_the_golden_files_hold_what_transformers_computes(case: str, tmp_path: P
     np.testing.assert_array_equal(found["greedy"], record.greedy)
     for name, expected in record.gradients.items():
         close(spots(found[f"gradient {name}"]), expected, 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_transformers_entry_by_entry(case: str, tmp_path: Path, x64):
+    golden(case).write(tmp_path)
+    config, params, _ = load(tmp_path, dtype="float64")
+    gradient = logits_and_gradient(params, config)[2]
+    theirs = foreign_tensors(FAMILIES[CASES[case][0]], config, gradient)
+    for name, tensor in theirs.items():
+        close(tensor, hf.answers(case)[f"gradient {name}"], 1e-10)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,17 @@ import pytest
 from jaxformer import Characters, Config, Params, Words, export, init, load, perplexity, save, score
 from tests.families import golden
 from tests.models import SEED, random_params
-from tests.runs import assert_same_run, check_refused, final_state, folder_of, numbers, options
-from tests.test_train_stops import Stops
+from tests.runs import (
+    assert_same_run,
+    check_refused,
+    final_state,
+    folder_of,
+    numbers,
+    options,
+    stop_at,
+)
 from tests.tuned import TEXT, foreign, quantised, subwords, text_at, tuning
-from train import loop, prepare, sample
+from train import prepare, sample
 from train.__main__ import main, parse
 from train.about import read_about
 from train.batches import cover, held_out_starts
@@ -77,15 +83,7 @@ def test_a_run_that_was_stopped_is_the_run_that_never_was(tmp_path: Path):
     start, text = foreign(tmp_path / "model"), text_at(tmp_path)
     whole, stopped = (tuning(start, text, tmp_path, name, "--seeds", "2") for name in ("a", "b"))
     assert main(whole) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        draw = loop.draw
-
-        def asked(*args: Any) -> Any:
-            signal.raise_signal(signal.SIGTERM)
-            return draw(*args)
-
-        patch.setattr(loop, "draw", Stops(draw, 2, asked))
-        assert main(stopped) == 143
+    stop_at(stopped, 2)
     assert numbers(folder_of(stopped))[-1]["step"] < 20
     assert main([*stopped, "--resume"]) == 0
     assert_same_run(whole, stopped)

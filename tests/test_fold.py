@@ -22,6 +22,7 @@ from jaxformer.interp.fold import (
 )
 from jaxformer.interp.refactor import svd_of_product
 from jaxformer.params import check_params
+from tests.exact import agree, tame
 from tests.models import (
     ATTENTION_ONLY,
     CLASSIC,
@@ -40,17 +41,6 @@ LAYER_NORM = dataclasses.replace(
 )
 WIDE = dataclasses.replace(LAYER_NORM, d_model=4, d_head=8, d_mlp=0, window=2)
 BIGRAM = dataclasses.replace(LAYER_NORM, n_layers=0)
-
-
-def tame(config: Config, seed: int = 0) -> Any:
-    """Float64 parameters under which no stream without norms explodes, so that 1e-10 means something."""
-    return jax.tree.map(lambda array: 0.5 * array, random_params(config, seed, jnp.float64))
-
-
-def agree(found: Any, expected: Any, what: str = "") -> None:
-    found, expected = np.asarray(found), np.asarray(expected)
-    bound = 1e-10 * max(1.0, float(np.abs(expected).max(initial=0.0)))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=bound, err_msg=what)
 
 
 def folds(config: Config) -> dict[str, Any]:

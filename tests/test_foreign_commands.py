@@ -173,7 +173,7 @@ BAD = {
         json.dumps({"n_layers": 3, "depth": 1}),
         "is no Config of ours, nor, without a model_type",
     ),
-    "a list": ("[1]", "a Config must be a JSON object"),
+    "a list": ("[1]", "bad.json must be a JSON object"),
     "unknown": (json.dumps({"model_type": "mamba"}), "mamba"),
 }
 

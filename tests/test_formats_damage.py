@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.formats import open_folder, open_gguf
+from tests.damage import write
 from tests.weightfiles import FORMS, reopen, write_gguf
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -59,8 +60,7 @@ def test_any_bytes_are_tensors_or_an_error_that_names_the_file(written, tmp_path
     else:  # headers are at the beginning, a zip file's directory is at the end
         for place in data.draw(st.lists(st.integers(-400, 400), min_size=1, max_size=4)):
             content[place % len(content)] ^= 1 << data.draw(st.integers(0, 7))
-    for file, original in written.items():
-        (tmp_path / file).write_bytes(bytes(content) if file == name else original)
+    write(tmp_path, written | {name: bytes(content)})
     try:
         read_all(tmp_path)
     except (ValueError, FileNotFoundError) as error:
@@ -127,7 +127,9 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path):
 )
 def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str):
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(ValueError, match=f"{INDEX} (is cut short or is no JSON|has no)"):
+    with pytest.raises(
+        ValueError, match=f"{INDEX} (is cut short or is no JSON|must be a JSON object|has no)"
+    ):
         open_folder(tmp_path)
 
 

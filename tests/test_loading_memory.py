@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from jaxformer import Config, abstract, export, load
 from jaxformer.families import fill
 from tests import ggufs
-from tests.families import golden
-from tests.test_families import ONE_EACH, same
+from tests.families import ONE_EACH, golden
+from tests.models import same
 
 LLAMA = Config(
     n_layers=8, d_model=512, n_heads=8, d_head=64, d_mlp=1536, n_vocab=8000, position="rotary",

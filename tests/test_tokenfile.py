@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes, Characters, tokenizer
+from tests.crashes import Crash
 from train import tokenfile
 from train.corpora import read_pieces
 from train.tokenfile import check_tokens, open_tokens, pack_header, write_tokens
@@ -137,10 +138,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
 
 
 # --- what goes wrong ---
-
-
-class Crash(BaseException):
-    """The machine stops here."""
 
 
 @pytest.mark.parametrize("moment", ["reading", "fsync", "replace"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.runs import (
+    Stops,
     assert_same_run,
     final_state,
     folder_of,
@@ -18,6 +19,7 @@ from tests.runs import (
     numbers,
     options,
     start_process,
+    stop_at,
     wait_until,
 )
 from train import loop
@@ -79,17 +81,6 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus: Path, number: signal.Signa
     assert step == read_metrics(folder)[-1]["step"]
 
 
-class Stops:
-    """Calls through to a function, but to another from the nth time on."""
-
-    def __init__(self, function: Any, nth: int, instead: Any):
-        self.function, self.left, self.instead = function, nth, instead
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        self.left -= 1
-        return (self.function if self.left else self.instead)(*args, **options)
-
-
 def interrupt(*args: object, **options: object) -> None:
     """As a second Ctrl-C does: nothing else is saved."""
     raise KeyboardInterrupt
@@ -105,15 +96,7 @@ def whole(corpus: Path) -> list[str]:
 
 def test_a_run_stopped_between_validations_goes_on_from_there(whole: list[str], corpus: Path):
     command = options(corpus, "stopped", 30)
-    with pytest.MonkeyPatch.context() as patch:
-        draw = loop.draw
-
-        def asked(*args: Any) -> Any:
-            signal.raise_signal(signal.SIGTERM)
-            return draw(*args)
-
-        patch.setattr(loop, "draw", Stops(draw, 3, asked))
-        assert main(command) == 143
+    stop_at(command, 3)
     assert last_saved(folder_of(command)) == 15
     assert main([*command, "--resume"]) == 0
     assert_same_run(whole, command)
