@@ -86,7 +86,7 @@ def parse(args: list[str]) -> Command:
 def main(args: list[str] | None = None) -> int:
     """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM.
 
-    Options that contradict each other end it with 2, before anything is read.
+    Options that a command line cannot have end it with 2, before anything is read.
     """
     args = sys.argv[1:] if args is None else args
     console = Console()

@@ -133,7 +133,7 @@ def sayable(config: Config, tokenizer: Tokenizer) -> Edit:
 
     Models of published families have more rows in their embeddings than tokens, to make them a round number.
     """
-    if tokenizer.n_vocab == config.n_vocab:
+    if tokenizer.n_vocab >= config.n_vocab:
         return keep
     return _below(tokenizer.n_vocab)
 

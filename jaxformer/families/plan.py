@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import Config
@@ -120,7 +119,7 @@ def own_dtype(plan: Plan) -> str:
 
 
 def _check_float(dtype: np.dtype, what: str) -> None:
-    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+    if dtype not in FLOATS:
         raise ValueError(
             f"{what} as {dtype}; jaxformer reads float16, bfloat16, float32 and float64"
         )
