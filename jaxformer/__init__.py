@@ -21,10 +21,11 @@ from jaxformer.checkpoint import save
 from jaxformer.config import Compute, Config
 from jaxformer.families.export import export
 from jaxformer.generate import Generated, generate
-from jaxformer.params import Block, Params, abstract, count, init, partition, specs, unstack
+from jaxformer.params import Block, Params, abstract, count, init, specs, unstack
 from jaxformer.pretrained import load, load_config
 from jaxformer.sampling import Sampling
 from jaxformer.score import perplexity, score
+from jaxformer.sharding import constrain, partition, shardings
 from jaxformer.sites import SITES, Edit, keep, shown
 from jaxformer.stream import query, update
 from jaxformer.streaming import stream_tokens
@@ -50,6 +51,7 @@ __all__ = [
     "abstract",
     "beam_search",
     "block",
+    "constrain",
     "count",
     "embed",
     "empty_cache",
@@ -65,6 +67,7 @@ __all__ = [
     "query",
     "save",
     "score",
+    "shardings",
     "shown",
     "specs",
     "stream_text",

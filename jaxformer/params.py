@@ -1,6 +1,5 @@
 """The parameters of a model: their tree, their declarations, their first values, and what they must be."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -85,19 +84,6 @@ def init(config: Config, key: Key[Array, ""], dtype: Any = jnp.float32) -> Param
 def abstract(config: Config, dtype: Any = jnp.float32) -> Params:
     """The parameters' shapes and dtypes, with nothing allocated."""
     return spec.shapes(specs(config), dtype)
-
-
-def partition(config: Config, rules: Mapping[str, str | None]) -> Params:
-    """How to lay the parameters on a mesh: rules map an axis letter to a mesh axis.
-
-    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> partition(config, {"n": "tensor"}).blocks.attn.W_Q
-    P(None, None, 'tensor', None)
-    """
-    letters: set[str] = set(config.sizes)
-    if unknown := sorted(rules.keys() - letters):
-        raise ValueError(f"no axis {unknown[0]!r}; the axes are {', '.join(sorted(letters))}")
-    return spec.shardings(specs(config), rules)
 
 
 @lru_cache

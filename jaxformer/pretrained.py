@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxformer.checkpoint import Saved
 from jaxformer.config import Config
@@ -24,7 +24,8 @@ from jaxformer.formats.folder import FORMS
 from jaxformer.formats.source import copy_checked
 from jaxformer.hub import Part, fetch
 from jaxformer.jsonfile import explained, read_object
-from jaxformer.params import Params, partition
+from jaxformer.params import Params
+from jaxformer.sharding import Rules, shardings
 from jaxformer.spec import path_name
 from jaxformer.tokenizer import Tokenizer
 from jaxformer.vocabularies import from_folder, from_gguf
@@ -40,7 +41,7 @@ class _Wish(NamedTuple):
 
     dtype: str | None
     mesh: Mesh | None
-    rules: Mapping[str, str | None] | None
+    rules: Rules | None
     tokenizer: bool
 
     def check(self) -> None:
@@ -73,7 +74,7 @@ class _Wish(NamedTuple):
         """Where each array goes.
 
         Raises:
-            ValueError: float64 where JAX has it switched off; a rule for an axis that does not exist.
+            ValueError: float64 where JAX has it switched off; rules that do not fit the model or the mesh.
         """
         if dtype == "float64" and jnp.result_type(float) != np.float64:
             raise ValueError(
@@ -82,13 +83,16 @@ class _Wish(NamedTuple):
             )
         if self.mesh is None:
             return lambda name, array: jax.device_put(array)
+        places = shardings(config, self.mesh, self.rules or {})
         layout = {
-            path_name(path): NamedSharding(self.mesh, spec)
-            for path, spec in jax.tree_util.tree_leaves_with_path(
-                partition(config, self.rules or {})
-            )
+            path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places)
         }
-        return lambda name, array: jax.device_put(array, layout[name])
+
+        def put(name: str, array: np.ndarray) -> jax.Array:
+            # By its parts: of a mesh of several processes, each puts those on its own devices.
+            return jax.make_array_from_callback(array.shape, layout[name], array.__getitem__)
+
+        return put
 
 
 def load(
@@ -96,7 +100,7 @@ def load(
     *,
     dtype: str | None = None,
     mesh: Mesh | None = None,
-    rules: Mapping[str, str | None] | None = None,
+    rules: Rules | None = None,
     tokenizer: bool = True,
 ) -> tuple[Config, Params, Tokenizer | None]:
     """A model: its Config, its parameters and its tokenizer, if it has one.

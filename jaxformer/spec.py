@@ -1,4 +1,4 @@
-"""Each parameter declared once: from its `Spec` come its value, its shape, its sharding and its size.
+"""Each parameter declared once: from its `Spec` come its value, its shape and its size.
 
 The initial values preserve variance, so that a model of any depth and width trains with or without
 norms. Every state starts with coordinates of variance 1 and keeps a variance of order 1:
@@ -16,12 +16,10 @@ norms. Every state starts with coordinates of variance 1 and keeps a variance of
 
 import math
 import zlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key
 
 from jaxformer.config import Config
@@ -101,13 +99,6 @@ def draw(specs: Tree, key: Key[Array, ""], dtype: Any = jnp.float32) -> Tree:
 def shapes(specs: Tree, dtype: Any = jnp.float32) -> Tree:
     """The tree as `jax.ShapeDtypeStruct`s: what it would hold, with nothing allocated."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs, is_leaf=_is_spec)
-
-
-def shardings(specs: Tree, rules: Mapping[str, str | None]) -> Tree:
-    """The tree as `PartitionSpec`s: each axis goes to the mesh axis that the rules name for its letter."""
-    return jax.tree.map(
-        lambda s: PartitionSpec(*(rules.get(axis) for axis in s.axes)), specs, is_leaf=_is_spec
-    )
 
 
 def size(specs: Any) -> int:

@@ -7,9 +7,11 @@ import tempfile
 from pathlib import Path
 
 # Tests compile thousands of tiny programs: LLVM's optimiser would cost more than it gains.
+# And there are eight devices, as many as meshes in tests have; what is on no mesh runs on the first.
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-)
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 "
+    "--xla_force_host_platform_device_count=8"
+).strip()
 
 # The same program is compiled in many tests, workers and subprocesses: once is enough.
 _run = os.environ.setdefault("JAXFORMER_TEST_RUN", str(os.getpid()))  # workers inherit the name

@@ -22,7 +22,7 @@ FLOORS = [
         "jaxformer.formats.ggufs",
     ),
     ("jaxformer.params", "jaxformer.formats.folder"),
-    ("jaxformer.transformer", "jaxformer.formats"),
+    ("jaxformer.transformer", "jaxformer.sharding", "jaxformer.formats"),
     ("jaxformer.subwords", "jaxformer.prompts", "jaxformer.score"),
     ("jaxformer.tokenizer", "jaxformer.reading"),
     ("jaxformer.decode",),
