@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.config import Compute, Config
@@ -19,6 +20,9 @@ from jaxformer.params import Block, Params
 from jaxformer.sites import ASKED, READ, Edit, Layer, Site, Tap, keep, position_axis
 from jaxformer.stream import pick
 from jaxformer.transformer import block, forward, unembed
+
+SHARED_ALONG = "data"
+"""The mesh axis whose places share the cells of a sweep; the others are the compiler's, for the parameters."""
 
 
 class Runs(NamedTuple):
@@ -80,7 +84,7 @@ def show(
     return jax.vmap(one)(tokens)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("landings", "at_once"))
+@partial(jax.jit, static_argnums=0, static_argnames=("landings", "at_once", "mesh"))
 def climb(
     sweep: Sweep,
     params: Params,
@@ -90,14 +94,45 @@ def climb(
     *,
     landings: tuple[int, ...],
     at_once: int,
+    mesh: Mesh | None,
 ) -> Float[Array, "m c"]:
-    """Every cell's metric, column after column; of a column, those first that join at the first landing."""
+    """Every cell's metric, column after column; of a column, those first that join at the first landing.
+
+    On a mesh each place along its axis has an equal part of those that join at a landing, and a column is what the
+    first place has of it, then what the second has, and so on.
+    """
     dtype = jnp.dtype(sweep.compute.dtype or params.W_E.dtype)
     params = jax.tree.map(lambda array: array.astype(dtype), params)
+    climbed = partial(_climbed, sweep, landings, at_once)
+    if mesh is None:
+        return climbed(params, runs, held, list(columns))
+    whole, parts = PartitionSpec(), PartitionSpec(None, SHARED_ALONG)
+    # Each runs the same program on its own part. Left to the compiler, every device would gather all streams, and a
+    # loop over batches of cells would fetch each batch from all of them.
+    values = jax.shard_map(
+        climbed,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, parts),
+        out_specs=parts,
+        axis_names={SHARED_ALONG},
+        check_vma=False,  # a metric's own loops may begin with what is alike everywhere
+    )(params, runs, held, list(columns))
+    return jax.lax.with_sharding_constraint(values, NamedSharding(mesh, whole))
+
+
+def _climbed(
+    sweep: Sweep,
+    landings: tuple[int, ...],
+    at_once: int,
+    params: Params,
+    runs: Runs,
+    held: Any,
+    columns: list[Int[Array, "m _ k"]],
+) -> Float[Array, "m c"]:
     column = partial(_Climb(sweep, params, runs, held).column, landings, at_once)
     if len(columns[0]) == 1:
         return column([group[0] for group in columns])[None]
-    return jax.lax.map(column, list(columns))
+    return jax.lax.map(column, columns)
 
 
 class _Climb(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
@@ -36,6 +37,7 @@ def patch_sweep(
     read: Any = None,
     memory: int = GIB,
     progress: bool | None = None,
+    mesh: Mesh | None = None,
     compute: Compute = Compute(),  # noqa: B008  frozen
 ) -> Float[Array, "..."]:
     """The metric of the corrupted run with each part of a site patched from the clean run, one part at a time.
@@ -67,14 +69,17 @@ def patch_sweep(
             "source", "head" (key/value heads at k and v), "neuron".
         read: the places along t whose logits the metric gets, as in `forward`: with one of them, most of the
             unembedding is left out.
-        memory: the most bytes to hold at once, the parameters not counted.
+        memory: the most bytes that a device holds at once, the parameters not counted.
         progress: show a bar on standard error; None: if it will take long. Inside traced code there is none.
+        mesh: devices to spread the patches over, along its axis "data", on which each has its share of them; the
+            other axes are for the parameters. The numbers are the same, up to rounding.
         compute: dtype and kernel; the rest is the sweep's own.
 
     Raises:
         ValueError: while tracing: parameters of another model, or with layers in a list; texts of different lengths,
             tokens outside the vocabulary, a place to read at that is not there; a site that this model or kernel does
-            not show, a name that the site has no axis for, a metric that is no scalar, too little memory.
+            not show, a name that the site has no axis for, a metric that is no scalar, too little memory; a
+            mesh without an axis "data", or of other devices than those on which an array was put.
 
     >>> import jax, jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -98,7 +103,9 @@ def patch_sweep(
     places = np.arange(math.prod(shape)).reshape([sizes.get(name, 1) for name in by])
     places = places.transpose([by.index(name) for name in names if name in by]).ravel()
     sweep = _Patches(config, function, single, compute, site, names[1:], "layer" in by)
-    return run(sweep, params, runs, cells, shape, places, memory=memory, progress=progress)
+    return run(
+        sweep, params, runs, cells, shape, places, memory=memory, progress=progress, mesh=mesh
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
@@ -35,6 +36,7 @@ def path_patch(
     read: Any = None,
     memory: int = GIB,
     progress: bool | None = None,
+    mesh: Mesh | None = None,
     compute: Compute = Compute(),  # noqa: B008  frozen
 ) -> Float[Array, "l n l m"]:
     """The metric of the corrupted run with one head reading what another would have written in the clean run.
@@ -65,6 +67,7 @@ def path_patch(
         read: the places whose logits the metric gets.
         memory: in bytes.
         progress: show a bar.
+        mesh: devices to spread the patches over, along its axis "data".
         compute: how to run it.
 
     Raises:
@@ -93,7 +96,9 @@ def path_patch(
     cells = np.stack([later[:, 2], later[:, 0] * senders + later[:, 1], later[:, 3]], axis=1)
     places: Any = np.ravel_multi_index(tuple(later.T), shape)
     sweep = _Paths(config, function, single, compute, receiver, through_mlps)
-    return run(sweep, params, runs, cells, shape, places, memory=memory, progress=progress)
+    return run(
+        sweep, params, runs, cells, shape, places, memory=memory, progress=progress, mesh=mesh
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,16 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Config
-from jaxformer.interp.climb import Runs, Sweep, climb
+from jaxformer.interp.climb import SHARED_ALONG, Runs, Sweep, climb
 from jaxformer.interp.metric import as_tokens, check_alike, split
 from jaxformer.params import Params, abstract, count, stacked
 from jaxformer.prompts import whole
+from jaxformer.sharding import automatic
+from jaxformer.spec import path_name
 from jaxformer.transformer import check_read
 
 GIB = 2**30
@@ -53,6 +56,7 @@ def run(
     *,
     memory: Any,
     progress: bool | None,
+    mesh: Any,
 ) -> Float[Array, "..."]:
     """Every cell's metric, at its place in a flattened array of this shape; NaN at others.
 
@@ -63,17 +67,20 @@ def run(
         cells: in the order of their layers.
         shape: of the result.
         places: of the cells in it.
-        memory: the most bytes to hold at once, the parameters not counted.
+        memory: the most bytes that a device is to hold at once, the parameters not counted.
         progress: show a bar; None: if it will take long.
+        mesh: whose devices share the cells; None: all on one.
 
     Raises:
-        ValueError: too little memory, or what is no number of bytes.
+        ValueError: too little memory, or what is no number of bytes; a mesh that has no axis for cells, or other
+            devices than the arrays.
     """
-    room = _room(sweep, params, runs, len(cells), whole("memory", memory))
+    mesh, parts = _mesh(mesh, params, runs)
+    room = _room(sweep, params, runs, len(cells), parts, whole("memory", memory))
     shown = _shows_progress(progress, sweep, (params, runs), len(cells), runs.corrupted.size)
-    landings, columns, order = _columns(cells, max(room.columns, 16 if shown else 1))
+    landings, columns, order = _columns(cells, max(room.columns, 16 if shown else 1), parts)
     where = np.append(places, math.prod(shape)).astype(np.int32)[order]  # a filler's is out of it
-    static = {"landings": landings, "at_once": room.at_once}
+    static = {"landings": landings, "at_once": room.at_once, "mesh": mesh}
     if not shown:
         return _whole(sweep, params, runs, columns, where, shape=shape, **static)
     held, done = _record(sweep, params, runs), []
@@ -93,7 +100,7 @@ class Room(NamedTuple):
     columns: int
 
 
-def _room(sweep: Sweep, params: Params, runs: Runs, cells: int, memory: int) -> Room:
+def _room(sweep: Sweep, params: Params, runs: Runs, cells: int, parts: int, memory: int) -> Room:
     """Half of what the runs leave is for streams, half for what a layer makes of them.
 
     Raises:
@@ -123,7 +130,8 @@ def _room(sweep: Sweep, params: Params, runs: Runs, cells: int, memory: int) -> 
             f"give at least {fixed + least + each}, or shorter or fewer sequences"
         )
     streams = max(least, min(free // 2, free - each))
-    return Room(min((free - streams) // each, cells), math.ceil(cells * stream / streams))
+    columns = math.ceil(math.ceil(cells / parts) * stream / streams)
+    return Room(min((free - streams) // each, cells), columns)
 
 
 def _bytes(array: Any) -> int:
@@ -141,34 +149,72 @@ def _held(sweep: Sweep, dtype: Any, batch: int, length: int, read: int | None) -
     )
 
 
+def _mesh(mesh: Any, params: Params, runs: Runs) -> tuple[Mesh | None, int]:
+    """The mesh, its axes left to the compiler, and into how many parts it cuts the cells.
+
+    Raises:
+        ValueError: no mesh; one without an axis for cells; an array that lies on other devices.
+    """
+    if mesh is None:
+        return None, 1
+    if not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"mesh={mesh!r} is no jax.sharding.Mesh; make one by jax.make_mesh((8,), ({SHARED_ALONG!r},))"
+        )
+    if SHARED_ALONG not in mesh.shape:
+        has = ", ".join(mesh.shape) or "no axes"
+        raise ValueError(
+            f"patches are spread along a mesh axis {SHARED_ALONG!r}, and this mesh has {has}; name one of them so"
+        )
+    named = {"params": params, **runs._asdict()}
+    named["metric"] = named.pop("given")
+    for path, array in jax.tree_util.tree_leaves_with_path(named):
+        if isinstance(array, jax.core.Tracer) or not getattr(array, "committed", False):
+            continue  # for JAX to look at, or to move
+        if array.sharding.device_set != set(mesh.devices.flat):
+            raise ValueError(
+                f"{path_name(path)} lies on {_devices(array.sharding.device_set)}, and mesh is of "
+                f"{_devices(mesh.devices.flat)}; move it by jax.device_put, or give a mesh of its devices"
+            )
+    return automatic(mesh), mesh.shape[SHARED_ALONG]
+
+
+def _devices(devices: Any) -> str:
+    named = [str(device) for device in sorted(devices, key=lambda device: device.id)]
+    return named[0] if len(named) == 1 else f"{len(named)} devices, {named[0]} to {named[-1]}"
+
+
 def _columns(
-    cells: Int[np.ndarray, "cells k"], number: int
+    cells: Int[np.ndarray, "cells k"], number: int, parts: int = 1
 ) -> tuple[tuple[int, ...], tuple[Int[np.ndarray, "m _ k"], ...], Int[np.ndarray, "m c"]]:
     """The layers at which cells join, the sweep cut into columns, and which cell is where in these.
 
     Columns are alike: each has an equal share of the cells that join at a layer, filled up with cells of numbers -1,
-    which are no layer or place; in the order of all, they are -1 as well.
+    which are no layer or place; in the order of all, they are -1 as well. Each share of a column is of so many equal
+    parts; in the order, the first parts of a column's shares come first.
 
     >>> landings, columns, order = _columns(np.array([[0, 7], [0, 8], [0, 9], [2, 7]], np.int32), 2)
     >>> landings, [column.shape for column in columns], order.tolist()
     ((0, 2), [(2, 2, 2), (2, 1, 2)], [[0, 1, 3], [2, -1, -1]])
     """
     layers = np.unique(cells[:, 0])
-    landings = [int(some[0]) for some in np.array_split(layers, min(LANDINGS, len(layers)))]
+    # No more landings than a device has cells: each costs it one at least.
+    most = min(LANDINGS, math.ceil(len(cells) / parts))
+    landings = [int(some[0]) for some in np.array_split(layers, min(most, len(layers)))]
     shares = np.split(np.arange(len(cells)), np.searchsorted(cells[:, 0], landings[1:]))
-    number = min(number, max(map(len, shares)))
+    number = min(number, math.ceil(max(map(len, shares)) / parts))
     order = []
     for share in shares:
-        each = math.ceil(len(share) / number)
-        filled = np.full(number * each, -1)
+        each = math.ceil(len(share) / (number * parts))
+        filled = np.full(number * parts * each, -1)
         filled[: len(share)] = share
-        order.append(filled.reshape(number, each))
+        order.append(filled.reshape(number, parts, each))
     numbered = np.concatenate([cells, np.full_like(cells[:1], -1)]).astype(np.int32)
-    columns = tuple(numbered[own] for own in order)
-    return tuple(landings), columns, np.concatenate(order, axis=1)
+    columns = tuple(numbered[own.reshape(number, -1)] for own in order)
+    return tuple(landings), columns, np.concatenate(order, axis=2).reshape(number, -1)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("landings", "at_once", "shape"))
+@partial(jax.jit, static_argnums=0, static_argnames=("landings", "at_once", "shape", "mesh"))
 def _whole(
     sweep: Sweep,
     params: Params,
@@ -179,10 +225,12 @@ def _whole(
     landings: tuple[int, ...],
     at_once: int,
     shape: tuple[int, ...],
+    mesh: Mesh | None,
 ) -> Float[Array, "..."]:
     """All of a sweep in one program: a small one takes little more time than it takes to call one."""
     held = _record(sweep, params, runs)
-    values = climb(sweep, params, runs, held, columns, landings=landings, at_once=at_once)
+    static: Any = {"landings": landings, "at_once": at_once, "mesh": mesh}
+    values = climb(sweep, params, runs, held, columns, **static)
     return _placed(values, where, shape=shape)
 
 
