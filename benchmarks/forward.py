@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from benchmarks.cases import Case
 from benchmarks.contest import Setting, Work, contest, enter_ours, gather
 from benchmarks.program import batched_logits, every_site, fresh_seed, prepare, random_tokens
-from benchmarks.roofline import forward_bytes, forward_flops
+from benchmarks.roofline import forward_bytes
 from jaxformer.config import Compute
 from jaxformer.params import abstract, init
+from train.flops import forward_flops
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference of logits, relative to the largest logit."""

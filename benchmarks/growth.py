@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from benchmarks.cases import Case, stretched
 from benchmarks.contest import Setting
 from benchmarks.program import Program, batched_logits, prepare, random_tokens
-from benchmarks.roofline import forward_flops
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Compute
 from jaxformer.params import abstract, init
+from train.flops import forward_flops
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:

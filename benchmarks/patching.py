@@ -14,7 +14,6 @@ from benchmarks.cases import Case, stretched
 from benchmarks.contest import Contender, Setting, Work, as_array, contest, enter, gather
 from benchmarks.options import Options
 from benchmarks.program import fresh_seed, prepare, random_tokens
-from benchmarks.roofline import forward_flops
 from jaxformer.config import Config
 from jaxformer.interp.attribution import attribution_patch, summed
 from jaxformer.interp.metric import measure
@@ -22,6 +21,7 @@ from jaxformer.interp.patching import part_sizes, patch_sweep
 from jaxformer.interp.paths import path_patch
 from jaxformer.params import abstract, count, init
 from jaxformer.transformer import forward
+from train.flops import forward_flops
 
 TOLERANCE = 1e-3
 """Of what the patches change, relative to the largest change."""

@@ -1,4 +1,4 @@
-"""What a run costs in arithmetic and in memory traffic, and how fast this device does either."""
+"""What a run costs in memory traffic, and how fast this device does that and arithmetic."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,26 +11,7 @@ from benchmarks.device import Device
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Config
 from jaxformer.params import count
-
-
-def forward_flops(config: Config, context: int, past: int = 0) -> int:
-    """Floating-point operations of one sequence's forward pass: two per multiply-add of every matrix product.
-
-    Attention is counted as computed, the masked half included, over `past + context` keys. Norms, softmax,
-    positions and activations are left out, as is usual: they are below 2 % at the sizes benchmarked.
-    """
-    size = config.sizes
-    d, heads, kv = size["d"], size["n"] * size["h"], size["k"] * size["h"]
-    projections = d * heads + 2 * d * kv + heads * d
-    mixing = 2 * (past + context) * heads
-    mlp = (3 if config.gated else 2) * d * size["f"]
-    per_token = size["l"] * (projections + mixing + mlp) + d * size["v"]
-    return 2 * context * per_token
-
-
-def train_flops(config: Config, context: int) -> int:
-    """Of a training step: the backward pass has two products for each one of the forward pass."""
-    return 3 * forward_flops(config, context)
+from train.hardware import HARDWARE
 
 
 def forward_bytes(config: Config, batch: int, context: int, itemsize: int) -> int:
@@ -82,16 +63,7 @@ def copy_rate(size: int = 2**28, repeats: int = 7) -> float:
     return 2 * size / summarize(interleave({"copy": once}, repeats=repeats)["copy"]).median
 
 
-PEAKS: dict[str, float] = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
+PEAKS: dict[str, float] = {kind: known.flops for known in HARDWARE for kind in known.device_kinds}
 """Dense bfloat16 FLOP/s by JAX's device_kind, from the makers' datasheets."""
 
 

@@ -18,11 +18,12 @@ from benchmarks.cases import SIZES, cases, change
 from benchmarks.contest import Contender, Setting, Work, contest, difference
 from benchmarks.options import Options
 from benchmarks.program import every_site
-from benchmarks.roofline import forward_flops, matmul_rate, peak, train_flops
+from benchmarks.roofline import matmul_rate, peak
 from benchmarks.timing import interleave, paired, summarize
 from jaxformer import Compute, abstract, forward, shown
 from tests.benches import CEILINGS, TINY
 from tests.models import CLASSIC, NAMED, compiled_flops, random_params, random_tokens
+from train.flops import forward_flops, train_flops
 
 
 @pytest.mark.parametrize("size", ["seed", "baby", "char"])
