@@ -8,7 +8,14 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxformer.validity import at_least, check_position, check_types, check_unread, positive
+from jaxformer.validity import (
+    at_least,
+    check_position,
+    check_saved,
+    check_types,
+    check_unread,
+    positive,
+)
 
 Position = Literal["none", "sinusoidal", "learned", "rotary"]
 NormKind = Literal["none", "layer", "rms"]
@@ -19,7 +26,13 @@ QKNorm = Literal["none", "head", "all"]
 NormPlace = Literal["before", "after", "both"]
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 Kernel = Literal["einsum", "blocked", "fused"]
-Remat = Literal["none", "block", "dots"]
+Remat = Literal["none", "block", "dots", "sites"]
+Saved = Literal[
+    "attn_scale", "q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "attn_post_scale", "attn_out",
+    "resid_mid", "mlp_scale", "pre", "pre_linear", "post", "mlp_post_scale",
+]  # fmt: skip
+"""The sites that a backward pass may read. It has resid_pre in any case, as the block's input; mlp_out and
+resid_post only pass derivatives on; and of head_out, which is not even formed, it reads the sum alone."""
 CacheDType = Literal["int8", "float16", "bfloat16", "float32", "float64"]
 
 
@@ -253,13 +266,18 @@ class Compute:
     unroll: int = 1
     """residual blocks per turn of the layer loop: more compile time, sometimes less run time"""
     remat: Remat = "none"
-    """what the backward pass recomputes: nothing, each block, or each block but its products with weights"""
+    """what the backward pass recomputes, for less memory and more time: nothing; each block from the state that
+    came into it; or each block but its products with weights, or but the sites named in saved, which it keeps"""
+    saved: tuple[Saved, ...] = ()
+    """remat=sites: those whose values the backward pass keeps, as far as it reads them; of what leads up to one
+    alone it recomputes nothing. More names: more memory, less to recompute"""
     cache: CacheDType | None = None
     """how generation keeps keys and values; None: in dtype. int8 gives every head's vector a scale of its own"""
 
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, "unroll", 1)
+        check_saved(self)
         if (
             "float64" in (self.dtype, self.cache)
             and jax.dtypes.canonicalize_dtype(float) != np.float64

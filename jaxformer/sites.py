@@ -1,11 +1,13 @@
 """The named places inside a forward pass where a value can be captured or edited."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import get_args
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int, Shaped
 
-from jaxformer.config import Compute, Config
+from jaxformer.config import Compute, Config, Saved
 
 AXES = {
     "embed": "t d", "pos_embed": "t d",
@@ -135,6 +137,21 @@ def check_capture(capture: Iterable[str], config: Config, compute: Compute) -> N
             )
 
 
+def check_saved(config: Config, compute: Compute) -> None:
+    """Refuse sites for the backward pass to keep that this Config does not have.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    seen = shown(config, compute)
+    for site in compute.saved:
+        if site not in seen:
+            raise ValueError(
+                f"saved={compute.saved!r} holds {site!r}, a site that this Config does not have; "
+                f"choose from {', '.join(site for site in seen if site in get_args(Saved))}"
+            )
+
+
 def check_edit(edit: Edit, config: Config, compute: Compute) -> None:
     """Let an edit that declares what it acts on refuse a model without that, where it would do nothing.
 
@@ -152,11 +169,19 @@ def check_edit(edit: Edit, config: Config, compute: Compute) -> None:
 class Tap:
     """What the rooms of the model call at each site: edits the value, and keeps it if it was asked for.
 
+    At the sites in `saved` it also tells `jax.checkpoint` the value's name.
+
     A Tap lives while one layer is traced and is thrown away; `captured` leaves it as a plain output.
     """
 
-    def __init__(self, capture: Iterable[str] = (), edit: Edit = keep, layer: Layer = None):
-        self.capture, self.edit, self.layer = frozenset(capture), edit, layer
+    def __init__(
+        self,
+        capture: Iterable[str] = (),
+        edit: Edit = keep,
+        layer: Layer = None,
+        saved: Collection[str] = (),
+    ):
+        self.capture, self.edit, self.layer, self.saved = frozenset(capture), edit, layer, saved
         self.captured: dict[str, Array] = {}
 
     def __call__(self, site: str, value: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:
@@ -166,6 +191,10 @@ class Tap:
             ValueError: the edit returned another shape, or a dtype that the site's cannot hold.
         """
         value = self.edited(site, value)
+        if site in self.saved:
+            # The second name is no policy's: it is given anew in the backward pass, to the one value kept. Without
+            # it every nested checkpoint that reads the value would keep a copy of its own.
+            value = checkpoint_name(checkpoint_name(value, site), f"{site} again")
         if site in self.capture:
             self.captured[site] = value
         return value

@@ -17,7 +17,7 @@ from jaxformer.mlp import feed_forward
 from jaxformer.norm import normalize
 from jaxformer.params import Block, Params, check_params
 from jaxformer.position import position_embedding
-from jaxformer.sites import Edit, Tap, check_capture, check_edit, keep
+from jaxformer.sites import Edit, Tap, check_capture, check_edit, check_saved, keep
 from jaxformer.stream import biased, capped, pick, product, query, update
 
 
@@ -70,6 +70,7 @@ def forward(
     capture = capture if isinstance(capture, str) else tuple(capture)
     check_capture(capture, config, compute)
     check_edit(edit, config, compute)
+    check_saved(config, compute)
     tokens = jnp.asarray(tokens)
     check_params(params, config)
     _check_tokens(tokens, params, config, cache)
@@ -83,8 +84,9 @@ def forward(
     if cache is not None and not endless(config, capacity(cache), len(tokens)):
         # Past its end a cache would overwrite older rows: NaN instead.
         state = jnp.where(start + len(tokens) <= capacity(cache), state, jnp.nan)
+    new_tap = partial(Tap, capture, edit, saved=compute.saved)
     state, captured, past = _blocks(
-        params.blocks, config, state, positions, cache, partial(Tap, capture, edit), compute
+        params.blocks, config, state, positions, cache, new_tap, compute
     )
     if read is not None:
         state = pick(state, check_read(read, len(state)))
@@ -147,10 +149,15 @@ def unembed(
 ) -> Float[Array, "t v"]:
     """One query per vocabulary entry, in float32 or wider."""
     final = tap("final", normalize(params.final_norm, config, state, tap, "final_scale"))
+    return tap("logits", logits_of(params, config, final))
+
+
+def logits_of(params: Params, config: Config, final: Float[Array, "t d"]) -> Float[Array, "t v"]:
+    """The logits of final states, of the vocabulary entries that W_U (or a tied W_E) and b_U hold."""
     logits = (
         product("td,vd->tv", final, params.W_E) if params.W_U is None else query(final, params.W_U)
     )
-    return tap("logits", capped(biased(logits, params.b_U), config.logit_cap))
+    return capped(biased(logits, params.b_U), config.logit_cap)
 
 
 def check_read(read: Any, length: int) -> Int[Array, " r"]:
@@ -190,7 +197,7 @@ def _blocks(
         )
         return state, (tap.captured, past)
 
-    step = REMATS[compute.remat](step)
+    step = rematerialised(step, config, compute, listed=isinstance(blocks, list))
     indices = jnp.arange(config.n_layers, dtype=jnp.int32)
     past = None if cache is None else Past(cache.k, cache.v)
     if not isinstance(blocks, list):
@@ -211,9 +218,27 @@ def _blocks(
     return state, captured, None if past is None else Past(*map(list, zip(*pasts, strict=True)))
 
 
-REMATS: dict[str, Callable[[Any], Any]] = {
+def rematerialised(
+    step: Callable[..., Any], config: Config, compute: Compute, *, listed: bool = False
+) -> Callable[..., Any]:
+    """A block's step, of which the backward pass recomputes what compute.remat says.
+
+    Where layers are in no loop (a list of them, or one turn that is all), the forward pass's values are in the
+    same computation as the recomputed ones, and XLA would keep the former in the place of the latter: there a
+    barrier forbids it.
+    """
+    if compute.remat == "none":
+        return step
+    options: dict[str, Any] = {"prevent_cse": listed or 2 * compute.unroll > config.n_layers}
+    if compute.remat == "sites":
+        options["policy"] = jax.checkpoint_policies.save_only_these_names(*compute.saved)
+    return REMATS[compute.remat](step, **options)
+
+
+REMATS: dict[str, Callable[..., Any]] = {
     "none": lambda step: step,
     "block": partial(jax.checkpoint, prevent_cse=False),  # a loop's body needs no CSE barrier
+    "sites": partial(jax.checkpoint, prevent_cse=False),
     "dots": partial(
         jax.checkpoint,
         prevent_cse=False,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 
 def check_types(record: Any) -> None:
-    """Hold each field to its annotation, which is a type, a Literal or a union of those with None."""
+    """Hold each field to its annotation: a type, a Literal, a tuple of any number of one of these, or a union with None."""
     for name, hint in typing.get_type_hints(type(record)).items():
         value = getattr(record, name)
         union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
@@ -20,6 +20,9 @@ def check_types(record: Any) -> None:
 def _matches(value: object, option: Any) -> bool:
     if typing.get_origin(option) is Literal:
         return isinstance(value, str) and value in typing.get_args(option)
+    if typing.get_origin(option) is tuple:
+        each, _ = typing.get_args(option)
+        return isinstance(value, tuple) and all(_matches(one, each) for one in value)
     if option is bool:
         return isinstance(value, bool)
     if option is float:  # Python's habit: an int will do for a float; a bool for neither
@@ -30,6 +33,8 @@ def _matches(value: object, option: Any) -> bool:
 def _say(option: Any) -> str:
     if typing.get_origin(option) is Literal:
         return f"one of {', '.join(map(repr, typing.get_args(option)))}"
+    if typing.get_origin(option) is tuple:
+        return f"a tuple, each {_say(typing.get_args(option)[0])}"
     names = {
         int: "an integer", float: "a number", bool: "True or False", str: "a text",
         types.NoneType: "None",
@@ -49,6 +54,26 @@ def positive(record: Any, name: str, repair: str) -> None:
     value = getattr(record, name)
     if value is not None and not 0 < value < math.inf:
         raise ValueError(f"{name}={value} must be a positive number; {repair}")
+
+
+def check_saved(compute: Any) -> None:
+    """Refuse names of sites to keep that nothing would read, or that this way of running never forms."""
+    saved, remat = compute.saved, compute.remat
+    if saved and remat != "sites":
+        raise ValueError(
+            f'saved={saved!r} is read only with remat="sites", not {remat!r}; leave it at ()'
+        )
+    if remat == "sites" and not saved:
+        raise ValueError(
+            'remat="sites" without any saved recomputes each block whole; name sites, or choose remat="block"'
+        )
+    if twice := [site for site in saved if saved.count(site) > 1]:
+        raise ValueError(f"saved={saved!r} holds {twice[0]!r} more than once; name each site once")
+    if compute.kernel != "einsum" and (unformed := {"scores", "pattern"} & {*saved}):
+        raise ValueError(
+            f"kernel={compute.kernel!r} never forms {min(unformed)!r}; leave it out of saved, "
+            'or choose kernel="einsum"'
+        )
 
 
 def check_position(config: Any) -> None:

@@ -111,6 +111,9 @@ COMPUTES = {
     "fused": Compute(kernel="fused"),
     "remat_block": Compute(remat="block"),
     "remat_dots": Compute(remat="dots"),
+    "remat_sites": Compute(remat="sites", saved=("q", "z", "pre")),
+    "remat_sites_unrolled": Compute(remat="sites", saved=("pattern", "attn_out"), unroll=2),
+    "remat_sites_blocked": Compute(remat="sites", saved=("z",), kernel="blocked"),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxformer.config import Compute, Config
+from jaxformer.sites import check_saved
 from jaxformer.tokenizer import Tokenizer
 
 Watch = Literal["induction", "previous-token", "pattern-entropy", "update-norm"]
@@ -133,6 +134,8 @@ class Recipe:
     """how they are updated"""
     compute: Compute = Compute()  # noqa: RUF009  frozen
     """how the model is run; changes speed and rounding only"""
+    vocab_chunk: int | None = None
+    """entries of the vocabulary whose logits exist at once; None: all; less memory, the same loss"""
     chunk: int = 50
     """steps per compiled call; progress, Ctrl-C and metrics come between the calls"""
     validate_every: int = 200
@@ -152,6 +155,8 @@ class Recipe:
             )
         for name in ("context", "batch", "accumulate", "steps", "chunk", "validate_every", "seeds"):
             _bounded(self, name, least=1.0)
+        if self.vocab_chunk is not None:
+            _bounded(self, "vocab_chunk", least=1.0)
         if self.validate_every % self.chunk:
             raise ValueError(
                 f"validate_every={self.validate_every} is not a multiple of chunk={self.chunk}; "
@@ -180,6 +185,7 @@ class Recipe:
             )
         if self.start is None:  # else it is not yet known what the config will be
             self.check_context()
+            check_saved(self.config, self.compute)
 
     def check_context(self) -> None:
         """Refuse a context that the model has no positions for.
