@@ -11,11 +11,12 @@ from benchmarks.cases import Case
 from benchmarks.contest import Setting, Work, contest, enter_ours, gather
 from benchmarks.peers import ADAMW
 from benchmarks.program import Program, fresh_seed, prepare, random_tokens
-from benchmarks.roofline import forward_bytes, train_flops
+from benchmarks.roofline import forward_bytes
 from jaxformer.config import Compute, Config
 from jaxformer.params import count, init
 from train.batches import Batch
-from train.step import TrainState, train_step
+from train.flops import train_flops
+from train.step import How, TrainState, train_step
 
 STEPS_COMPARED = 3
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
@@ -32,6 +33,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     optimizer = optax.adamw(**ADAMW)
     options = setting.options
     compute = our_compute(config, setting)
+    how = How(compute=compute, accumulate=options.accumulate)
     if batch_size % options.accumulate:
         raise ValueError(
             f"--accumulate {options.accumulate} does not divide the batch of {batch_size} sequences"
@@ -43,7 +45,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
 
     def step(state: TrainState, windows: Any) -> Any:
         batch = Batch(windows, jnp.ones((batch_size, seq), bool))
-        return train_step(state, config, batch, optimizer, compute, options.accumulate)
+        return train_step(state, config, batch, optimizer, how)
 
     program = prepare(
         f"train-step {name} {batch_size} x {seq}",

@@ -33,9 +33,7 @@ def trained(run: Run, steps: int) -> Any:
     """The parameters after some steps, and each step's loss."""
     recipe = run.recipe
     optimizer = make_optimizer(run.config, recipe.optimizer, recipe.steps)
-    advance = many_steps(
-        run.config, optimizer, recipe.compute, accumulate=recipe.accumulate, members=recipe.seeds
-    )
+    advance = many_steps(run.config, optimizer, run.how, members=recipe.seeds)
     state, history = advance(fresh_state(recipe, run.config), draw(run, np.arange(steps)))
     return state.params, history["loss"]
 
@@ -47,8 +45,7 @@ def test_a_member_is_the_single_run_of_its_seed(corpus: Path, extra: tuple[str, 
     batches = draw(ensemble, np.arange(5))
     assert batches.windows.shape == (5, 3, 4, 13)
     held_out = jax.tree.map(jnp.asarray, ensemble.data.held_out)
-    compute = ensemble.recipe.compute
-    sums = validation_sums(ensemble.config, compute, 3)(together, held_out)
+    sums = validation_sums(ensemble.config, ensemble.how, 3)(together, held_out)
     for index in (0, 2):
         single = run_of(corpus, "--seed", str(5 + index), *extra)
         alone = draw(single, np.arange(5))
@@ -61,7 +58,7 @@ def test_a_member_is_the_single_run_of_its_seed(corpus: Path, extra: tuple[str, 
             member(together, index, 3),
             params,
         )
-        own = validation_sums(single.config, compute)(params, held_out)
+        own = validation_sums(single.config, single.how)(params, held_out)
         np.testing.assert_allclose(sums[index], own, rtol=1e-4)
 
 

@@ -13,7 +13,7 @@ from jaxformer import Compute, Config, empty_cache, forward
 from jaxformer.config import Kernel
 from tests.models import CLASSIC, MODERN, random_params, random_tokens
 from train.batches import Batch
-from train.step import TrainState, train_step
+from train.step import How, TrainState, train_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -50,9 +50,11 @@ def training(config: Config, compute: Compute):
     leaves, tree = jax.tree.flatten(state)
     windows = jnp.stack([random_tokens(config, 6, seed) for seed in range(2)])
 
+    how = How(compute=compute)
+
     def run(leaves, windows):
         batch = Batch(windows, jnp.ones_like(windows[:, 1:], dtype=bool))
-        state, metrics = train_step(tree.unflatten(leaves), config, batch, optimizer, compute)
+        state, metrics = train_step(tree.unflatten(leaves), config, batch, optimizer, how)
         return jax.tree.leaves(state), metrics["loss"]
 
     return run, (leaves, windows)

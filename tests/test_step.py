@@ -17,6 +17,7 @@ from train.batches import Batch, cover
 from train.optimizer import make_optimizer
 from train.recipe import Optimizer
 from train.step import (
+    How,
     TrainState,
     loss_and_gradient,
     many_steps,
@@ -68,7 +69,7 @@ def test_the_validation_loss_is_the_mean_over_all_targets(name: str):
     params = random_params(config)
     tokens = np.random.default_rng(0).integers(0, config.n_vocab, 50).astype(np.int32)
     batches = jax.tree.map(jnp.asarray, Batch(*cover(tokens, 3, 8)))
-    total = float(np.sum(validation_sums(config, Compute())(params, batches)))
+    total = float(np.sum(validation_sums(config)(params, batches)))
     by_hand = 0.0
     for start in range(0, 49, 8):
         window = tokens[start : start + 9]
@@ -90,7 +91,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_targets_that_count():
         return total / batch.counted.sum()
 
     expected = jax.value_and_grad(mean)(params)
-    assert_close(loss_and_gradient(params, SEED, batch, Compute()), expected, rtol=1e-5, atol=1e-6)
+    assert_close(loss_and_gradient(params, SEED, batch), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -100,9 +101,7 @@ def test_what_does_not_count_has_no_influence_at_all(accumulate: int):
     batch = Batch(batch.windows, rows)
     other = batch.windows.at[:, -1].add(3) % SEED.n_vocab  # a last token is a target only
     other = other.at[2].set(0)
-    step = jax.jit(
-        lambda batch: loss_and_gradient(params, SEED, batch, Compute(), accumulate=accumulate)
-    )
+    step = jax.jit(lambda batch: loss_and_gradient(params, SEED, batch, How(accumulate=accumulate)))
     one, two = step(batch), step(Batch(other, rows))
     jax.tree.map(np.testing.assert_array_equal, one, two)
     without = step(Batch(other, rows.at[0].set(True)))
@@ -112,7 +111,7 @@ def test_what_does_not_count_has_no_influence_at_all(accumulate: int):
 def test_a_batch_in_which_nothing_counts_changes_nothing():
     params, batch = random_params(SEED), some_batch(SEED)
     nothing = Batch(batch.windows, jnp.zeros_like(batch.counted))
-    loss, gradient = loss_and_gradient(params, SEED, nothing, Compute())
+    loss, gradient = loss_and_gradient(params, SEED, nothing)
     assert float(loss) == float(optax.tree.norm(gradient)) == 0.0
 
 
@@ -123,11 +122,11 @@ def test_a_batch_in_parts_gives_the_whole_one_s_loss_and_gradient(name: str, acc
     config = NAMED[name]
     params, batch = random_params(config), some_batch(config)
     batch = Batch(batch.windows, batch.counted.at[0].set(False))
-    numbers = batch.counted.reshape(accumulate, -1).sum(1)
+    numbers = batch.counted.reshape(-1, accumulate, 5).sum((0, 2))
     assert len(set(numbers.tolist())) > 1
-    step = jax.jit(loss_and_gradient, static_argnames=("config", "compute", "accumulate"))
-    whole = step(params, config, batch, Compute())
-    parts = step(params, config, batch, Compute(), accumulate=accumulate)
+    step = jax.jit(loss_and_gradient, static_argnames=("config", "how"))
+    whole = step(params, config, batch)
+    parts = step(params, config, batch, how=How(accumulate=accumulate))
     assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -136,8 +135,8 @@ def test_in_64_bits_the_parts_sum_to_the_whole_gradient_exactly():
     """But for the loss, which is counted in 32 bits."""
     params, batch = random_params(SEED, dtype=jnp.float64), some_batch(SEED)
     compute = Compute(dtype="float64")
-    whole, gradient = loss_and_gradient(params, SEED, batch, compute)
-    loss, summed = loss_and_gradient(params, SEED, batch, compute, accumulate=3)
+    whole, gradient = loss_and_gradient(params, SEED, batch, How(compute=compute))
+    loss, summed = loss_and_gradient(params, SEED, batch, How(compute=compute, accumulate=3))
     assert loss.dtype == whole.dtype == jnp.float32
     assert_close(loss, whole, rtol=1e-6)
     assert jax.tree.leaves(summed)[0].dtype == jnp.float64
@@ -152,14 +151,13 @@ def test_many_steps_in_one_call_are_the_single_steps_and_compile_once(accumulate
     tokens = np.random.default_rng(0).integers(0, 11, 200).astype(np.int32)
     optimizer, state = start(SEED)
     singles, losses = state, []
-    one = jax.jit(
-        lambda state, batch: train_step(state, SEED, batch, optimizer, Compute(), accumulate)
-    )
+    how = How(accumulate=accumulate)
+    one = jax.jit(lambda state, batch: train_step(state, SEED, batch, optimizer, how))
     for i in range(6):
         batch = jax.tree.map(lambda x: x[0], batches_of(tokens, np.array([i]), 4, 6))
         singles, metrics = one(singles, batch)
         losses.append(float(metrics["loss"]))
-    together = many_steps(SEED, optimizer, Compute(), accumulate=accumulate)
+    together = many_steps(SEED, optimizer, how)
     state, first = together(state, batches_of(tokens, np.arange(3), 4, 6))
     state, second = together(state, batches_of(tokens, np.arange(3, 6), 4, 6))
     assert getattr(together, "_cache_size")() == 1  # noqa: B009  not in Callable
@@ -170,7 +168,7 @@ def test_many_steps_in_one_call_are_the_single_steps_and_compile_once(accumulate
 
 def test_the_state_s_buffers_are_taken_over():
     optimizer, state = start(SEED)
-    steps = many_steps(SEED, optimizer, Compute())
+    steps = many_steps(SEED, optimizer)
     steps(state, batches_of(np.arange(11), np.arange(1), 2, 4))
     assert state.params.W_E.is_deleted()
 
@@ -179,10 +177,10 @@ def test_the_state_s_buffers_are_taken_over():
 def test_the_update_is_the_optimizer_s_after_clipping(rule: str):
     optimizer, state = start(SEED, name=rule, clip=0.1, warmup=0)
     batch = some_batch(SEED)
-    after, metrics = jax.jit(lambda s: train_step(s, SEED, batch, optimizer, Compute()))(state)
+    after, metrics = jax.jit(lambda s: train_step(s, SEED, batch, optimizer))(state)
 
     def mean(params: Params) -> jax.Array:
-        return summed_loss(params, SEED, batch, Compute()) / batch.counted.sum()
+        return summed_loss(params, SEED, batch) / batch.counted.sum()
 
     gradient = jax.jit(jax.grad(mean))(state.params)
     norm = float(optax.tree.norm(gradient))
@@ -203,6 +201,6 @@ def test_every_model_learns_to_repeat(name: str, rule: str):
     rates = {"learning_rate": 1e-2} if rule == "adamw" else {"learning_rate": 3e-2}
     optimizer, state = start(config, steps=150, name=rule, **rates)
     tokens = (np.arange(300) % 3).astype(np.int32)
-    steps = many_steps(config, optimizer, Compute())
+    steps = many_steps(config, optimizer)
     _, history = steps(state, batches_of(tokens, np.arange(150), 4, 6))
     assert float(history["loss"][-1]) < 0.1 * math.log(config.n_vocab)

@@ -1,7 +1,5 @@
 """The command line of training: `python -m train [PRESET] [options]`."""
 
-import dataclasses
-import inspect
 import logging
 import shlex
 import sys
@@ -9,15 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import tyro
 from rich.console import Console
 
+from train.commandline import read_command, recipe_of
+from train.layout import lay_out
 from train.listeners import tensorboard
 from train.loop import Interrupted, train
-from train.presets import PRESETS
+from train.processes import (
+    LOST,
+    Group,
+    Refused,
+    by_first,
+    check_agreement,
+    guard,
+    guarded,
+    is_first,
+    is_loss,
+    leave,
+)
 from train.recipe import Recipe
 from train.run import Run
-from train.runs import RunError, open_run
+from train.runs import RunError, about_run, open_run
 from train.start import open_recipe
 
 
@@ -37,6 +47,21 @@ class Command(Recipe):
     """last checkpoints to keep, besides the best one"""
     tensorboard: bool = False
     """write the metrics for TensorBoard too"""
+    mesh: str | None = None
+    """devices to train on, as data=2,fsdp=2,tensor=2: sequences of a batch go to data and fsdp, parts of the model
+    to fsdp and tensor, positions to sequence; the numbers stay the same"""
+    rules: tuple[str, ...] = ()
+    """AXIS=MESH-AXIS: other rules for the mesh: which part of the model (d n k f v), of the text (t) or of the
+    batch lies along which of its axes; batch=data+fsdp for two, v=none for none"""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for a run of several processes, each started with this command; or auto: as SLURM,
+    Kubernetes, Open MPI or a cloud TPU says"""
+    processes: int | None = None
+    """how many there are"""
+    process: int | None = None
+    """the number of this one, from 0"""
+    patience: int = 60
+    """seconds after which processes that are not there, or silent, are given up"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,11 +73,17 @@ class Command(Recipe):
             raise ValueError(
                 "--resume keeps the run that --overwrite would remove; give one of them"
             )
+        self.group.check()
+
+    @property
+    def group(self) -> Group:
+        """The processes."""
+        return Group(self.coordinator, self.processes, self.process, self.patience)
 
     @property
     def recipe(self) -> Recipe:
         """The part that decides the run's numbers."""
-        return Recipe(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Recipe)})
+        return recipe_of(self)
 
 
 def parse(args: list[str]) -> Command:
@@ -61,72 +92,90 @@ def parse(args: list[str]) -> Command:
     Raises:
         ValueError: an unknown preset, or options that contradict each other.
     """
-    preset, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("seed", args)
-    if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; choose from {', '.join(PRESETS)}")
-    recipe = PRESETS[preset]()
-    given = [argument.partition("=")[0].replace("_", "-") for argument in rest]
-    unread = [name for name in given if name == "--tokenizer" or name.startswith("--config.")]
-    if "--start" in given and unread:
-        raise ValueError(
-            f"{unread[0]} would not be read: a run with --start has the architecture and the tokenizer of "
-            "that model; leave one of them out"
-        )
-    fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    return tyro.cli(
-        Command,
-        prog=f"python -m train {preset}",
-        description=f"{inspect.getdoc(PRESETS[preset])}\n\nPresets: {', '.join(PRESETS)}.",
-        default=Command(**fields, name=preset),
-        args=rest,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    return read_command(Command, "python -m train", args, lambda preset: {"name": preset})
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM, 75 others lost.
 
     Options that a command line cannot have end it with 2, before anything is read.
     """
     args = sys.argv[1:] if args is None else args
-    console = Console()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's: what fails is said below, once
     try:
         command = parse(args)
-        recipe, config, data, first, start = open_recipe(command.recipe)
-        folder = command.runs / command.name
-        listeners = (tensorboard(folder),) if command.tensorboard else ()
-        how = {"resume": command.resume, "overwrite": command.overwrite}
-        open_run(folder, recipe, data.sha256, **how, start=start)
-        run = Run(recipe, config, data, folder, console, command.keep, listeners, first)
-        best = train(run, resume=command.resume).best()
+    except ValueError as error:
+        return _say(str(error))
+    if command.coordinator is None:
+        return _run(command, args)[0]
+    if not guarded():
+        return guard(args, command.group, _resume(args))
+    status, together = _run(command, args)
+    leave(status, together=together)
+    return status
+
+
+def _run(command: Command, args: list[str]) -> tuple[int, bool]:
+    """The exit status, and whether all processes end here with the same."""
+    try:
+        best = _train(command)
     except Interrupted as interruption:
-        again = [
-            "python",
-            "-m",
-            "train",
-            *(a for a in args if a not in ("--overwrite", "--resume")),
-        ]
-        print(f"{interruption}; go on with: {shlex.join(again)} --resume")
-        return interruption.status
+        if is_first():
+            print(f"{interruption}; go on with: {_resume(args)}")
+        return interruption.status, True
     except KeyboardInterrupt:
         print("stopped; what was saved before is whole", file=sys.stderr)
-        return 130
-    except jax.errors.JaxRuntimeError as error:
-        why = str(error).partition("\n")[0]
-        print(
-            f"error: the device cannot run this; lower --batch or --config.* ({why})",
-            file=sys.stderr,
-        )
-        return 1
+        return 130, False
     except MemoryError:
-        print("error: not enough memory; lower --batch, --chunk or --context", file=sys.stderr)
-        return 1
-    except (RunError, ValueError, OSError, OverflowError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"best validation loss {best:.4f}; everything is in {folder}")
-    return 0
+        return _say("not enough memory; lower --batch, --chunk or --context"), False
+    except (RunError, ValueError, OSError, OverflowError, jax.errors.JaxRuntimeError) as error:
+        if is_loss(error):
+            return LOST, False
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            why = str(error).partition("\n")[0]
+            return _say(f"the device cannot run this; lower --batch or --config.* ({why})"), False
+        together = isinstance(error, Refused)
+        return (1 if together and not is_first() else _say(str(error))), together
+    if is_first():
+        print(f"best validation loss {best:.4f}; everything is in {command.runs / command.name}")
+    return 0, True
+
+
+def _train(command: Command) -> float:
+    """Open what the command names, train, and return the lowest validation loss."""
+    if command.coordinator is not None:
+        command.group.join()
+    layout = lay_out(command.mesh, command.rules)
+    if jax.process_count() > 1 and layout.mesh is None:
+        raise Refused(
+            f"{jax.process_count()} processes need a mesh of their {jax.device_count()} devices; "
+            f"give --mesh, as data={jax.device_count()}"
+        )
+    recipe, config, data, first, start = open_recipe(command.recipe, layout)
+    layout.check(recipe, config)
+    folder = command.runs / command.name
+    about = about_run(recipe, data.sha256, start)
+    check_agreement(
+        {**about, "run": str(command.name), "mesh": command.mesh, "rules": [*command.rules]}
+    )
+    how = {"resume": command.resume, "overwrite": command.overwrite}
+    by_first(lambda: open_run(folder, recipe, data.sha256, **how, start=start))
+    listeners = (tensorboard(folder),) if command.tensorboard else ()
+    console = Console(quiet=not is_first())
+    run = Run(recipe, config, data, folder, console, command.keep, listeners, first, layout)
+    return train(run, resume=command.resume).best()
+
+
+def _resume(args: list[str]) -> str:
+    """The command that goes on."""
+    again = [a for a in args if a not in ("--overwrite", "--resume")]
+    return f"{shlex.join(['python', '-m', 'train', *again])} --resume"
+
+
+def _say(sentence: str) -> int:
+    """The exit status of an error that was said."""
+    print(f"error: {sentence}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

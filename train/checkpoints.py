@@ -67,7 +67,7 @@ class Checkpoints:
         self.manager.delete(step)
 
     def restore(self, like: TrainState) -> TrainState:
-        """The last whole state.
+        """The last whole state, laid out as `like`, of which shapes and shardings alone are read.
 
         Raises:
             RunError: there is none, or it cannot be read; then the last one that can is named.
@@ -106,10 +106,12 @@ class Checkpoints:
         )
 
     def _read(self, step: int, like: TrainState) -> TrainState:
-        shape = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        named = ocp.args.Composite(state=ocp.args.StandardRestore(_without_empty(shape, like)))
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        named = ocp.args.Composite(state=ocp.args.StandardRestore(_without_empty(shapes, like)))
         read = self.manager.restore(step, args=named)["state"]
-        return jax.tree.map(lambda x, there: there if x.size else x, like, read)
+        return jax.tree.map(
+            lambda x, there: there if x.size else jnp.zeros(x.shape, x.dtype), shapes, read
+        )
 
     def _way_on(self, steps: Sequence[int], like: TrainState) -> str:
         for step in reversed(steps[:-1]):

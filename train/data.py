@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -25,13 +25,25 @@ from train.recipe import Recipe
 from train.tasks import TASKS, Task
 from train.tokenfile import TokenFile, is_token_file, open_tokens
 
+ALL = slice(None)
+
+
+@runtime_checkable
+class Draw(Protocol):
+    """Draws batches: of some steps, all rows or some, of which no others are read."""
+
+    def __call__(
+        self, key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: slice = ALL, /
+    ) -> Batch:
+        """Those steps' rows, `[n b window]`, whatever was drawn before."""
+        ...
+
 
 class Data(NamedTuple):
     """A source of batches, and what to hold a loss against."""
 
     tokenizer: Tokenizer
-    draw: Callable[[Key[Array, ""], Int[np.ndarray, " n"]], Batch]
-    """(key, steps) -> those steps' batches, `[n b window]`, whatever was drawn before"""
+    draw: Draw
     held_out: Batch
     """batches for the validation, `[n b window]`; what fills up the last is not counted"""
     about: str
@@ -146,10 +158,14 @@ def _from_task(task: Task, recipe: Recipe) -> Data:
     )  # refuses what does not fit
 
     @jax.jit
-    def draw(key: Key[Array, ""], steps: Int[Array, " n"]) -> Batch:
+    def whole(key: Key[Array, ""], steps: Int[Array, " n"]) -> Batch:
         return jax.vmap(lambda step: task.draw(jax.random.fold_in(key, step), batch, context))(
             steps
         )
+
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: slice = ALL, /) -> Batch:
+        drawn = whole(key, steps)
+        return drawn if rows == ALL else jax.tree.map(lambda x: np.asarray(x)[:, rows], drawn)
 
     held_out = jax.tree.map(np.asarray, task.held_out(context))
     return Data(
@@ -164,18 +180,16 @@ def _from_task(task: Task, recipe: Recipe) -> Data:
     )
 
 
-def _windows_of(
-    tokens: Integer[np.ndarray, " n"], recipe: Recipe
-) -> Callable[[Key[Array, ""], Int[np.ndarray, " n"]], Batch]:
+def _windows_of(tokens: Integer[np.ndarray, " n"], recipe: Recipe) -> Draw:
     """Windows of the tokens, which may be on the disk, in the order that the Recipe names."""
     n, batch, context = len(tokens), recipe.batch, recipe.context
 
-    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"]) -> Batch:
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: slice = ALL, /) -> Batch:
         if recipe.order == "shuffled":
             starts = shuffled_starts(key, steps, n, batch, context)
         else:
             starts = host_starts(key, steps, n - context, batch)
-        windows = draw_windows(tokens, starts, context)
+        windows = draw_windows(tokens, starts[:, rows], context)
         return Batch(windows, np.ones(windows[..., 1:].shape, bool))
 
     draw(jax.random.key(0), np.arange(1))  # refuses now what could not be drawn later

@@ -8,27 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxformer.config import Config
 from jaxformer.params import Params
-from train.data import Data
+from train.batches import Batch
 from train.metrics import Line
-from train.recipe import Recipe
+from train.run import Run
 from train.step import TrainState, steps_done, validation_sums
 from train.watch import watcher
 
 
-def make_evaluation(recipe: Recipe, config: Config, data: Data) -> Callable[[TrainState], Line]:
+def make_evaluation(run: Run) -> Callable[[TrainState], Line]:
     """A function from a state to its line of the metrics.
 
     `validation_loss` is the mean over every token of the validation that counts; of an ensemble it is
     the members' mean, beside `validation_losses` of each and their standard deviation, the spread.
     """
+    recipe, config, held_out = run.recipe, run.config, run.data.held_out
     members = recipe.seeds
-    batches = jax.tree.map(jnp.asarray, data.held_out)
-    targets = int(np.asarray(data.held_out.counted).sum())
-    sums = validation_sums(config, recipe.compute, members)
-    watch = watcher(recipe.watch, config, data.held_out, recipe.compute)
-    look = jax.jit(watch if members == 1 else jax.vmap(watch))
+    shared = divisible(held_out, run.layout.parts("batch"))
+    batches = run.layout.put(shared, None, run.layout.batch)
+    targets = int(np.asarray(held_out.counted).sum())
+    sums = validation_sums(config, run.how, members)
+    watch = watcher(recipe.watch, config, held_out, recipe.compute)
+    look = run.layout.jitted(watch if members == 1 else jax.vmap(watch))
 
     def evaluate(state: TrainState) -> Line:
         params = state.params
@@ -38,6 +39,17 @@ def make_evaluation(recipe: Recipe, config: Config, data: Data) -> Callable[[Tra
         return line | {name: np.asarray(value).tolist() for name, value in seen.items()}
 
     return evaluate
+
+
+def divisible(batches: Batch, parts: int) -> Batch:
+    """The same batches with rows that do not count behind, so that their number divides.
+
+    >>> batch = Batch(np.ones((1, 3, 5), np.int32), np.ones((1, 3, 4), bool))
+    >>> divisible(batch, 2).counted.sum(axis=-1).tolist()
+    [[4, 4, 4, 0]]
+    """
+    missing = -batches.windows.shape[1] % parts
+    return jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, missing), (0, 0))), batches)
 
 
 def summary(name: str, values: Float[np.ndarray, "*members"] | float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,8 +17,9 @@ from train.evaluate import all_finite, make_evaluation, summary
 from train.metrics import Line, Metrics
 from train.optimizer import make_optimizer, schedule
 from train.outcome import finish, save_models, write_sample
+from train.processes import by_first, gathered, is_loss
 from train.report import progress_bar
-from train.run import Run, draw, fresh_state, member
+from train.run import Run, draw, fresh_state, state_shapes
 from train.runs import RunError
 from train.step import Steps, TrainState, many_steps, steps_done
 
@@ -38,20 +40,20 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
         RunError: the loss is no number any more, or a state cannot be saved or restored.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
-    state = fresh_state(run.recipe, run.config, run.first)
     checkpoints = Checkpoints(run.folder, run.keep)
     entered = contextlib.ExitStack()
     try:
         if resume:
-            state = checkpoints.restore(state)
+            state = checkpoints.restore(state_shapes(run.recipe, run.config, run.layout))
+        else:
+            state = fresh_state(run.recipe, run.config, run.first, run.layout)
         done = steps_done(state)
-        listeners = [entered.enter_context(listener(done)) for listener in run.listeners]
-        metrics = Metrics(run.folder, done, listeners)
+        metrics = open_metrics(run, done, entered)
         checkpoints.best_step = metrics.best_step
         models = "" if run.recipe.seeds == 1 else f"{run.recipe.seeds} models of "
         run.console.print(
             f"{models}{count(run.config):,} parameters, {run.data.about}, "
-            f"vocabulary {run.config.n_vocab}"
+            f"vocabulary {run.config.n_vocab}{run.layout.about}"
         )
         if resume and done:
             run.console.print(f"going on from step {done}")
@@ -61,9 +63,22 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
         raise checkpoints.unwritten(error) from error
     finally:
         entered.close()
-        checkpoints.close()
-    finish(run, metrics)
+        if not is_loss(sys.exception()):  # then nobody is there to finish with
+            checkpoints.close()
+    by_first(lambda: finish(run, metrics))
     return metrics
+
+
+def open_metrics(run: Run, done: int, entered: contextlib.ExitStack) -> Metrics:
+    """The metrics up to this step: the first process writes them, the others read what it kept."""
+    opened: list[Metrics] = []
+
+    def begin() -> None:
+        listeners = [entered.enter_context(listener(done)) for listener in run.listeners]
+        opened.append(Metrics(run.folder, done, listeners))
+
+    by_first(begin)
+    return opened[0] if opened else Metrics(run.folder, done, writes=False)
 
 
 class _Loop:
@@ -72,7 +87,7 @@ class _Loop:
     def __init__(self, run: Run, metrics: Metrics, checkpoints: Checkpoints):
         self.run, self.metrics, self.checkpoints = run, metrics, checkpoints
         recipe = run.recipe
-        self.evaluate = make_evaluation(recipe, run.config, run.data)
+        self.evaluate = make_evaluation(run)
         self.optimizer = make_optimizer(run.config, recipe.optimizer, recipe.steps)
         self.rate = schedule(recipe.optimizer, recipe.optimizer.learning_rate, recipe.steps)
         self.compiled: dict[int, Steps] = {}
@@ -88,7 +103,7 @@ class _Loop:
                 self.save_and_look(state)
                 if done >= recipe.steps:
                     return
-                if number := asked():
+                if number := max(gathered(asked())):
                     self.stop(state, number)
                 state, line = self.chunk(state)
                 tokens = recipe.seeds * recipe.batch * recipe.context * line["steps"]
@@ -118,14 +133,8 @@ class _Loop:
 
     def compile(self, state: TrainState, batches: Batch) -> Steps:
         """Ahead of the clock, which is for training alone."""
-        recipe = self.run.recipe
-        steps: Any = many_steps(
-            self.run.config,
-            self.optimizer,
-            recipe.compute,
-            accumulate=recipe.accumulate,
-            members=recipe.seeds,
-        )
+        run = self.run
+        steps: Any = many_steps(run.config, self.optimizer, run.how, members=run.recipe.seeds)
         return steps.lower(state, batches).compile()
 
     def save_and_look(self, state: TrainState) -> None:
@@ -143,7 +152,7 @@ class _Loop:
         if better := loss < self.metrics.best():
             save_models(self.run, state.params)
         if done == 0:
-            write_sample(self.run, member(state.params, 0, recipe.seeds), "before training")
+            by_first(lambda: write_sample(self.run, "before training"))
         self.metrics.write(line)
         spread = f" ± {line['validation_loss_spread']:.4f}" if recipe.seeds > 1 else ""
         self.run.console.print(

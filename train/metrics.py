@@ -21,18 +21,28 @@ Listener = Callable[[int], contextlib.AbstractContextManager[Callable[[Line], No
 class Metrics:
     """`metrics.jsonl`, opened at a step: lines from after it belong to a future that was not saved.
 
-    Each line goes to the listeners too.
+    Each line goes to the listeners too. Of several processes one writes; the others keep the lines to themselves.
     """
 
-    def __init__(self, folder: Path, step: int, listeners: Sequence[Callable[[Line], None]] = ()):
-        self.path = folder / "metrics.jsonl"
-        self.listeners = listeners
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        listeners: Sequence[Callable[[Line], None]] = (),
+        *,
+        writes: bool = True,
+    ):
+        self.path, self.listeners, self.writes = folder / "metrics.jsonl", listeners, writes
         self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
-        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        if writes:
+            text = "".join(json.dumps(line) + "\n" for line in self.lines)
+            replace_file(self.path, text.encode())
 
     def write(self, line: Line) -> None:
         """Add a line; it is on the disk when this returns."""
         self.lines.append(line)
+        if not self.writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -1,7 +1,9 @@
 """What a run leaves behind: models, samples, a page of figures, a table."""
 
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxformer.checkpoint import load, save
@@ -10,6 +12,7 @@ from jaxformer.sampling import Sampling
 from jaxformer.streaming import stream_tokens
 from train.encoding import sayable
 from train.metrics import Metrics
+from train.processes import by_first, whole
 from train.report import loss_table
 from train.run import Run, keys, member, seeds
 
@@ -20,17 +23,23 @@ def model_folder(run: Run, seed: int) -> Path:
 
 
 def save_models(run: Run, params: Params) -> None:
-    """Every member's model."""
-    for index, seed in enumerate(seeds(run.recipe)):
-        folder = model_folder(run, seed)
-        folder.parent.mkdir(exist_ok=True)
-        save(folder, run.config, member(params, index, run.recipe.seeds), run.data.tokenizer)
+    """Every member's model: gathered from all processes, written by the first."""
+    gathered: Any = jax.tree.map(whole, params)
+
+    def write() -> None:
+        for index, seed in enumerate(seeds(run.recipe)):
+            folder = model_folder(run, seed)
+            folder.parent.mkdir(exist_ok=True)
+            save(folder, run.config, member(gathered, index, run.recipe.seeds), run.data.tokenizer)
+
+    by_first(write)
 
 
-def write_sample(run: Run, params: Params, title: str) -> None:
-    """Go on from a beginning in the validation text, and keep what came in place of an older sample."""
+def write_sample(run: Run, title: str) -> None:
+    """Let the saved model go on from a beginning in the validation text, in place of an older sample."""
     if run.data.prompt is None:
         return
+    params = load(model_folder(run, run.recipe.seed))[1]
     tokenizer, context = run.data.tokenizer, run.recipe.context
     prompt = np.asarray(run.data.prompt[:context])
     pieces = stream_tokens(
@@ -51,7 +60,7 @@ def finish(run: Run, metrics: Metrics) -> None:
     data, console = run.data, run.console
     yardsticks = data.yardsticks()
     write_report(run.folder / "report.png", metrics.lines, yardsticks, data.perfect)
-    write_sample(run, load(model_folder(run, run.recipe.seed))[1], "the best model")
+    write_sample(run, "the best model")
     name = "this model" if run.recipe.seeds == 1 else f"{run.recipe.seeds} models, mean"
     losses = yardsticks | {name: metrics.best()}
     if data.perfect is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from jaxformer.config import Compute
 from train.recipe import Architecture, Optimizer, Recipe
@@ -193,10 +194,58 @@ def gpt2_124m() -> Recipe:
     )  # fmt: skip
 
 
+def gpt2_15b() -> Recipe:
+    """GPT-2's largest, 1.5 B parameters: `python -m train.plan gpt2-1.5b --mesh data=8,fsdp=32`. Never run."""
+    return replace(
+        gpt2_124m(),
+        config=Architecture(
+            n_layers=48, d_model=1600, n_heads=25, d_head=64, d_mlp=6400, position="learned", n_vocab=50_257,
+            n_context=1024, norm="layer", activation="gelu_tanh", bias="all", tied=True,
+        ),
+        batch=512,
+        accumulate=1,
+        optimizer=Optimizer(learning_rate=1.5e-4, warmup=700, beta2=0.95),
+        compute=Compute(dtype="bfloat16", kernel="fused", remat="block"),
+    )  # fmt: skip
+
+
+def llama_7b() -> Recipe:
+    """Llama 2's architecture at 7 B parameters, for planning: `--mesh fsdp=64`. Never run.
+
+    Source: Touvron et al. 2023, "Llama 2", table 1 and appendix A.2.1.
+    """
+    return _llama(n_layers=32, d_model=4096, n_heads=32, d_mlp=11_008, learning_rate=3e-4)
+
+
+def llama_70b() -> Recipe:
+    """Llama 2's architecture at 70 B parameters, for planning: `--mesh fsdp=64,tensor=8`. Never run."""
+    return _llama(
+        n_layers=80, d_model=8192, n_heads=64, n_kv_heads=8, d_mlp=28_672, learning_rate=1.5e-4
+    )
+
+
+def _llama(*, learning_rate: float, **sizes: Any) -> Recipe:
+    return Recipe(
+        config=Architecture(
+            **sizes, d_head=128, n_vocab=32_000, position="rotary", norm="rms", activation="silu", gated=True,
+        ),
+        corpus="text.tokens",
+        tokenizer="bytes",
+        context=4096,
+        batch=1024,
+        steps=500_000,
+        optimizer=Optimizer(learning_rate=learning_rate, warmup=2000, beta2=0.95),
+        compute=Compute(dtype="bfloat16", kernel="fused", remat="block"),
+        chunk=10,
+        validate_every=500,
+    )  # fmt: skip
+
+
 PRESETS: dict[str, Callable[[], Recipe]] = {
     make.__name__.replace("_", "-"): make
     for make in (
         seed, nanogpt_cpu, baby, seed_best, grammar, induction, brackets, grok, nanogpt_char, gpt2_124m,
+        llama_7b, llama_70b,
     )
-}  # fmt: skip
+} | {"gpt2-1.5b": gpt2_15b}  # fmt: skip
 """By name."""

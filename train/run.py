@@ -1,21 +1,24 @@
 """A run's fixed parts and its randomness: what loop, evaluation and outcome share."""
 
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 
 from jaxformer.config import Config
 from jaxformer.params import Params, init
 from train.batches import Batch
 from train.data import Data
+from train.layout import Layout
 from train.metrics import Listener
 from train.optimizer import make_optimizer
 from train.recipe import Recipe
-from train.step import TrainState
+from train.step import How, TrainState
 
 
 class Run(NamedTuple):
@@ -32,6 +35,23 @@ class Run(NamedTuple):
     """other readers of the metrics while it lasts"""
     first: Params | None = None
     """parameters to start from, whose buffers the training takes for its own; None: fresh ones"""
+    layout: Layout = Layout()
+    """the devices, and what lies where on them"""
+
+    @property
+    def how(self) -> How:
+        """How its steps are run."""
+        return how_of(self.recipe, self.layout)
+
+
+def how_of(recipe: Recipe, layout: Layout) -> How:
+    """How a Recipe's steps are run on some devices."""
+    return How(
+        compute=recipe.compute,
+        accumulate=recipe.accumulate,
+        vocab_chunk=recipe.vocab_chunk,
+        layout=layout,
+    )
 
 
 class Keys(NamedTuple):
@@ -52,8 +72,40 @@ def seeds(recipe: Recipe) -> range:
     return range(recipe.seed, recipe.seed + recipe.seeds)
 
 
-def fresh_state(recipe: Recipe, config: Config, first: Params | None = None) -> TrainState:
+def fresh_state(
+    recipe: Recipe,
+    config: Config,
+    first: Params | None = None,
+    layout: Layout = Layout(),  # noqa: B008  frozen
+) -> TrainState:
     """The state before the first step: with these parameters in every member, or each with fresh ones."""
+    if layout.mesh is None:
+        return _start(recipe, config, first)
+    like = state_shapes(recipe, config, layout)
+    where = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(partial(_start, recipe, config), out_shardings=where)(first)
+
+
+def state_shapes(
+    recipe: Recipe,
+    config: Config,
+    layout: Layout = Layout(),  # noqa: B008  frozen
+) -> TrainState:
+    """A state's shapes, and where its arrays lie; nothing is allocated."""
+    shapes = jax.eval_shape(partial(_start, recipe, config, None))
+    if layout.mesh is None:
+        first = SingleDeviceSharding(jax.local_devices()[0])
+        where = jax.tree.map(lambda _: first, shapes)
+    else:
+        where = layout.state(config, shapes)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        where,
+    )
+
+
+def _start(recipe: Recipe, config: Config, first: Params | None) -> TrainState:
     optimizer = make_optimizer(config, recipe.optimizer, recipe.steps)
 
     def start(key: Any) -> TrainState:
@@ -66,9 +118,28 @@ def fresh_state(recipe: Recipe, config: Config, first: Params | None = None) -> 
 
 
 def draw(run: Run, steps: np.ndarray) -> Batch:
-    """The batches of some steps; of an ensemble `[n member b ...]`."""
-    each = [run.data.draw(keys(seed).batches, steps) for seed in seeds(run.recipe)]
-    return each[0] if len(each) == 1 else jax.tree.map(lambda *x: np.stack(x, axis=1), *each)
+    """The batches of some steps; of an ensemble `[n member b ...]`. On a mesh, each process draws its rows alone."""
+
+    def rows(some: slice) -> Batch:
+        each = [run.data.draw(keys(seed).batches, steps, some) for seed in seeds(run.recipe)]
+        return each[0] if len(each) == 1 else jax.tree.map(lambda *x: np.stack(x, axis=1), *each)
+
+    if run.layout.mesh is None:
+        return rows(slice(None))
+    recipe, drawn = run.recipe, lru_cache(lambda start, stop: rows(slice(start, stop)))
+    members = (recipe.seeds,) if recipe.seeds > 1 else ()
+    where = run.layout.placed(None, *[None] * len(members), run.layout.batch)
+
+    def whole(field: str, length: int) -> Any:
+        shape = (len(steps), *members, recipe.batch, length)
+
+        def part(index: Any) -> Any:
+            start, stop, _ = index[1 + len(members)].indices(recipe.batch)
+            return getattr(drawn(start, stop), field)
+
+        return jax.make_array_from_callback(shape, where, part)
+
+    return Batch(whole("windows", recipe.context + 1), whole("counted", recipe.context))
 
 
 def member(params: Params, index: int, members: int) -> Params:

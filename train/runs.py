@@ -48,9 +48,7 @@ def open_run(
             in what would be removed.
         OSError: the folder cannot be made.
     """
-    about = _plain({"recipe": recipe, "corpus_sha256": corpus})
-    if start is not None:
-        about["start_sha256"] = start
+    about = about_run(recipe, corpus, start)
     if resume:
         _check_same(folder, about)
         return
@@ -63,6 +61,12 @@ def open_run(
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     replace_file(folder / "run.json", json.dumps(about, indent=2).encode())
+
+
+def about_run(recipe: Recipe, corpus: str, start: str | None = None) -> dict[str, Any]:
+    """What run.json says of a run."""
+    about = _plain({"recipe": recipe, "corpus_sha256": corpus})
+    return about if start is None else about | {"start_sha256": start}
 
 
 def _check_removable(folder: Path, start: str | None) -> None:
@@ -87,8 +91,7 @@ def _check_same(folder: Path, about: dict[str, Any]) -> None:
     recipe = _defaults(Recipe) | {"config": _defaults(Architecture)}
     older = _plain({"recipe": recipe})  # what it does not say was so
     was, now = flat(older) | flat(read_about(path)), flat(about)
-    if different := sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k)):
-        changes = "; ".join(f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in different)
+    if changes := differences(was, now, "was", "is"):
         raise RunError(
             f"{folder} is a run of another recipe: {changes}. Resume it with its own options, "
             "or start another run with --name"
@@ -98,6 +101,17 @@ def _check_same(folder: Path, about: dict[str, Any]) -> None:
 def _defaults(record: type) -> dict[str, Any]:
     fields: Any = dataclasses.fields(record)
     return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], own: str, others: str) -> str:
+    """What two descriptions say differently, in words; "" if nothing.
+
+    >>> differences({"steps": 5, "a": 1}, {"steps": 6, "a": 1}, "was", "is")
+    'steps was 5, is 6'
+    """
+    was, now = flat(one), flat(other)
+    different = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+    return "; ".join(f"{k} {own} {was.get(k)!r}, {others} {now.get(k)!r}" for k in different)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

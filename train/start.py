@@ -13,6 +13,8 @@ from jaxformer.pretrained import load, load_config
 from jaxformer.tokenizer import Tokenizer
 from train.about import find_model
 from train.data import Data, open_data
+from train.layout import Layout
+from train.processes import whole
 from train.recipe import Architecture, Recipe
 from train.tasks import TASKS
 
@@ -30,8 +32,8 @@ class Opened(NamedTuple):
     """of that model: its tokenizer and its parameters"""
 
 
-def open_recipe(recipe: Recipe) -> Opened:
-    """The text, the model and their Config.
+def open_recipe(recipe: Recipe, layout: Layout = Layout()) -> Opened:  # noqa: B008  frozen
+    """The text, the model and their Config; the model's parameters lie as a run's on these devices do.
 
     Raises:
         ValueError: there is no such corpus; a model that jaxformer cannot compute; one of them does not fit the other,
@@ -47,13 +49,26 @@ def open_recipe(recipe: Recipe) -> Opened:
     config = load_config(place)
     recipe = dataclasses.replace(recipe, config=Architecture(**dataclasses.asdict(config)))
     recipe.check_context()
-    config, params, tokenizer = load(place, dtype="float32")
+    rules = None if layout.mesh is None else dict(layout.rules)
+    config, params, tokenizer = load(place, dtype="float32", mesh=layout.mesh, rules=rules)
     data = open_data(recipe, tokenizer)
     return Opened(recipe, config, data, params, _hash(params, tokenizer))
+
+
+def open_vocabulary(recipe: Recipe) -> Config:
+    """The Config of a Recipe alone: of a model to start from no parameter is read.
+
+    Raises:
+        ValueError: as `open_recipe`.
+        OSError: as `open_recipe`.
+    """
+    if recipe.start is not None:
+        return load_config(find_model(recipe.start)[0])
+    return recipe.config.for_tokenizer(open_data(recipe).tokenizer)
 
 
 def _hash(params: Params, tokenizer: Tokenizer | None) -> str:
     digest = hashlib.sha256(b"" if tokenizer is None else tokenizer.to_json().encode())
     for array in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(np.ascontiguousarray(whole(array)).data)
     return digest.hexdigest()

@@ -29,7 +29,7 @@ from train.data import open_data
 from train.optimizer import make_optimizer
 from train.presets import PRESETS
 from train.run import fresh_state, keys
-from train.step import many_steps
+from train.step import How, many_steps
 from train.watch import watcher
 
 
@@ -50,7 +50,8 @@ def train(steps: int, chunk: int = 50) -> tuple[Config, Params]:
     recipe = replace(recipe, config=small, context=31, steps=steps, watch=("induction",))
     data = open_data(recipe)
     config = recipe.config.for_tokenizer(data.tokenizer)
-    take_steps = many_steps(config, make_optimizer(config, recipe.optimizer, steps), recipe.compute)
+    optimizer = make_optimizer(config, recipe.optimizer, steps)
+    take_steps = many_steps(config, optimizer, How(compute=recipe.compute))
     look = jax.jit(watcher(recipe.watch, config, data.held_out, recipe.compute))
     state = fresh_state(recipe, config)
     print("Train: the loss falls while heads become induction heads")

@@ -1,0 +1,270 @@
+"""What a run would take, before anybody pays for it: `python -m train.plan PRESET --mesh data=8,fsdp=32`.
+
+The step is compiled for as many devices as the mesh has, all of them pretended, and nothing is allocated.
+"""
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jaxformer.config import Config
+from jaxformer.params import count
+from train.activations import kept_bytes
+from train.batches import Batch
+from train.collectives import (
+    Kind,
+    Traffic,
+    collectives,
+    compile_to_text,
+    totals,
+    with_reduce_scatter,
+)
+from train.commandline import read_command, recipe_of
+from train.flops import program_flops, train_flops
+from train.hardware import HARDWARE, Hardware, assumptions, find_hardware, step_seconds
+from train.layout import Layout, lay_out, parse_mesh
+from train.optimizer import make_optimizer
+from train.recipe import Recipe
+from train.run import how_of, state_shapes
+from train.start import open_vocabulary
+from train.step import many_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Recipe):
+    """A Recipe, and the devices to run it on."""
+
+    mesh: str = "data=1"
+    """devices, as data=8,fsdp=32"""
+    rules: tuple[str, ...] = ()
+    """as of python -m train"""
+    vocab: int | None = None
+    """entries of the vocabulary; None: the preset's, or those of the corpus's tokenizer"""
+    hardware: tuple[str, ...] = ()
+    """accelerators to estimate the time of a step on, as h100; none given: all that there are numbers of"""
+
+
+class Plan(NamedTuple):
+    """What one device holds, sends and computes in a step."""
+
+    parameters: int
+    """bytes, like all that has no other unit"""
+    optimizer: int
+    batch: int
+    kept: int
+    """activations that the backward pass reads, a part of the temporaries"""
+    temporaries: int
+    """all that XLA allocates beside what comes in and goes out"""
+    sent: dict[Kind, Traffic]
+    """as XLA for CPU compiled it"""
+    sent_scattered: dict[Kind, Traffic]
+    """with reduce-scatters, as it would for GPU and TPU"""
+    flops: float
+    """of matrix products, what is computed again included"""
+    model_flops: float
+    """of these, what the model's formula has: no more than one forward and one backward pass"""
+
+    @property
+    def memory(self) -> int:
+        """All of it at once."""
+        return self.parameters + self.optimizer + self.batch + self.temporaries
+
+    @property
+    def traffic(self) -> int:
+        """Bytes read and written at the least: state once, for the update, and what is kept."""
+        return 2 * (self.parameters + self.optimizer + self.kept)
+
+
+def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
+    """Compile one training step for a mesh, and read off what it takes.
+
+    Raises:
+        ValueError: a recipe that does not fit the mesh.
+    """
+    if layout.mesh is None:
+        raise ValueError("a plan is made for a mesh; give one, of one device if need be")
+    layout.check(recipe, config)
+    devices = layout.mesh.size
+    optimizer = make_optimizer(config, recipe.optimizer, recipe.steps)
+    how = how_of(recipe, layout)
+    state, batches = state_shapes(recipe, config, layout), batch_shapes(recipe, layout)
+    steps: Any = many_steps(config, optimizer, how, members=recipe.seeds)
+    compiled, text = compile_to_text(steps.lower(state, batches))
+    analysis: Any = compiled.memory_analysis()
+    found = collectives(text)
+    alone: Any = many_steps(config, optimizer, replace(how, layout=Layout()), members=recipe.seeds)
+    members = recipe.seeds * recipe.batch
+    return Plan(
+        parameters=own_bytes(state.params),
+        optimizer=own_bytes(state.optimizer),
+        batch=own_bytes(batches),
+        kept=kept_bytes(recipe, config, layout),
+        temporaries=analysis.temp_size_in_bytes,
+        sent=totals(found),
+        sent_scattered=totals(with_reduce_scatter(found)),
+        flops=program_flops(alone, state, batches) / devices,
+        model_flops=members * train_flops(config, recipe.context) / devices,
+    )
+
+
+def batch_shapes(recipe: Recipe, layout: Layout) -> Batch:
+    """The shapes of the batch of one step, and where it lies."""
+    members = (recipe.seeds,) if recipe.seeds > 1 else ()
+    where = layout.placed(None, *[None] * len(members), layout.batch)
+    shape = (1, *members, recipe.batch)
+    return Batch(
+        jax.ShapeDtypeStruct((*shape, recipe.context + 1), jnp.int32, sharding=where),
+        jax.ShapeDtypeStruct((*shape, recipe.context), bool, sharding=where),
+    )
+
+
+def own_bytes(shapes: Any) -> int:
+    """Bytes that one device holds of some arrays."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes)
+    )
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line; the exit status."""
+    args = sys.argv[1:] if args is None else args
+    out = Console(width=None if sys.stdout.isatty() else 110)
+    try:
+        command = read_command(Command, "python -m train.plan", args)
+        hardware = [find_hardware(name) for name in command.hardware] or [*HARDWARE]
+        number = math.prod(parse_mesh(command.mesh).values())
+        layout = lay_out(command.mesh, command.rules, pretended(number))
+        recipe = recipe_of(command)
+        config = replace(recipe.config, n_vocab=command.vocab or recipe.config.n_vocab)
+        if config.n_vocab == 1:
+            config = open_vocabulary(recipe)
+        found = plan(recipe, config, layout)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    out.print(
+        f"{count(config):,} parameters on {command.mesh}: {number:,} device{'s' * (number > 1)}; a step is "
+        f"{recipe.batch:,} sequences of {recipe.context:,} tokens",
+        highlight=False,
+    )  # fmt: skip
+    out.print(memory_table(found))
+    out.print(traffic_table(found))
+    out.print(time_table(found, hardware, recipe.batch * recipe.context))
+    for note in notes(recipe, hardware):
+        out.print(f"- {note}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def pretended(number: int) -> list[Any]:
+    """So many devices of a CPU that is cut into them, if JAX has not begun with another number.
+
+    Raises:
+        ValueError: it has.
+    """
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError:  # JAX has begun
+        pass
+    devices = jax.devices("cpu")
+    if len(devices) < number:
+        raise ValueError(
+            f"JAX has begun with {len(devices)} devices; a plan for {number} needs a new process"
+        )
+    return devices[:number]
+
+
+def memory_table(found: Plan) -> Table:
+    """Bytes of one device."""
+    table = Table(title="memory of one device", box=box.SIMPLE)
+    table.add_column("")
+    table.add_column("MB", justify="right")
+    for name, size in (
+        ("parameters", found.parameters),
+        ("optimizer", found.optimizer),
+        ("batch", found.batch),
+        ("temporaries", found.temporaries),
+        ("  of them activations kept for the backward pass", found.kept),
+        ("in all", found.memory),
+    ):
+        table.add_row(name, f"{size / 1e6:,.1f}")
+    return table
+
+
+def traffic_table(found: Plan) -> Table:
+    """What one device sends in a step."""
+    table = Table(title="collectives of one step, one device", box=box.SIMPLE)
+    for name in ("", "runs", "arrays, MB", "sent, MB"):
+        table.add_column(name, justify="right" if name else "left")
+    for title, sent in (("", found.sent), (" as GPU and TPU have it", found.sent_scattered)):
+        for kind, traffic in sent.items():
+            runs, *sizes = traffic
+            table.add_row(kind + title, f"{runs:,}", *(f"{size / 1e6:,.2f}" for size in sizes))
+        if sent == found.sent_scattered:
+            break
+    if not found.sent:
+        table.add_row("none", "", "", "")
+    return table
+
+
+def time_table(found: Plan, hardware: list[Hardware], tokens: int) -> Table:
+    """What a step would take."""
+    table = Table(title="a step, estimated", box=box.SIMPLE)
+    for name in ("device", "of its memory", "compute", "memory", "links", "seconds", "tokens/s"):
+        table.add_column(name, justify="right" if name != "device" else "left")
+    sent = sum(traffic.sent_bytes for traffic in found.sent_scattered.values())
+    for device in hardware:
+        took = step_seconds(device, found.flops, found.traffic, sent)
+        share = found.memory / device.memory
+        table.add_row(
+            device.name,
+            f"{share:.0%}" + (" too much" if share > 1 else ""),
+            *(f"{part:.3g}" for part in took),
+            f"{took.overlapped:.3g} to {took.serial:.3g}",
+            f"{rounded(tokens / took.serial)} to {rounded(tokens / took.overlapped)}",
+        )
+    return table
+
+
+def rounded(number: float) -> str:
+    """Three digits, and a thousand, a million or a billion as a letter.
+
+    >>> rounded(1_085_718), rounded(64_000), rounded(7)
+    ('1.09 M', '64 k', '7')
+    """
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def notes(recipe: Recipe, hardware: list[Hardware]) -> list[str]:
+    """What the numbers take for granted."""
+    said = [
+        "Temporaries are those of XLA's program for CPU; other compilers fuse and schedule otherwise.",
+        "Seconds: from all parts at the same time to one after the other.",
+    ]
+    if recipe.compute.kernel == "fused":
+        said.append(
+            'kernel="fused" is compiled without cuDNN here: its scores are formed, a layer at a time.'
+        )
+    if recipe.compute.dtype in ("bfloat16", "float16"):
+        said.append("XLA for CPU sends bfloat16 as float32, and keeps some of it so.")
+    if len(hardware) == 1:
+        return said + assumptions(hardware[0])
+    return [
+        *said,
+        "Of all devices: " + assumptions(hardware[0])[0].partition(" of ")[0] + " of their peak.",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

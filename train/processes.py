@@ -1,0 +1,244 @@
+"""Several processes that train one model: how they find each other, agree, and end when one of them is lost.
+
+JAX joins them into one program (`jax.distributed`) and watches over them: when one falls silent, it aborts the
+others, in the middle of whatever they do. So each runs under a guard, the process that was started, which says in
+a sentence what happened and gives it an exit status of its own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train.runs import RunError, differences
+
+LOST = 75
+"""The exit status where another process, or the coordinator, is gone: the same command with --resume goes on."""
+GUARDED = "JAXFORMER_GUARDED_LOG"
+"""The environment variable that tells a process that it has a guard, and where to write what is not ours."""
+
+
+class Refused(RunError):  # noqa: N818  says what it is
+    """What all processes refuse, at the same point."""
+
+
+class Group(NamedTuple):
+    """The processes of a run, as the command line tells."""
+
+    coordinator: str | None
+    """host and port of process 0; auto: as the cluster says; None: there is but this process"""
+    processes: int | None
+    process: int | None
+    patience: int
+    """seconds"""
+
+    def check(self) -> None:
+        """Refuse what describes no group.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        if self.patience < 1:
+            raise ValueError(f"patience={self.patience} must be at least 1 second")
+        numbers = (self.processes, self.process)
+        if self.coordinator in (None, "auto"):
+            if numbers != (None, None):
+                raise ValueError(
+                    "--processes and --process go with --coordinator HOST:PORT, process 0's; give all three, "
+                    "or --coordinator auto where a cluster tells them"
+                )
+            return
+        host, colon, port = self.coordinator.rpartition(":")
+        if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ValueError(
+                f"coordinator={self.coordinator!r} is no HOST:PORT of process 0, as 10.0.0.1:1234"
+            )
+        if None in numbers:
+            raise ValueError(
+                f"--coordinator {self.coordinator} needs --processes, their number, and --process, this one's"
+            )
+        if not 0 <= int(self.process or 0) < int(self.processes or 0):
+            raise ValueError(
+                f"process={self.process} of processes={self.processes}: they are numbered from 0, "
+                "and process is below processes"
+            )
+
+    def join(self) -> None:
+        """Become one of the group. Where it is not complete in time, JAX aborts this process.
+
+        Raises:
+            RunError: no cluster tells who belongs to the group.
+        """
+        how: dict[str, Any] = {
+            "initialization_timeout": self.patience,
+            "heartbeat_timeout_seconds": self.patience,
+            "shutdown_timeout_seconds": self.patience,
+        }
+        if self.coordinator == "auto":
+            try:
+                jax.distributed.initialize(**how)
+            except (
+                ValueError,
+                RuntimeError,
+            ) as error:  # the latter where a cluster's library is missing
+                raise RunError(
+                    "--coordinator auto: JAX finds no cluster here (SLURM, Kubernetes, Open MPI, cloud TPU) that "
+                    f"tells the processes of each other ({error}); give HOST:PORT, --processes and --process"
+                ) from error
+            return
+        jax.distributed.initialize(
+            self.coordinator,
+            self.processes,
+            self.process,
+            cluster_detection_method="deactivate",
+            **how,
+        )
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: it writes, and the others keep quiet."""
+    return jax.process_index() == 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, plain data for JSON; all must call this at the same point."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(text.size))).ravel()
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: text.size] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+
+
+def check_agreement(about: dict[str, Any]) -> None:
+    """Refuse processes that were started to do different things.
+
+    Raises:
+        Refused: naming one that differs from process 0, and how.
+    """
+    first, *others = gathered(about)
+    for number, other in enumerate(others, 1):
+        if changes := differences(first, other, "process 0 has", f"process {number}"):
+            raise Refused(
+                f"the processes do not agree: {changes}; start all with the same options, on the same data"
+            )
+
+
+def by_first(action: Callable[[], None]) -> None:
+    """What process 0 does for all, while the others wait; all fail where it does.
+
+    Raises:
+        Refused: it failed.
+    """
+    why = ""
+    if is_first():
+        try:
+            action()
+        except (RunError, OSError, ValueError) as error:
+            if jax.process_count() == 1:
+                raise
+            why = str(error)
+    if why := gathered(why)[0]:
+        raise Refused(why)
+
+
+def whole(array: Any) -> np.ndarray:
+    """An array's numbers on this host; all processes must call this at the same point."""
+    if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error says that another process is gone."""
+    words = ("Gloo", "NCCL", "coordination", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+    return jax.process_count() > 1 and any(word in str(error) for word in words)
+
+
+def leave(status: int, *, together: bool) -> None:
+    """End this guarded process at once: JAX would wait for the others.
+
+    Args:
+        status: its exit status.
+        together: all leave at this point; none before the others have said why.
+    """
+    if together and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("leave")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def guarded() -> bool:
+    """Whether this process has a guard; the first call also sends to the log what is not said in Python.
+
+    The libraries below JAX write to the standard streams by themselves.
+    """
+    log = os.environ.get(GUARDED)
+    if log is None:
+        return False
+    with Path(log).open("ab") as file:
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            own = os.fdopen(os.dup(number), "w", buffering=1, encoding=stream.encoding)
+            setattr(sys, "stdout" if number == 1 else "stderr", own)
+            os.dup2(file.fileno(), number)
+    threading.Thread(target=_end_with_guard, daemon=True).start()
+    return True
+
+
+def _end_with_guard() -> None:
+    """The guard holds the other end of standard input as long as it lives."""
+    os.read(0, 1)
+    os._exit(LOST)
+
+
+def guard(args: Sequence[str], group: Group, resume: str) -> int:
+    """Run this same command in a process of its own, and say why it ended if it cannot itself; its exit status.
+
+    Args:
+        args: of the command line.
+        group: the processes.
+        resume: the command that goes on.
+    """
+    handle, log = tempfile.mkstemp(prefix="jaxformer-", suffix=".log")
+    os.close(handle)
+    worker = subprocess.Popen(  # noqa: S603  this very command
+        [sys.executable, "-m", "train", *args],
+        env=os.environ | {GUARDED: log},
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C comes to the guard alone, which passes it on
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: worker.send_signal(number))
+    status = worker.wait()
+    if status not in (-signal.SIGABRT, LOST):
+        Path(log).unlink()
+        if status < 0:
+            print(f"error: this process was ended by signal {-status}", file=sys.stderr)
+        return 128 - status if status < 0 else status
+    if "RegisterTask" in Path(log).read_text(encoding="utf-8", errors="replace"):
+        number = "" if group.processes is None else f"{group.processes} "
+        why = (
+            f"not all of the {number}processes came together within {group.patience} s (--patience); start them "
+            f"all, with the address of process 0 (--coordinator {group.coordinator})"
+        )
+    else:
+        why = (
+            f"another process of this run is gone, or silent for {group.patience} s (--patience); "
+            f"its own output says why. Start them all again, each with its command and --resume: {resume}"
+        )
+    print(f"error: {why} (what JAX says: {log})", file=sys.stderr)
+    return LOST
