@@ -121,7 +121,7 @@ def test_processes_with_different_options_are_refused(corpus: Path):
     results = ended(start_all(command, 2, 1, [], ["--optimizer.beta1", "0.8"]))
     assert [status for status, _, _ in results] == [1, 1], results
     assert results[0][2] == (
-        "error: the processes do not agree: recipe.optimizer.beta1 process 0 has 0.9, process 1 0.8; "
+        "error: the processes do not agree: optimizer.beta1 process 0 has 0.9, process 1 0.8; "
         "start all with the same options, on the same data\n"
     )
     assert results[1][2] == ""
@@ -220,7 +220,7 @@ def test_under_a_cluster_s_launcher_the_processes_find_each_other(corpus: Path, 
     ]
     results = ended(pair)
     assert [status for status, _, _ in results] == [1, 1], results
-    assert "recipe.seed process 0 has 0, process 1 1" in results[0][2]
+    assert "seed process 0 has 0, process 1 1" in results[0][2]
 
 
 def test_where_no_cluster_tells_the_processes_of_each_other_auto_is_refused(

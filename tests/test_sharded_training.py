@@ -24,7 +24,7 @@ from train.data import open_data
 from train.layout import Layout, lay_out
 from train.optimizer import make_optimizer
 from train.recipe import Architecture, Optimizer, Recipe
-from train.run import Run, draw, fresh_state, state_shapes
+from train.run import Run, draw, fresh_state, how_of, state_shapes
 from train.step import How, many_steps
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -122,6 +122,26 @@ def test_so_it_is_with_muon_in_parts_and_side_by_side(
     recipe, layout = recipe_of(config, **changes), layout_of(*LAYOUTS["all three"])
     history, expected = (trained(recipe, where)[1] for where in (layout, Layout()))
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_in_64_bits_many_steps_leave_the_very_same_parameters():
+    """In 32 bits training amplifies rounding, on a mesh as anywhere."""
+    recipe = dataclasses.replace(recipe_of(MODERN_8), steps=24, validate_every=24, chunk=24)
+    optimizer = make_optimizer(recipe.config, recipe.optimizer, recipe.steps)
+    after = []
+    for layout in (Layout(), layout_of("data=2,fsdp=2,tensor=2")):
+        state = fresh_state(recipe, recipe.config)
+        params: Any = jax.tree.map(lambda x: x.astype(jnp.float64), state.params)
+        state = dataclasses.replace(state, params=params, optimizer=optimizer.init(params))
+        if layout.mesh is not None:
+            state = jax.device_put(state, layout.state(recipe.config, state))
+        batches = layout.put(batches_for(recipe), None, layout.batch)
+        after.append(many_steps(recipe.config, optimizer, how_of(recipe, layout))(state, batches))
+    (alone, history), (laid, other) = after
+    np.testing.assert_allclose(other["loss"], history["loss"], rtol=1e-6)
+    for one, same in zip(*map(jax.tree.leaves, (laid.params, alone.params)), strict=True):
+        np.testing.assert_allclose(one, same, rtol=1e-8, atol=1e-10)
 
 
 def test_fully_sharded_each_device_holds_an_eighth_of_parameters_and_moments():

@@ -1,5 +1,6 @@
 """The command line of training: `python -m train [PRESET] [options]`."""
 
+import dataclasses
 import logging
 import shlex
 import sys
@@ -27,7 +28,7 @@ from train.processes import (
 )
 from train.recipe import Recipe
 from train.run import Run
-from train.runs import RunError, about_run, open_run
+from train.runs import RunError, about_run, open_run, plain
 from train.start import open_recipe
 
 
@@ -145,6 +146,8 @@ def _train(command: Command) -> float:
     """Open what the command names, train, and return the lowest validation loss."""
     if command.coordinator is not None:
         command.group.join()
+        own = {"process": None, "runs": None}  # each host may have its own way to the folder
+        check_agreement(plain({**dataclasses.asdict(command), **own, "jax": jax.__version__}))
     layout = lay_out(command.mesh, command.rules)
     if jax.process_count() > 1 and layout.mesh is None:
         raise Refused(
@@ -154,10 +157,7 @@ def _train(command: Command) -> float:
     recipe, config, data, first, start = open_recipe(command.recipe, layout)
     layout.check(recipe, config)
     folder = command.runs / command.name
-    about = about_run(recipe, data.sha256, start)
-    check_agreement(
-        {**about, "run": str(command.name), "mesh": command.mesh, "rules": [*command.rules]}
-    )
+    check_agreement(about_run(recipe, data.sha256, start))
     how = {"resume": command.resume, "overwrite": command.overwrite}
     by_first(lambda: open_run(folder, recipe, data.sha256, **how, start=start))
     listeners = (tensorboard(folder),) if command.tensorboard else ()

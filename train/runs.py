@@ -65,7 +65,7 @@ def open_run(
 
 def about_run(recipe: Recipe, corpus: str, start: str | None = None) -> dict[str, Any]:
     """What run.json says of a run."""
-    about = _plain({"recipe": recipe, "corpus_sha256": corpus})
+    about = plain({"recipe": recipe, "corpus_sha256": corpus})
     return about if start is None else about | {"start_sha256": start}
 
 
@@ -79,7 +79,7 @@ def _check_removable(folder: Path, start: str | None) -> None:
         )
 
 
-def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+def plain(tree: dict[str, Any]) -> dict[str, Any]:
     """As it is read back from JSON, where dataclasses are objects and tuples lists."""
     return json.loads(json.dumps(tree, default=dataclasses.asdict))
 
@@ -89,7 +89,7 @@ def _check_same(folder: Path, about: dict[str, Any]) -> None:
     if not path.is_file():
         raise RunError(f"there is no run to resume in {folder}; leave --resume out to start one")
     recipe = _defaults(Recipe) | {"config": _defaults(Architecture)}
-    older = _plain({"recipe": recipe})  # what it does not say was so
+    older = plain({"recipe": recipe})  # what it does not say was so
     was, now = flat(older) | flat(read_about(path)), flat(about)
     if changes := differences(was, now, "was", "is"):
         raise RunError(
