@@ -10,7 +10,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from benchmarks import decode, forward, growth, parity, patching, train_step
+from benchmarks import decode, forward, growth, memory, parity, patching, scaling, train_step
 from benchmarks.cases import cases
 from benchmarks.contest import Setting
 from benchmarks.device import Device, about, choose
@@ -27,6 +27,8 @@ WORKLOADS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "compile": growth.rows,
     "parity": parity.rows,
     "patching": patching.rows,
+    "memory": memory.rows,
+    "scaling": scaling.rows,
 }
 DEFAULT_SIZES = {
     "forward": ("baby", "char", "gpt2-124m"),
@@ -35,8 +37,13 @@ DEFAULT_SIZES = {
     "compile": ("baby",),
     "parity": ("baby", "char"),
     "patching": ("baby", "gpt2-124m"),
+    "memory": ("gpt2-124m",),
+    "scaling": ("seed",),
 }
-OWN: dict[str, dict[str, Any]] = {"patching": {"peers": ("lens",)}}
+OWN: dict[str, dict[str, Any]] = {
+    "patching": {"peers": ("lens",)},
+    "scaling": {"batch": (8,), "seconds": 5.0},
+}
 """What one workload has for an option that is not given."""
 SUITE_PEERS = ("flax-nnx", "torch", "torch-compile", "hf-sdpa")
 """One of each kind; `--peers` chooses others."""
@@ -47,6 +54,7 @@ SUITE: dict[str, dict[str, Any]] = {
     "compile": {"depths": (4, 48), "lengths": (64, 1024), "repeats": 3},
     "parity": {"sizes": ("baby",)},
     "patching": {"seconds": 4.0, "sizes": ("baby",)},
+    "scaling": {"seconds": 2.0},
 }
 
 
@@ -78,7 +86,8 @@ def run(workload: str, options: Options, device: Device, out: Console) -> list[d
                 rows.append(named | row | facts)
                 keep(rows[-1], options)
         title = workload if workload == "parity" else f"{workload}, {dtype}"
-        out.print(table(workload, rows, title))
+        if rows:
+            out.print(table(workload, rows, title))
         if workload != "parity":
             out.print(summary(ceilings, dtype), highlight=False)
         every += rows
@@ -131,6 +140,8 @@ def main(args: list[str] | None = None) -> int:
     out = Console(width=None if sys.stdout.isatty() else 150)
     try:
         options.check()
+        if options.workload == "scaling":
+            scaling.pretend(options)
         device = choose(options.device)
         chosen(options.peers)
         plan = {options.workload: OWN.get(options.workload, {})}

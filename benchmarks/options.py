@@ -6,9 +6,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxformer.config import Kernel
+from jaxformer.config import Kernel, Saved
+from train.theory import SPLITS, Split
 
-Workload = Literal["suite", "forward", "train-step", "decode", "compile", "parity", "patching"]
+Workload = Literal[
+    "suite", "forward", "train-step", "decode", "compile", "parity", "patching", "memory",
+    "scaling",
+]  # fmt: skip
 KERNELS: dict[str, Kernel] = {"cpu": "blocked", "gpu": "fused", "cuda": "fused"}
 """The attention kernel of each platform; elsewhere einsum."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -25,7 +29,8 @@ class Options:
     workload: Annotated[Workload, tyro.conf.Positional] = "suite"
     """forward: the jitted, vmapped pass; train-step: gradient and AdamW; decode: generate, greedily;
     compile: how compile time and cost grow with depth and length; parity: errors against float64;
-    patching: activation patching, path patching and attribution"""
+    patching: activation patching, path patching and attribution; memory: what a training step holds, and ways
+    to hold less; scaling: a training step on 1, 2, 4 and 8 devices"""
     sizes: tuple[str, ...] = ()
     """seed, baby, char, gpt2-124m; each workload has its own default"""
     config: str | None = None
@@ -54,9 +59,18 @@ class Options:
     map: int | None = None
     """forward: run our batch so many sequences at a time (`jax.lax.map`): less memory, often less time"""
     accumulate: int = 1
-    """train-step: cut our batch into so many parts, whose gradients are summed: less memory, often less time"""
+    """train-step, memory: cut our batch into so many parts, whose gradients are summed: less memory, often less time"""
     unroll: int | None = None
-    """train-step: residual blocks per turn of our layer loop; all of them if left out"""
+    """train-step, memory, scaling: residual blocks per turn of our layer loop; if left out: all; the last two: one"""
+    saved: tuple[Saved, ...] = ()
+    """memory: the sites whose values a row's backward pass keeps, in place of our choices"""
+    vocab_chunk: int | None = None
+    """memory: entries of the vocabulary whose logits a row's step has at once; 4096 if left out"""
+    devices: tuple[int, ...] = ()
+    """scaling: numbers of devices, beside one; if left out 2, 4 and 8, as far as there are so many"""
+    split: tuple[Split, ...] = SPLITS
+    """scaling: what is in parts: the batch; the batch and all arrays along d; heads, neurons and vocabulary;
+    positions"""
     capture: bool = False
     """forward: add a row that also returns every site, and use the kernel that shows them all"""
     xla: tuple[str, ...] = ()
@@ -80,16 +94,18 @@ class Options:
         Raises:
             ValueError: a number below what makes sense, options that exclude each other, or no VALUE.
         """
-        for name in ("repeats", "new", "map", "accumulate", "unroll", "budget"):
+        for name in ("repeats", "new", "map", "accumulate", "unroll", "budget", "vocab_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if not self.seconds >= 0:
             raise ValueError(f"seconds={self.seconds} must be a number of at least 0")
-        for name in ("sizes", "dtype", "peers", "cache"):
+        for name in ("sizes", "dtype", "peers", "cache", "devices", "split"):
             given = getattr(self, name)
-            if len(set(given)) < len(given) or (name == "dtype" and not given):
-                raise ValueError(f"--{name} {' '.join(given)}: give each once, and at least one")
+            if len(set(given)) < len(given) or (name in ("dtype", "split") and not given):
+                raise ValueError(
+                    f"--{name} {' '.join(map(str, given))}: give each once, and at least one"
+                )
         for path in (self.json, self.plot):
             if path is not None and not path.absolute().parent.is_dir():
                 raise ValueError(
@@ -99,6 +115,12 @@ class Options:
             raise ValueError(
                 f"--cache {' '.join(self.cache)} is for decode; {self.workload} has no cache to keep"
             )
+        if low := [n for n in self.devices if n < 1]:
+            raise ValueError(f"devices={low[0]} must be at least 1")
+        for name in ("saved", "vocab_chunk"):
+            if getattr(self, name) and self.workload != "memory":
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is for memory; {self.workload} does not read it")
         if self.capture and (self.map is not None or self.workload != "forward"):
             raise ValueError("--capture is for forward, and without --map: it runs the whole batch")
         if self.capture and self.kernel not in ("auto", "einsum"):

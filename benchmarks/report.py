@@ -57,6 +57,13 @@ def error(row: Row) -> str:
     return "not on this device" if "unsupported" in row else f"{row['error']:.1e}"
 
 
+def over_one(row: Row) -> str:
+    """A time over one device's, or that the first losses differ."""
+    if not row["agrees"]:
+        return f"DISAGREES by {row['difference']:.1e}"
+    return figure("over_one_median", ".2f")(row)
+
+
 def cached(row: Row) -> str:
     """How the cache of a parity row is kept."""
     return row.get("cache", "none")
@@ -120,6 +127,32 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "held MB": figure("held_bytes", ",.0f", 1e-6),
         "budget MB": figure("budget_bytes", ",.0f", 1e-6),
     },
+    "memory": {
+        "size": figure("size", ""),
+        "batch × seq": shape,
+        "way": figure("way", ""),
+        "held MB": figure("held_bytes", ",.1f", 1e-6),
+        "/ plain": figure("held_over_plain", ".2f"),
+        **MILLISECONDS,
+        "time / plain": ratio,
+        "tokens/s": figure("tokens_per_second", ",.0f"),
+        "all MB": figure("peak_bytes", ",.0f", 1e-6),
+    },
+    "scaling": {
+        "size": figure("size", ""),
+        "mesh": figure("mesh", ""),
+        "scaling": figure("scaling", ""),
+        "batch × seq": shape,
+        **MILLISECONDS,
+        "time / one": over_one,
+        "per sequence": figure("over_work", ".2f"),
+        "params MB": figure("parameter_bytes", ",.2f", 1e-6),
+        "optimizer": figure("optimizer_bytes", ",.2f", 1e-6),
+        "temps": figure("temporary_bytes", ",.2f", 1e-6),
+        "all MB": figure("peak_bytes", ",.2f", 1e-6),
+        "payload MB": figure("compiled_payload_bytes", ",.3f", 1e-6),
+        "theory": figure("theory_payload_bytes", ",.3f", 1e-6),
+    },
     "parity": {
         "size": figure("size", ""),
         "dtype": figure("compute_dtype", ""),
@@ -132,12 +165,27 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
 }
 
 
+LEFT = (
+    "size",
+    "task",
+    "way",
+    "mesh",
+    "scaling",
+    "implementation",
+    "dtype",
+    "kernel",
+    "precision",
+    "cache",
+)
+"""The columns of words."""
+
+
 def table(workload: str, rows: list[Row], title: str) -> Table:
     """The rows of one workload."""
     sheet = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     columns = COLUMNS[workload]
     for name in columns:
-        text = name in ("size", "task", "implementation", "dtype", "kernel", "precision", "cache")
+        text = name in LEFT
         sheet.add_column(name, justify="left" if text else "right", no_wrap=True)
     for row in rows:
         sheet.add_row(*(show(row) for show in columns.values()))

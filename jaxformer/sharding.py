@@ -101,7 +101,8 @@ def shardings(config: Config, mesh: Mesh, rules: Rules) -> Params:
                     f"{path_name(path)} has {size} along {letter}, which does not divide into {parts} parts "
                     f"({_named(mesh, rules[letter])}); choose a mesh or a rule that divides it"
                 )
-        return NamedSharding(mesh, places)
+        # XLA lays what holds nothing everywhere.
+        return NamedSharding(mesh, places if math.prod(spec.shape) else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, specs(config), layout, is_leaf=_is_spec)
 
@@ -126,13 +127,18 @@ def fitting(mesh: Mesh, rules: Rules = RULES) -> Rules:
 
 
 def check_mesh(mesh: Mesh, rules: Rules) -> None:
-    """Refuse rules for mesh axes that are not there.
+    """Refuse rules for mesh axes that are not there, or that name one twice.
 
     Raises:
         ValueError: naming the rule and the mesh's axes.
     """
     for axis, places in rules.items():
-        for name in mesh_axes(places):
+        names = mesh_axes(places)
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"the rule {axis}={'+'.join(names)} names a mesh axis twice; name it once"
+            )
+        for name in names:
             if name not in mesh.shape:
                 has = ", ".join(f"{n}={size}" for n, size in mesh.shape.items())
                 raise ValueError(
@@ -141,7 +147,7 @@ def check_mesh(mesh: Mesh, rules: Rules) -> None:
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same mesh, its axes left to the compiler: those of `jax.make_mesh` would want each operation's result told."""
+    """The same mesh, its axes left to the compiler: `jax.make_mesh`'s own would want each result's place told."""
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 

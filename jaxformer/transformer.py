@@ -225,7 +225,7 @@ def rematerialised(
 
     Where layers are in no loop (a list of them, or one turn that is all), the forward pass's values are in the
     same computation as the recomputed ones, and XLA would keep the former in the place of the latter: there a
-    barrier forbids it.
+    barrier forbids it (of which jax 0.10's compiler for CPUs takes no notice).
     """
     if compute.remat == "none":
         return step

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 
 def check_types(record: Any) -> None:
-    """Hold each field to its annotation: a type, a Literal, a tuple of any number of one of these, or a union with None."""
+    """Hold each field to its annotation: a type, a Literal, a tuple of one of these, or a union with None."""
     for name, hint in typing.get_type_hints(type(record)).items():
         value = getattr(record, name)
         union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union

@@ -24,8 +24,8 @@ WIDE = dataclasses.replace(MODERN, n_layers=0, n_vocab=24, unembed_bias=True, lo
 """A vocabulary that devices can share."""
 
 
-def losses(params, config: Config, window, compute: Compute = Compute(), **options):
-    return token_losses(params, config, window, compute, **options)
+def losses(params, config: Config, window, compute: Compute | None = None, **options):
+    return token_losses(params, config, window, compute or Compute(), **options)
 
 
 def by_optax(params, config: Config, window):

@@ -112,6 +112,10 @@ def test_the_command_plans_for_many_devices_in_a_process_of_its_own():
         (["gpt2-1.5b", "--mesh", "tensor=2"], "W_E has 50257 along v, which does not divide into 2"),
         (["gpt2-1.5b", "--mesh", "data=8", "--batch", "12"], "do not divide among the 8 devices"),
         (["seed", "--hardware", "abacus"], "no hardware 'abacus'"),
+        (["seed", "--vocab", "0"], "vocab=0 must be at least 1"),
+        (["baby", "--mesh", "data=2"], "give --vocab (shakespeare: 65)"),
+        (["gpt2-124m", "--mesh", "data=2"], "or give --vocab, then no text is needed"),
+        (["seed", "--mesh", "data=100000000"], "100000000 devices are too many to pretend"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_refused(capsys: Any, args: list[str], sentence: str):

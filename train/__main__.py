@@ -20,6 +20,8 @@ from train.processes import (
     Refused,
     by_first,
     check_agreement,
+    check_devices,
+    check_shared,
     guard,
     guarded,
     is_first,
@@ -28,7 +30,7 @@ from train.processes import (
 )
 from train.recipe import Recipe
 from train.run import Run
-from train.runs import RunError, about_run, open_run, plain
+from train.runs import RunError, open_run, plain
 from train.start import open_recipe
 
 
@@ -146,7 +148,9 @@ def _train(command: Command) -> float:
     """Open what the command names, train, and return the lowest validation loss."""
     if command.coordinator is not None:
         command.group.join()
-        own = {"process": None, "runs": None}  # each host may have its own way to the folder
+        check_devices()
+        # Each host may have its own way to process 0, to the run's folder and to what it reads.
+        own = dict.fromkeys(("process", "coordinator", "runs", "corpus", "start"))
         check_agreement(plain({**dataclasses.asdict(command), **own, "jax": jax.__version__}))
     layout = lay_out(command.mesh, command.rules)
     if jax.process_count() > 1 and layout.mesh is None:
@@ -157,9 +161,10 @@ def _train(command: Command) -> float:
     recipe, config, data, first, start = open_recipe(command.recipe, layout)
     layout.check(recipe, config)
     folder = command.runs / command.name
-    check_agreement(about_run(recipe, data.sha256, start))
+    check_agreement({"corpus_sha256": data.sha256, "start_sha256": start})
     how = {"resume": command.resume, "overwrite": command.overwrite}
     by_first(lambda: open_run(folder, recipe, data.sha256, **how, start=start))
+    check_shared(folder)
     listeners = (tensorboard(folder),) if command.tensorboard else ()
     console = Console(quiet=not is_first())
     run = Run(recipe, config, data, folder, console, command.keep, listeners, first, layout)

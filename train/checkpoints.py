@@ -110,7 +110,9 @@ class Checkpoints:
         named = ocp.args.Composite(state=ocp.args.StandardRestore(_without_empty(shapes, like)))
         read = self.manager.restore(step, args=named)["state"]
         return jax.tree.map(
-            lambda x, there: there if x.size else jnp.zeros(x.shape, x.dtype), shapes, read
+            lambda x, there: there if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding),
+            shapes,
+            read,
         )
 
     def _way_on(self, steps: Sequence[int], like: TrainState) -> str:

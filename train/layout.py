@@ -1,6 +1,7 @@
 """Where a run lies on many devices: its mesh, and the rules that lay arrays on it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,10 @@ class Layout:
         if self.mesh is None:
             return
         self.params(config)
+        if shared := set(self.axes("t")) & set(self.axes("batch")):
+            raise ValueError(
+                f"the rules lay both t and batch along {min(shared)}; give one of them another axis, or none"
+            )
         rows, parts = recipe.batch // recipe.accumulate, self.parts("batch")
         if rows % parts:
             raise ValueError(
@@ -224,7 +229,7 @@ def lay_out(mesh: str | None, rules: tuple[str, ...], devices: Any = None) -> La
         return Layout()
     axes = parse_mesh(mesh)
     devices = jax.devices() if devices is None else devices
-    number = int(np.prod(list(axes.values())))
+    number = math.prod(axes.values())
     if number != len(devices):
         raise ValueError(
             f"--mesh {mesh} is of {number} device{'s' * (number > 1)}, and there are {len(devices)} "
@@ -237,6 +242,13 @@ def lay_out(mesh: str | None, rules: tuple[str, ...], devices: Any = None) -> La
     own = parse_rules(rules)
     check_mesh(made, own)
     merged: Rules = {**fitting(made, RULES), **own}
+    used = {name for places in merged.values() for name in mesh_axes(places)}
+    if idle := [name for name, size in axes.items() if size > 1 and name not in used]:
+        known = sorted({name for places in RULES.values() for name in mesh_axes(places)})
+        raise ValueError(
+            f"nothing lies along {idle[0]} of --mesh {mesh}; the axes with rules of their own are "
+            f"{', '.join(known)}, others need --rules"
+        )
     return Layout(made, tuple(merged.items()))
 
 

@@ -17,10 +17,9 @@ from train.evaluate import all_finite, make_evaluation, summary
 from train.metrics import Line, Metrics
 from train.optimizer import make_optimizer, schedule
 from train.outcome import finish, save_models, write_sample
-from train.processes import by_first, gathered, is_loss
+from train.processes import Refused, by_first, gathered, is_loss
 from train.report import progress_bar
 from train.run import Run, draw, fresh_state, state_shapes
-from train.runs import RunError
 from train.step import Steps, TrainState, many_steps, steps_done
 
 
@@ -148,7 +147,7 @@ class _Loop:
         loss = line["validation_loss"]
         if not math.isfinite(loss):
             self.checkpoints.remove(done)  # it is not one to go on from
-            raise RunError(self.diverged("the validation loss", done))
+            raise Refused(self.diverged("the validation loss", done))
         if better := loss < self.metrics.best():
             save_models(self.run, state.params)
         if done == 0:
@@ -166,7 +165,7 @@ class _Loop:
             RunError: this is none.
         """
         if not all_finite(state.params):
-            raise RunError(self.diverged("a parameter", steps_done(state)))
+            raise Refused(self.diverged("a parameter", steps_done(state)))
         self.checkpoints.save(state)
 
     def stop(self, state: TrainState, number: int) -> None:
@@ -185,7 +184,7 @@ class _Loop:
         good = finite.reshape(len(finite), -1).all(axis=1)
         if not good.all():
             step = done + int(good.argmin()) + 1
-            raise RunError(self.diverged("the loss or its gradient", step))
+            raise Refused(self.diverged("the loss or its gradient", step))
 
     def diverged(self, what: str, step: int) -> str:
         """The sentence for a run that left the finite numbers."""

@@ -60,7 +60,7 @@ def _in_chunks(
     edit: Edit,
     vocab_chunk: int,
 ) -> Float[Array, " t"]:
-    """log Σ_v exp(logit_v) - logit_label, a chunk of the vocabulary after the other.
+    """Each cross-entropy, log Σ_v exp(logit_v) - logit_label, a chunk of the vocabulary after the other.
 
     Source: the sum in parts: Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"; computed again
     in the backward pass: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".

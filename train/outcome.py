@@ -12,7 +12,7 @@ from jaxformer.sampling import Sampling
 from jaxformer.streaming import stream_tokens
 from train.encoding import sayable
 from train.metrics import Metrics
-from train.processes import by_first, whole
+from train.processes import by_first, whole_on_first
 from train.report import loss_table
 from train.run import Run, keys, member, seeds
 
@@ -24,7 +24,7 @@ def model_folder(run: Run, seed: int) -> Path:
 
 def save_models(run: Run, params: Params) -> None:
     """Every member's model: gathered from all processes, written by the first."""
-    gathered: Any = jax.tree.map(whole, params)
+    gathered: Any = jax.tree.map(whole_on_first, params)
 
     def write() -> None:
         for index, seed in enumerate(seeds(run.recipe)):

@@ -36,6 +36,9 @@ from train.run import how_of, state_shapes
 from train.start import open_vocabulary
 from train.step import many_steps
 
+MOST = 8192
+"""Devices that a plan can be made for: each takes memory here, pretended as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Recipe):
@@ -67,14 +70,19 @@ class Plan(NamedTuple):
     sent_scattered: dict[Kind, Traffic]
     """with reduce-scatters, as it would for GPU and TPU"""
     flops: float
-    """of matrix products, what is computed again included"""
+    """of matrix products, what is computed again included; a device's share, if all have the same"""
     model_flops: float
-    """of these, what the model's formula has: no more than one forward and one backward pass"""
+    """of these, what the model's formula has: one forward and one backward pass"""
 
     @property
     def memory(self) -> int:
-        """All of it at once."""
-        return self.parameters + self.optimizer + self.batch + self.temporaries
+        """All of it at once, while a checkpoint is written from a copy of the state."""
+        return self.state + self.parameters + self.optimizer + self.batch + self.temporaries
+
+    @property
+    def state(self) -> int:
+        """What a checkpoint holds."""
+        return self.parameters + self.optimizer
 
     @property
     def traffic(self) -> int:
@@ -143,9 +151,7 @@ def main(args: list[str] | None = None) -> int:
         number = math.prod(parse_mesh(command.mesh).values())
         layout = lay_out(command.mesh, command.rules, pretended(number))
         recipe = recipe_of(command)
-        config = replace(recipe.config, n_vocab=command.vocab or recipe.config.n_vocab)
-        if config.n_vocab == 1:
-            config = open_vocabulary(recipe)
+        config = planned_config(command)
         found = plan(recipe, config, layout)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -157,18 +163,47 @@ def main(args: list[str] | None = None) -> int:
     )  # fmt: skip
     out.print(memory_table(found))
     out.print(traffic_table(found))
-    out.print(time_table(found, hardware, recipe.batch * recipe.context))
+    out.print(
+        f"  matrix products of one device: {rounded(found.flops)}FLOP, of the model's formula "
+        f"{rounded(found.model_flops)}FLOP",
+        highlight=False,
+    )
+    out.print(time_table(found, hardware, recipe.seeds * recipe.batch * recipe.context))
     for note in notes(recipe, hardware):
         out.print(f"- {note}", highlight=False, soft_wrap=True)
     return 0
+
+
+def planned_config(command: Command) -> Config:
+    """The architecture, with a vocabulary; no text is downloaded for its sake.
+
+    Raises:
+        ValueError: nothing tells the size of the vocabulary.
+    """
+    if command.vocab is not None:
+        if command.vocab < 1:
+            raise ValueError(f"vocab={command.vocab} must be at least 1")
+        return replace(command.config, n_vocab=command.vocab)
+    if command.config.n_vocab > 1:
+        return command.config
+    if command.corpus == "shakespeare":
+        raise ValueError(
+            "how large the vocabulary is depends on the text; give --vocab (shakespeare: 65)"
+        )
+    try:
+        return open_vocabulary(recipe_of(command))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; or give --vocab, then no text is needed") from error
 
 
 def pretended(number: int) -> list[Any]:
     """So many devices of a CPU that is cut into them, if JAX has not begun with another number.
 
     Raises:
-        ValueError: it has.
+        ValueError: it has, or there are more than it can pretend in reasonable memory.
     """
+    if number > MOST:
+        raise ValueError(f"{number} devices are too many to pretend; plan for at most {MOST}")
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", number)
@@ -193,6 +228,7 @@ def memory_table(found: Plan) -> Table:
         ("batch", found.batch),
         ("temporaries", found.temporaries),
         ("  of them activations kept for the backward pass", found.kept),
+        ("a copy of the state, while a checkpoint is written", found.state),
         ("in all", found.memory),
     ):
         table.add_row(name, f"{size / 1e6:,.1f}")
@@ -240,7 +276,7 @@ def rounded(number: float) -> str:
     >>> rounded(1_085_718), rounded(64_000), rounded(7)
     ('1.09 M', '64 k', '7')
     """
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for size, letter in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"
     return f"{number:.3g}"

@@ -5,8 +5,11 @@ others, in the middle of whatever they do. So each runs under a guard, the proce
 a sentence what happened and gives it an exit status of its own.
 """
 
+import contextlib
 import json
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,12 +23,21 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxformer.checkpoint import replace_file
 from train.runs import RunError, differences
 
 LOST = 75
 """The exit status where another process, or the coordinator, is gone: the same command with --resume goes on."""
 GUARDED = "JAXFORMER_GUARDED_LOG"
 """The environment variable that tells a process that it has a guard, and where to write what is not ours."""
+
+
+GONE = re.compile(
+    r"(UNAVAILABLE|DEADLINE_EXCEEDED)\b|(UNKNOWN|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION): .*"
+    r"(Gloo|NCCL|oordination|heartbeat|eer|ocket|unhealthy)",
+    re.DOTALL,
+)
+"""How errors begin that come from below JAX where another process is gone. No sentence of ours begins so."""
 
 
 class Refused(RunError):  # noqa: N818  says what it is
@@ -79,6 +91,8 @@ class Group(NamedTuple):
         Raises:
             RunError: no cluster tells who belongs to the group.
         """
+        # It would take SIGTERM for itself; a run heeds it by its own means.
+        jax.config.update("jax_enable_preemption_service", False)
         how: dict[str, Any] = {
             "initialization_timeout": self.patience,
             "heartbeat_timeout_seconds": self.patience,
@@ -96,13 +110,19 @@ class Group(NamedTuple):
                     f"tells the processes of each other ({error}); give HOST:PORT, --processes and --process"
                 ) from error
             return
-        jax.distributed.initialize(
-            self.coordinator,
-            self.processes,
-            self.process,
-            cluster_detection_method="deactivate",
-            **how,
-        )
+        try:
+            jax.distributed.initialize(
+                self.coordinator,
+                self.processes,
+                self.process,
+                cluster_detection_method="deactivate",
+                **how,
+            )
+        except RuntimeError as error:
+            raise RunError(
+                f"process {self.process} cannot take part at {self.coordinator} ({error}); is the port "
+                "another program's? Choose another"
+            ) from error
 
 
 def is_first() -> bool:
@@ -120,6 +140,39 @@ def gathered(value: Any) -> list[Any]:
     padded[: text.size] = text
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+
+
+def check_devices() -> None:
+    """Refuse processes with different numbers of devices, which no mesh can be made of.
+
+    Raises:
+        Refused: saying how many each has.
+    """
+    owners = [device.process_index for device in jax.devices()]
+    numbers = [owners.count(process) for process in range(jax.process_count())]
+    if len(set(numbers)) > 1:
+        raise Refused(
+            f"the processes have {', '.join(map(str, numbers))} devices; give each the same number"
+        )
+
+
+def check_shared(folder: Path) -> None:
+    """Refuse processes that do not see what the first one writes into a folder.
+
+    Raises:
+        Refused: naming the first that does not.
+    """
+    if jax.process_count() == 1:
+        return
+    word, place = gathered(secrets.token_hex(8))[0], folder / ".shared"
+    by_first(lambda: replace_file(place, word.encode()))
+    seen = gathered(place.is_file() and place.read_text() == word)
+    by_first(lambda: place.unlink(missing_ok=True))
+    if not all(seen):
+        raise Refused(
+            f"process {seen.index(False)} does not see {folder} of process 0; all need one folder to write a "
+            "checkpoint into (--runs)"
+        )
 
 
 def check_agreement(about: dict[str, Any]) -> None:
@@ -149,7 +202,7 @@ def by_first(action: Callable[[], None]) -> None:
         except (RunError, OSError, ValueError) as error:
             if jax.process_count() == 1:
                 raise
-            why = str(error)
+            why = str(error) or type(error).__name__
     if why := gathered(why)[0]:
         raise Refused(why)
 
@@ -161,10 +214,17 @@ def whole(array: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def whole_on_first(array: Any) -> np.ndarray | None:
+    """The same, for process 0 alone to hold."""
+    numbers = whole(array)
+    return numbers if is_first() else None
+
+
 def is_loss(error: BaseException | None) -> bool:
-    """Whether an error says that another process is gone."""
-    words = ("Gloo", "NCCL", "coordination", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-    return jax.process_count() > 1 and any(word in str(error) for word in words)
+    """Whether an error, or what it came from, is JAX's word that another process is gone."""
+    if error is None or jax.process_count() == 1:
+        return False
+    return bool(GONE.match(str(error))) or is_loss(error.__cause__)
 
 
 def leave(status: int, *, together: bool) -> None:
@@ -175,7 +235,8 @@ def leave(status: int, *, together: bool) -> None:
         together: all leave at this point; none before the others have said why.
     """
     if together and jax.process_count() > 1:
-        multihost_utils.sync_global_devices("leave")
+        with contextlib.suppress(Exception):  # one that is gone already has said why
+            multihost_utils.sync_global_devices("leave")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -192,7 +253,8 @@ def guarded() -> bool:
     with Path(log).open("ab") as file:
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             stream.flush()
-            own = os.fdopen(os.dup(number), "w", buffering=1, encoding=stream.encoding)
+            how = {"encoding": stream.encoding, "errors": stream.errors}
+            own = os.fdopen(os.dup(number), "w", buffering=1, **how)
             setattr(sys, "stdout" if number == 1 else "stderr", own)
             os.dup2(file.fileno(), number)
     threading.Thread(target=_end_with_guard, daemon=True).start()
@@ -224,12 +286,13 @@ def guard(args: Sequence[str], group: Group, resume: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: worker.send_signal(number))
     status = worker.wait()
-    if status not in (-signal.SIGABRT, LOST):
+    said = Path(log).read_text(encoding="utf-8", errors="replace")
+    if status != LOST and not (status == -signal.SIGABRT and "coordination" in said):
         Path(log).unlink()
         if status < 0:
             print(f"error: this process was ended by signal {-status}", file=sys.stderr)
         return 128 - status if status < 0 else status
-    if "RegisterTask" in Path(log).read_text(encoding="utf-8", errors="replace"):
+    if "RegisterTask" in said:
         number = "" if group.processes is None else f"{group.processes} "
         why = (
             f"not all of the {number}processes came together within {group.patience} s (--patience); start them "
