@@ -54,7 +54,6 @@ SUITE: dict[str, dict[str, Any]] = {
     "compile": {"depths": (4, 48), "lengths": (64, 1024), "repeats": 3},
     "parity": {"sizes": ("baby",)},
     "patching": {"seconds": 4.0, "sizes": ("baby",)},
-    "scaling": {"seconds": 2.0},
 }
 
 

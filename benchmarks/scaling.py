@@ -89,9 +89,6 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     """
     numbers = device_numbers(setting)
     if len(numbers) == 1:
-        if setting.options.workload == "suite":
-            setting.say("scaling skipped: there is one device; run it alone, and a CPU has eight")
-            return
         raise ValueError("scaling needs more than one device; give --devices 1 2")
     case = dividing(case, math.lcm(*numbers), setting.say)
     if setting.device.platform == "cpu":

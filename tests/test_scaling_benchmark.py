@@ -240,14 +240,6 @@ def test_what_cannot_be_is_a_sentence(bench, extra: list[str], sentence: str):
     assert sentence in out
 
 
-def test_the_suite_goes_on_without_where_there_is_one_device(monkeypatch):
-    heard: list[str] = []
-    monkeypatch.setattr(scaling, "device_numbers", lambda setting: [1])
-    setting = setting_of(Options(), heard)
-    assert list(scaling.rows(CASE, setting)) == []
-    assert heard[0].startswith("scaling skipped: there is one device")
-
-
 def test_as_many_devices_are_pretended_as_are_asked_for_unless_jax_has_begun():
     scaling.pretend(Options(devices=(3,)))
     assert jax.device_count() == 8
