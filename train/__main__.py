@@ -163,9 +163,9 @@ def _train(command: Command) -> float:
     folder = command.runs / command.name
     check_agreement({"corpus_sha256": data.sha256, "start_sha256": start})
     how = {"resume": command.resume, "overwrite": command.overwrite}
+    listeners = (tensorboard(folder),) if command.tensorboard else ()
     by_first(lambda: open_run(folder, recipe, data.sha256, **how, start=start))
     check_shared(folder)
-    listeners = (tensorboard(folder),) if command.tensorboard else ()
     console = Console(quiet=not is_first())
     run = Run(recipe, config, data, folder, console, command.keep, listeners, first, layout)
     return train(run, resume=command.resume).best()

@@ -270,7 +270,7 @@ def time_table(found: Plan, hardware: list[Hardware], tokens: int) -> Table:
     return table
 
 
-def rounded(number: float) -> str:
+def rounded(number: int | float) -> str:
     """Three digits, and a thousand, a million or a billion as a letter.
 
     >>> rounded(1_085_718), rounded(64_000), rounded(7)

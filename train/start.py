@@ -10,6 +10,7 @@ import numpy as np
 from jaxformer.config import Config
 from jaxformer.params import Params
 from jaxformer.pretrained import load, load_config
+from jaxformer.sites import check_saved
 from jaxformer.tokenizer import Tokenizer
 from train.about import find_model
 from train.data import Data, open_data
@@ -49,6 +50,7 @@ def open_recipe(recipe: Recipe, layout: Layout = Layout()) -> Opened:  # noqa: B
     config = load_config(place)
     recipe = dataclasses.replace(recipe, config=Architecture(**dataclasses.asdict(config)))
     recipe.check_context()
+    check_saved(config, recipe.compute)
     rules = None if layout.mesh is None else dict(layout.rules)
     config, params, tokenizer = load(place, dtype="float32", mesh=layout.mesh, rules=rules)
     data = open_data(recipe, tokenizer)
