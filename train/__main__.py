@@ -152,12 +152,12 @@ def _train(command: Command) -> float:
         # Each host may have its own way to process 0, to the run's folder and to what it reads.
         own = dict.fromkeys(("process", "coordinator", "runs", "corpus", "start"))
         check_agreement(plain({**dataclasses.asdict(command), **own, "jax": jax.__version__}))
+        if jax.process_count() > 1 and command.mesh is None:
+            raise Refused(
+                f"{jax.process_count()} processes need a mesh of their {jax.device_count()} devices; "
+                f"give --mesh, as data={jax.device_count()}"
+            )
     layout = lay_out(command.mesh, command.rules)
-    if jax.process_count() > 1 and layout.mesh is None:
-        raise Refused(
-            f"{jax.process_count()} processes need a mesh of their {jax.device_count()} devices; "
-            f"give --mesh, as data={jax.device_count()}"
-        )
     recipe, config, data, first, start = open_recipe(command.recipe, layout)
     layout.check(recipe, config)
     folder = command.runs / command.name

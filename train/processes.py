@@ -34,7 +34,7 @@ GUARDED = "JAXFORMER_GUARDED_LOG"
 
 GONE = re.compile(
     r"(UNAVAILABLE|DEADLINE_EXCEEDED)\b|(UNKNOWN|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION): .*"
-    r"(Gloo|NCCL|oordination|heartbeat|eer|ocket|unhealthy)",
+    r"(?i:gloo|nccl|coordination|heartbeat|peer|socket|unhealthy)",
     re.DOTALL,
 )
 """How errors begin that come from below JAX where another process is gone. No sentence of ours begins so."""
@@ -101,10 +101,7 @@ class Group(NamedTuple):
         if self.coordinator == "auto":
             try:
                 jax.distributed.initialize(**how)
-            except (
-                ValueError,
-                RuntimeError,
-            ) as error:  # the latter where a cluster's library is missing
+            except (ValueError, RuntimeError) as error:  # of a cluster without its library
                 raise RunError(
                     "--coordinator auto: JAX finds no cluster here (SLURM, Kubernetes, Open MPI, cloud TPU) that "
                     f"tells the processes of each other ({error}); give HOST:PORT, --processes and --process"
@@ -222,9 +219,11 @@ def whole_on_first(array: Any) -> np.ndarray | None:
 
 def is_loss(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, is JAX's word that another process is gone."""
-    if error is None or jax.process_count() == 1:
+    if error is None:
         return False
-    return bool(GONE.match(str(error))) or is_loss(error.__cause__)
+    # The words first: to count processes is to begin with JAX's devices.
+    here = GONE.match(str(error)) and jax.process_count() > 1
+    return bool(here) or is_loss(error.__cause__)
 
 
 def leave(status: int, *, together: bool) -> None:
