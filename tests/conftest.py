@@ -37,8 +37,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,
         hypothesis.HealthCheck.function_scoped_fixture,
-        # It tries the constants of whatever modules are loaded: how many an assumption leaves is chance.
-        hypothesis.HealthCheck.filter_too_much,
     ],
 )
 hypothesis.settings.load_profile("jaxformer")

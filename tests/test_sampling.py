@@ -72,10 +72,12 @@ def test_min_p_keeps_what_is_likely_enough(x64, dtype: str, vector: np.ndarray, 
     logits = vector.astype(dtype)
     wide = logits.astype(np.float64)
     ratio = wide - wide.max() - np.log(p)
-    near = np.abs(ratio) <= 1e-5 * (1 + np.abs(wide.max()))
-    hypothesis.assume(p == 1.0 or not near.any())
-    kept = wide == wide.max() if p == 1.0 else ratio >= 0
-    np.testing.assert_array_equal(compiled[min_p](jnp.asarray(logits), p), left(logits, kept))
+    near = np.abs(ratio) <= 1e-5 * (1 + np.abs(wide.max()))  # there rounding decides
+    certain = (wide == wide.max()) | (p == 1.0) | ~near
+    kept = wide == wide.max() if p == 1.0 else (ratio >= 0) | (wide == wide.max())
+    found = np.asarray(compiled[min_p](jnp.asarray(logits), p))
+    np.testing.assert_array_equal(found[certain], left(logits, kept)[certain])
+    assert ((found == logits) | (found == -np.inf)).all()
 
 
 @every_dtype
