@@ -227,24 +227,20 @@ def rematerialised(
     same computation as the recomputed ones, and XLA would keep the former in the place of the latter: there a
     barrier forbids it (of which jax 0.10's compiler for CPUs takes no notice).
     """
-    if compute.remat == "none":
+    policy = POLICIES[compute.remat](compute)
+    if policy is None:
         return step
-    options: dict[str, Any] = {"prevent_cse": listed or 2 * compute.unroll > config.n_layers}
-    if compute.remat == "sites":
-        options["policy"] = jax.checkpoint_policies.save_only_these_names(*compute.saved)
-    return REMATS[compute.remat](step, **options)
+    apart = listed or 2 * compute.unroll > config.n_layers
+    return jax.checkpoint(step, prevent_cse=apart, policy=policy)
 
 
-REMATS: dict[str, Callable[..., Any]] = {
-    "none": lambda step: step,
-    "block": partial(jax.checkpoint, prevent_cse=False),  # a loop's body needs no CSE barrier
-    "sites": partial(jax.checkpoint, prevent_cse=False),
-    "dots": partial(
-        jax.checkpoint,
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    ),
+POLICIES: dict[str, Callable[[Compute], Callable[..., Any] | None]] = {
+    "none": lambda compute: None,
+    "block": lambda compute: jax.checkpoint_policies.nothing_saveable,
+    "dots": lambda compute: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "sites": lambda compute: jax.checkpoint_policies.save_only_these_names(*compute.saved),
 }
+"""By remat: what of a block `jax.checkpoint` keeps; None: all, without it."""
 
 
 def _check_tokens(tokens: Array, params: Params, config: Config, cache: Cache | None) -> None:

@@ -14,7 +14,7 @@ from jaxformer.interp.parts import concrete, whole_numbers
 from jaxformer.params import Params, stacked
 from jaxformer.sites import SITES, WHOLE, Edit, Layer, Site, Tap, check_capture, keep, position_axis
 from jaxformer.stream import pick
-from jaxformer.transformer import REMATS, Output, block, embed, forward, unembed
+from jaxformer.transformer import Output, block, embed, forward, rematerialised, unembed
 
 Place = tuple[str, int | None]
 """A site and its layer, -1 being the last; None at a site that belongs to no layer."""
@@ -157,7 +157,7 @@ def perturbed(
             value = edit(site, layer, value)
             return value + own[str(site)] if str(site) in own else value
 
-        return Tap(capture, moved, layer)
+        return Tap(capture, moved, layer, compute.saved)
 
     def step(state: Array, layer: tuple[Array, Any, dict[str, Array]]) -> tuple[Array, Any]:
         index, own, moves = layer
@@ -169,7 +169,7 @@ def perturbed(
     state = embed(params, config, tokens, positions, whole)
     layers = jnp.arange(config.n_layers, dtype=jnp.int32)
     moves = {site: value for site, value in changes.items() if site not in WHOLE}
-    step = REMATS[compute.remat](step)
+    step = rematerialised(step, config, compute)
     state, captured = jax.lax.scan(
         step, state, (layers, params.blocks, moves), unroll=compute.unroll
     )
