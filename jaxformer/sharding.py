@@ -26,7 +26,7 @@ from jaxtyping import Array, Shaped
 from jaxformer.config import Config
 from jaxformer.params import Params, specs
 from jaxformer.sites import AXES, Edit, Layer, Site
-from jaxformer.spec import Spec, path_name
+from jaxformer.spec import Spec, is_spec, path_name
 
 Places = str | tuple[str, ...] | None
 """An axis of a mesh, several of them, or none: a copy in each of its rows."""
@@ -75,7 +75,7 @@ def partition(config: Config, rules: Rules) -> Params:
                 taken[axis] = letter
         return PartitionSpec(*(rules.get(letter) for letter in spec.axes))
 
-    return jax.tree_util.tree_map_with_path(places, specs(config), is_leaf=_is_spec)
+    return jax.tree_util.tree_map_with_path(places, specs(config), is_leaf=is_spec)
 
 
 def shardings(config: Config, mesh: Mesh, rules: Rules) -> Params:
@@ -104,7 +104,7 @@ def shardings(config: Config, mesh: Mesh, rules: Rules) -> Params:
         # XLA lays what holds nothing everywhere.
         return NamedSharding(mesh, places if math.prod(spec.shape) else PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(place, specs(config), layout, is_leaf=_is_spec)
+    return jax.tree_util.tree_map_with_path(place, specs(config), layout, is_leaf=is_spec)
 
 
 def parts_of(mesh: Mesh, rules: Rules, axis: str) -> int:
@@ -219,7 +219,3 @@ def mesh_axes(places: Places) -> tuple[str, ...]:
 
 def _named(mesh: Mesh, places: Places) -> str:
     return ", ".join(f"{name}={mesh.shape[name]}" for name in mesh_axes(places))
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, Spec)

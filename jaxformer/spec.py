@@ -75,7 +75,8 @@ def _spec(config: Config, axes: str, reads: str, mean: float = 0.0, std: float =
     return Spec(letters, shape, tuple(reads.split()), mean, std)
 
 
-def _is_spec(node: Any) -> bool:
+def is_spec(node: Any) -> bool:
+    """Whether a node of a tree is a declaration: a leaf, though it is a tuple."""
     return isinstance(node, Spec)
 
 
@@ -93,14 +94,14 @@ def draw(specs: Tree, key: Key[Array, ""], dtype: Any = jnp.float32) -> Tree:
             return jnp.full(spec.shape, spec.mean, dtype)
         return spec.mean + spec.std * jax.random.normal(own, spec.shape, dtype)
 
-    return jax.tree_util.tree_map_with_path(value, specs, is_leaf=_is_spec)
+    return jax.tree_util.tree_map_with_path(value, specs, is_leaf=is_spec)
 
 
 def shapes(specs: Tree, dtype: Any = jnp.float32) -> Tree:
     """The tree as `jax.ShapeDtypeStruct`s: what it would hold, with nothing allocated."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs, is_leaf=_is_spec)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs, is_leaf=is_spec)
 
 
 def size(specs: Any) -> int:
     """The number of parameters in a tree of Specs."""
-    return sum(math.prod(s.shape) for s in jax.tree.leaves(specs, is_leaf=_is_spec))
+    return sum(math.prod(s.shape) for s in jax.tree.leaves(specs, is_leaf=is_spec))

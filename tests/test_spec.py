@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from jaxformer import Config, abstract, count, forward, init, partition, specs
 from jaxformer.mlp import ACTIVATIONS
-from jaxformer.spec import Spec
+from jaxformer.spec import Spec, is_spec
 from tests.models import CLASSIC, MODERN, NAMED, SEED, configs
 
 
@@ -51,9 +51,7 @@ def test_draws_have_the_declared_standard_deviation(config: Config):
         else:
             assert (array == spec.mean).all()
 
-    jax.tree.map(
-        check, specs(wide), init(wide, jax.random.key(0)), is_leaf=lambda x: isinstance(x, Spec)
-    )
+    jax.tree.map(check, specs(wide), init(wide, jax.random.key(0)), is_leaf=is_spec)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

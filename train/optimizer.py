@@ -9,7 +9,7 @@ from optax import contrib
 
 from jaxformer.config import Config
 from jaxformer.params import specs
-from jaxformer.spec import Spec
+from jaxformer.spec import Spec, is_spec
 from train.recipe import Optimizer
 
 
@@ -108,4 +108,4 @@ def orthogonal(config: Config) -> Any:
 
 
 def _by_spec(config: Config, choose: Callable[[Spec], Any]) -> Any:
-    return jax.tree.map(choose, specs(config), is_leaf=lambda node: isinstance(node, Spec))
+    return jax.tree.map(choose, specs(config), is_leaf=is_spec)

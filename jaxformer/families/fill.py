@@ -13,7 +13,7 @@ from jaxformer.families.plan import Plan, Wanted, embedding_of
 from jaxformer.formats import Source
 from jaxformer.formats.source import copy_checked
 from jaxformer.params import Params, specs
-from jaxformer.spec import Spec, path_name
+from jaxformer.spec import is_spec, path_name
 
 Put = Callable[[str, np.ndarray], Array]
 """Takes one of our arrays, by name, to where it is to live."""
@@ -39,7 +39,7 @@ def read_params(plan: Plan, dtype: Any, put: Put) -> Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: found[path_name(path)],
         specs(plan.config),
-        is_leaf=lambda node: isinstance(node, Spec),
+        is_leaf=is_spec,
     )
 
 

@@ -13,7 +13,7 @@ from jaxformer.families.layout import foreign_shape
 from jaxformer.formats import Source, Tensor
 from jaxformer.formats.source import FLOATS
 from jaxformer.params import specs
-from jaxformer.spec import Spec, path_name
+from jaxformer.spec import Spec, is_spec, path_name
 
 
 class Wanted(NamedTuple):
@@ -33,9 +33,7 @@ def wanted(family: Family, config: Config) -> list[Wanted]:
     """The tensors that a model of this Config has, by the names that they have with their head."""
     declared = {
         path_name(path): spec
-        for path, spec in jax.tree_util.tree_leaves_with_path(
-            specs(config), is_leaf=lambda node: isinstance(node, Spec)
-        )
+        for path, spec in jax.tree_util.tree_leaves_with_path(specs(config), is_leaf=is_spec)
     }
     rows = []
     for weight in (*family.weights, Weight(family.head, "v d", ("W_U",))):
