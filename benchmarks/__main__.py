@@ -85,8 +85,7 @@ def run(workload: str, options: Options, device: Device, out: Console) -> list[d
                 rows.append(named | row | facts)
                 keep(rows[-1], options)
         title = workload if workload == "parity" else f"{workload}, {dtype}"
-        if rows:
-            out.print(table(workload, rows, title))
+        out.print(table(workload, rows, title))
         if workload != "parity":
             out.print(summary(ceilings, dtype), highlight=False)
         every += rows
@@ -140,7 +139,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         options.check()
         if options.workload == "scaling":
-            scaling.pretend(options)
+            scaling.have_devices(options)
         device = choose(options.device)
         chosen(options.peers)
         plan = {options.workload: OWN.get(options.workload, {})}

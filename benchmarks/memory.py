@@ -5,26 +5,17 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from benchmarks.cases import Case
-from benchmarks.contest import Setting, Work, contest, enter
-from benchmarks.peers import ADAMW
+from benchmarks.contest import Setting, contest, enter
 from benchmarks.program import Program, fresh_seed, prepare, random_tokens
-from benchmarks.roofline import forward_bytes
+from benchmarks.train_step import STEPS_COMPARED, TOLERANCES, fresh, shapes, step, stepping, work
 from jaxformer.config import Compute
-from jaxformer.params import count, init
 from jaxformer.sites import shown
-from train.batches import Batch
-from train.flops import train_flops
-from train.step import How, TrainState, train_step
+from train.step import How, TrainState
 
 PLAIN = "jaxformer"
 """The name of the step that the others are held against."""
-STEPS_COMPARED = 3
-TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
-"""Of the losses: the same sums in another order."""
 SAVED: tuple[tuple[Any, ...], ...] = (
     ("resid_mid", "z"),
     ("resid_mid",),
@@ -42,40 +33,31 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     on in turns: it is there once, whatever their number.
     """
     name, config, batch, seq = case
-    optimizer, seed = optax.adamw(**ADAMW), fresh_seed()
-
-    def fresh() -> TrainState:
-        params: Any = init(config, jax.random.key(0))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def step(how: How, state: TrainState, windows: Any) -> Any:
-        counted = jnp.ones((batch, seq), bool)
-        return train_step(state, config, Batch(windows, counted), optimizer, how)
-
-    shapes = jax.eval_shape(fresh), jax.ShapeDtypeStruct((batch, seq + 1), jnp.int32)
-    known = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    arguments, seed = shapes(case), fresh_seed()
+    known = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments))
     programs = {
         way: prepare(
-            f"memory {name} {batch} x {seq}, {way}", partial(step, how), shapes,
+            f"memory {name} {batch} x {seq}, {way}", partial(step, case, how), arguments,
             device=setting.device, options=setting.options, donate=(0,),
         )
         for way, how in ways(case, setting).items()
     }  # fmt: skip
-    windows, held = random_tokens(config, batch, seq + 1, seed=seed), []
+    windows = random_tokens(config, batch, seq + 1, seed=seed)
+    held: list[TrainState] = []
+
+    def begin(program: Program) -> Callable[[], Any]:
+        held.clear()  # before there is another
+        held.append(fresh(config))
+        return stepping(program, held, windows)
+
     entered = [
         enter(
-            way, partial(stepping, program, fresh, windows, held), calls=STEPS_COMPARED,
+            way, partial(begin, program), calls=STEPS_COMPARED,
             held_bytes=program.peak_bytes - known, seed=seed, kernel=setting.kernel, **program.notes(),
         )
         for way, program in programs.items()
     ]  # fmt: skip
-    states = 3 * 2 * 4 * count(config)  # parameters and both moments, read and written
-    work = Work(
-        tokens=batch * seq,
-        flops=batch * train_flops(config, seq),
-        traffic=forward_bytes(config, batch, seq, 4) + states,
-    )
-    found = contest(entered[0], entered[1:], work, TOLERANCES[setting.dtype], setting)
+    found = contest(entered[0], entered[1:], work(case), TOLERANCES[setting.dtype], setting)
     for row in found:
         way = row["implementation"]
         yield row | {
@@ -116,17 +98,3 @@ def ways(case: Case, setting: Setting) -> dict[str, How]:
     elif parts > 1:
         found[f"accumulate {parts}"] = How(compute=how(), accumulate=parts)
     return found
-
-
-def stepping(
-    program: Program, fresh: Callable[[], TrainState], windows: Any, held: list[TrainState]
-) -> Callable[[], Any]:
-    """A call that trains the state held by all one step further and returns the loss; it begins with a fresh one."""
-    held.clear()
-    held.append(fresh())
-
-    def call() -> Any:
-        held[0], metrics = program.run(held[0], windows)
-        return metrics["loss"]
-
-    return call

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from benchmarks.theory import SPLITS, Split
 from jaxformer.config import Kernel, Saved
-from train.theory import SPLITS, Split
 
 Workload = Literal[
     "suite", "forward", "train-step", "decode", "compile", "parity", "patching", "memory",

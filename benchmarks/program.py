@@ -57,9 +57,17 @@ def prepare(
 
 
 def ahead(
-    what: str, lower: Callable[[], Any], known: int, *, device: Device, options: Options
+    what: str,
+    lower: Callable[[], Any],
+    known: int,
+    *,
+    device: Device,
+    options: Options,
+    copies: int = 1,
 ) -> Program:
     """Compile what is lowered on the clock; `known` bytes are those of its arguments.
+
+    Of so many copies, on virtual devices, all are in the memory of one.
 
     Raises:
         ValueError: an XLA option that this compiler does not know, or too much memory.
@@ -78,7 +86,7 @@ def ahead(
         raise
     done = time.perf_counter()
     peak = peak_bytes(compiled)
-    check_fits(what, max(peak, known), device)
+    check_fits(what, max(copies * peak, known), device)
     return Program(compiled, traced - start, done - traced, peak)
 
 

@@ -8,7 +8,6 @@ costs, and nothing of how much faster more devices are.
 import dataclasses
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,21 +18,20 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.contest import Setting
-from benchmarks.device import check_fits
 from benchmarks.options import Options
-from benchmarks.program import Program, fresh_seed, peak_bytes, random_tokens
+from benchmarks.program import ahead, fresh_seed, random_tokens
+from benchmarks.theory import Split, Step, predicted
 from benchmarks.timing import interleave, paired, summarize
 from benchmarks.train_step import stepping
 from jaxformer.config import Compute
 from train.batches import Batch
 from train.collectives import Collective, collectives, totals, with_reduce_scatter
-from train.layout import Layout, lay_out
+from train.layout import Layout, lay_out, pretend
 from train.optimizer import make_optimizer
-from train.plan import batch_shapes, own_bytes
+from train.plan import own_bytes
 from train.recipe import Architecture, Recipe
-from train.run import fresh_state, how_of, state_shapes
+from train.run import batch_shapes, fresh_state, how_of, state_shapes
 from train.step import TrainState, many_steps, validation_sums
-from train.theory import Split, Step, predicted
 
 DEVICES = (1, 2, 4, 8)
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
@@ -70,13 +68,10 @@ class Entrant(NamedTuple):
     notes: dict[str, Any]
 
 
-def pretend(options: Options) -> None:
-    """Have as many devices of a CPU as the options name, if JAX has not begun, and if it is a CPU that is asked for."""
+def have_devices(options: Options) -> None:
+    """Have as many devices of a CPU as the options name, if it is a CPU that is asked for."""
     if options.device in (None, "cpu"):
-        try:
-            jax.config.update("jax_num_cpu_devices", max(options.devices or DEVICES))
-        except RuntimeError:  # JAX has begun, with what it has
-            return
+        pretend(max(options.devices or DEVICES))
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
@@ -207,18 +202,20 @@ def entered(point: Point, case: Case, setting: Setting, first: TrainState, windo
     optimizer = make_optimizer(config, recipe.optimizer, recipe.steps)
     steps: Any = many_steps(config, optimizer, how_of(recipe, layout))
     copies = point.devices if setting.device.platform == "cpu" else 1  # in one memory
-    program = compiled(
+    program = ahead(
         f"scaling {point.mesh} {point.batch} x {case.seq}",
         lambda: steps.lower(state, batches),
         copies * own_bytes((state, batches)),
-        copies, setting,
-    )  # fmt: skip
+        device=setting.device,
+        options=setting.options,
+        copies=copies,
+    )
     some = windows[None, : point.batch]
     batch = layout.put(Batch(some, np.ones((*some.shape[:2], case.seq), bool)), None, layout.batch)
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     # A copy, for the step takes its state's buffers for its own; jax.device_put may return what it was given.
     own = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=where)(first)
-    call = stepping(program, own, batch)
+    call = stepping(program, [own], batch)
     done: Any = program.run
     found = collectives(done.as_text())
     notes = {
@@ -229,21 +226,6 @@ def entered(point: Point, case: Case, setting: Setting, first: TrainState, windo
         **traffic(point, found, Step(config, point.batch, case.seq)),
     }
     return Entrant(point, call, float(np.asarray(call())[0]), notes)
-
-
-def compiled(
-    what: str, lower: Callable[[], Any], held: int, copies: int, setting: Setting
-) -> Program:
-    """Compile on the clock; refuse what does not fit into memory, all virtual devices' in one."""
-    check_fits(what, held, setting.device)
-    start = time.perf_counter()
-    lowered = lower()
-    traced = time.perf_counter()
-    done = lowered.compile(compiler_options=setting.options.compiler_options())
-    seconds = time.perf_counter() - traced
-    peak = peak_bytes(done)
-    check_fits(what, copies * peak, setting.device)
-    return Program(done, traced - start, seconds, peak)
 
 
 def traffic(point: Point, found: list[Collective], step: Step) -> dict[str, Any]:

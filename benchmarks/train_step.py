@@ -1,6 +1,7 @@
 """One training step: gradient of the mean loss, AdamW, new parameters; the step that `train` runs."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from train.batches import Batch
 from train.flops import train_flops
 from train.step import How, TrainState, train_step
 
+OPTIMIZER = optax.adamw(**ADAMW)
 STEPS_COMPARED = 3
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
 """Of the losses: autocast and we do not round the same products."""
@@ -30,7 +32,6 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     layers in a row, as one step of `train` does, unless --unroll says otherwise.
     """
     name, config, batch_size, seq = case
-    optimizer = optax.adamw(**ADAMW)
     options = setting.options
     compute = our_compute(config, setting)
     how = How(compute=compute, accumulate=options.accumulate)
@@ -38,19 +39,10 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         raise ValueError(
             f"--accumulate {options.accumulate} does not divide the batch of {batch_size} sequences"
         )
-
-    def fresh() -> TrainState:
-        params: Any = init(config, jax.random.key(0))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def step(state: TrainState, windows: Any) -> Any:
-        batch = Batch(windows, jnp.ones((batch_size, seq), bool))
-        return train_step(state, config, batch, optimizer, how)
-
     program = prepare(
         f"train-step {name} {batch_size} x {seq}",
-        step,
-        (jax.eval_shape(fresh), jax.ShapeDtypeStruct((batch_size, seq + 1), jnp.int32)),
+        partial(step, case, how),
+        shapes(case),
         device=setting.device,
         options=options,
         donate=(0,),
@@ -59,7 +51,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     windows = random_tokens(config, batch_size, seq + 1, seed=seed)
     ours = enter_ours(
         program,
-        lambda: stepping(program, fresh(), windows),
+        lambda: stepping(program, [fresh(config)], windows),
         calls=STEPS_COMPARED,
         kernel=compute.kernel,
         unroll=compute.unroll,
@@ -68,13 +60,35 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     )
     arguments = config, init(config, jax.random.key(0)), windows, setting.device
     others = gather(setting, "train_step", arguments, calls=STEPS_COMPARED, dtype=setting.dtype)
-    states = 3 * 2 * 4 * count(config)  # parameters and both moments, read and written
-    work = Work(
-        tokens=batch_size * seq,
-        flops=batch_size * train_flops(config, seq),
-        traffic=forward_bytes(config, batch_size, seq, 4) + states,
+    yield from contest(ours, others, work(case), TOLERANCES[setting.dtype], setting)
+
+
+def fresh(config: Config) -> TrainState:
+    """A state to begin with; the same each time."""
+    params: Any = init(config, jax.random.key(0))
+    return TrainState(jnp.zeros((), jnp.int32), params, OPTIMIZER.init(params))
+
+
+def step(case: Case, how: How, state: TrainState, windows: Any) -> Any:
+    """One step, in which all targets count."""
+    batch = Batch(windows, jnp.ones((case.batch, case.seq), bool))
+    return train_step(state, case.config, batch, OPTIMIZER, how)
+
+
+def shapes(case: Case) -> tuple[Any, Any]:
+    """Those of a state and of the windows of a step."""
+    windows = jax.ShapeDtypeStruct((case.batch, case.seq + 1), jnp.int32)
+    return jax.eval_shape(partial(fresh, case.config)), windows
+
+
+def work(case: Case) -> Work:
+    """What a step is, at the least: parameters and both moments are read and written."""
+    states = 3 * 2 * 4 * count(case.config)
+    return Work(
+        tokens=case.batch * case.seq,
+        flops=case.batch * train_flops(case.config, case.seq),
+        traffic=forward_bytes(case.config, case.batch, case.seq, 4) + states,
     )
-    yield from contest(ours, others, work, TOLERANCES[setting.dtype], setting)
 
 
 def our_compute(config: Config, setting: Setting) -> Compute:
@@ -84,9 +98,8 @@ def our_compute(config: Config, setting: Setting) -> Compute:
     return Compute(kernel=setting.kernel, dtype=narrow, unroll=unroll)
 
 
-def stepping(program: Program, state: TrainState, windows: Any) -> Callable[[], Any]:
-    """A call that trains one step further each time and returns the loss."""
-    held = [state]
+def stepping(program: Program, held: list[TrainState], windows: Any) -> Callable[[], Any]:
+    """A call that trains the one state in a list a step further and returns the loss."""
 
     def call() -> Any:
         held[0], metrics = program.run(held[0], windows)

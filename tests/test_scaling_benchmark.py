@@ -15,15 +15,15 @@ from benchmarks.cases import Case
 from benchmarks.contest import Setting
 from benchmarks.options import Options
 from benchmarks.program import peak_bytes
+from benchmarks.theory import Split, Step, predicted
 from jaxformer import Config
 from tests.benches import CEILINGS
 from tests.test_sharded_training import CLASSIC_8, MODERN_8, layout_of, recipe_of
 from train.collectives import Kind, collectives, totals, with_reduce_scatter
 from train.optimizer import make_optimizer
-from train.plan import batch_shapes, own_bytes
-from train.run import how_of, state_shapes
+from train.plan import own_bytes
+from train.run import batch_shapes, how_of, state_shapes
 from train.step import many_steps
-from train.theory import Split, Step, predicted
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -241,11 +241,11 @@ def test_what_cannot_be_is_a_sentence(bench, extra: list[str], sentence: str):
 
 
 def test_as_many_devices_are_pretended_as_are_asked_for_unless_jax_has_begun():
-    scaling.pretend(Options(devices=(3,)))
+    scaling.have_devices(Options(devices=(3,)))
     assert jax.device_count() == 8
     code = (
         "import jax; from benchmarks import scaling; from benchmarks.options import Options\n"
-        "scaling.pretend(Options(devices=(1, 3))); print(jax.device_count('cpu'))"
+        "scaling.have_devices(Options(devices=(1, 3))); print(jax.device_count('cpu'))"
     )
     plain = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(

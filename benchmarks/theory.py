@@ -8,7 +8,7 @@ import jax
 
 from jaxformer.config import Config
 from jaxformer.params import specs
-from jaxformer.spec import Spec, path_name
+from jaxformer.spec import Spec, is_spec, path_name
 from train.collectives import Collective, Kind
 
 Split = Literal["data", "fsdp", "tensor", "sequence"]
@@ -48,7 +48,7 @@ class Step(NamedTuple):
     def arrays(self) -> Iterator[tuple[str, Spec, int]]:
         """Each parameter's name, Spec and bytes."""
         tree = specs(self.config)
-        for path, spec in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_spec):
+        for path, spec in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_spec):
             yield path_name(path), spec, BYTES * math.prod(spec.shape)
 
     def norm_bytes(self, letters: str) -> int:
@@ -160,7 +160,3 @@ PREDICTIONS: dict[Split, Callable[[Step], Sent]] = {
     "tensor": _tensor,
     "sequence": _sequence,
 }
-
-
-def _is_spec(node: object) -> bool:
-    return isinstance(node, Spec)
