@@ -24,9 +24,8 @@ from train.collectives import collectives, compile_to_text, totals, with_reduce_
 from train.data import open_data
 from train.layout import Layout, lay_out
 from train.optimizer import make_optimizer
-from train.plan import batch_shapes
 from train.recipe import Architecture, Optimizer, Recipe
-from train.run import Run, draw, fresh_state, how_of, state_shapes
+from train.run import Run, batch_shapes, draw, fresh_state, how_of, state_shapes
 from train.start import open_recipe
 from train.step import How, many_steps
 

@@ -25,6 +25,8 @@ from train.recipe import Recipe
 from train.tasks import TASKS, Task
 from train.tokenfile import TokenFile, is_token_file, open_tokens
 
+Rows = slice | Int[np.ndarray, " rows"]
+"""Which sequences of a batch."""
 ALL = slice(None)
 
 
@@ -33,7 +35,7 @@ class Draw(Protocol):
     """Draws batches: of some steps, all rows or some, of which no others are read."""
 
     def __call__(
-        self, key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: slice = ALL, /
+        self, key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /
     ) -> Batch:
         """Those steps' rows, `[n b window]`, whatever was drawn before."""
         ...
@@ -163,9 +165,9 @@ def _from_task(task: Task, recipe: Recipe) -> Data:
             steps
         )
 
-    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: slice = ALL, /) -> Batch:
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /) -> Batch:
         drawn = whole(key, steps)
-        return drawn if rows == ALL else jax.tree.map(lambda x: np.asarray(x)[:, rows], drawn)
+        return drawn if rows is ALL else jax.tree.map(lambda x: np.asarray(x)[:, rows], drawn)
 
     held_out = jax.tree.map(np.asarray, task.held_out(context))
     return Data(
@@ -184,7 +186,7 @@ def _windows_of(tokens: Integer[np.ndarray, " n"], recipe: Recipe) -> Draw:
     """Windows of the tokens, which may be on the disk, in the order that the Recipe names."""
     n, batch, context = len(tokens), recipe.batch, recipe.context
 
-    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: slice = ALL, /) -> Batch:
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /) -> Batch:
         if recipe.order == "shuffled":
             starts = shuffled_starts(key, steps, n, batch, context)
         else:

@@ -1,5 +1,6 @@
 """Where a run lies on many devices: its mesh, and the rules that lay arrays on it."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -45,6 +46,19 @@ class Layout:
         )
 
     @property
+    def devices(self) -> Mesh:
+        """The mesh.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.mesh is None:
+            raise ValueError(
+                "nothing is laid out without a mesh; give one, of one device if need be"
+            )
+        return self.mesh
+
+    @property
     def batch(self) -> Places:
         """The mesh axes of a batch's sequences."""
         return dict(self.rules).get("batch")
@@ -88,9 +102,9 @@ class Layout:
         """How many parts an axis is cut into."""
         return 1 if self.mesh is None else parts_of(self.mesh, dict(self.rules), axis)
 
-    def batched(self, function: Callable[..., Any], in_axes: Any) -> Callable[..., Any]:
+    def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function of every sequence of a batch, laid on the batch's mesh axes."""
-        return jax.vmap(function, in_axes, spmd_axis_name=self.batch or None)
+        return jax.vmap(function, spmd_axis_name=self.batch or None)
 
     def params(self, config: Config) -> Any:
         """Where parameters lie, and what is like them: gradients, moments.
@@ -98,9 +112,7 @@ class Layout:
         Raises:
             ValueError: rules that do not fit the model or the mesh.
         """
-        if self.mesh is None:
-            raise ValueError("nothing is laid out without a mesh")
-        return shardings(config, self.mesh, dict(self.rules))
+        return shardings(config, self.devices, dict(self.rules))
 
     def looked_up(self, config: Config, params: Params) -> Params:
         """The parameters, with an embedding that no mesh axis of the batch cuts: a token's device has its row's parts.
@@ -150,9 +162,7 @@ class Layout:
 
     def placed(self, *places: Places) -> NamedSharding:
         """The sharding of an array with these mesh axes along its axes."""
-        if self.mesh is None:
-            raise ValueError("nothing is laid out without a mesh")
-        return NamedSharding(self.mesh, PartitionSpec(*places))
+        return NamedSharding(self.devices, PartitionSpec(*places))
 
     def put(self, tree: Any, *places: Places) -> Any:
         """Arrays that every process has whole, as arrays on the mesh; without one, on the first device."""
@@ -250,6 +260,12 @@ def lay_out(mesh: str | None, rules: tuple[str, ...], devices: Any = None) -> La
             f"{', '.join(known)}, others need --rules"
         )
     return Layout(made, tuple(merged.items()))
+
+
+def pretend(number: int) -> None:
+    """Cut the CPU into so many devices, unless JAX has begun with what it has."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", number)
 
 
 def _how_to_have(platform: str, number: int) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +16,6 @@ from rich.table import Table
 from jaxformer.config import Config
 from jaxformer.params import count
 from train.activations import kept_bytes
-from train.batches import Batch
 from train.collectives import (
     Kind,
     Traffic,
@@ -29,10 +27,10 @@ from train.collectives import (
 from train.commandline import read_command, recipe_of
 from train.flops import program_flops, train_flops
 from train.hardware import HARDWARE, Hardware, assumptions, find_hardware, step_seconds
-from train.layout import Layout, lay_out, parse_mesh
+from train.layout import Layout, lay_out, parse_mesh, pretend
 from train.optimizer import make_optimizer
 from train.recipe import Recipe
-from train.run import how_of, state_shapes
+from train.run import batch_shapes, how_of, state_shapes
 from train.start import open_vocabulary
 from train.step import many_steps
 
@@ -77,7 +75,7 @@ class Plan(NamedTuple):
     @property
     def memory(self) -> int:
         """All of it at once, while a checkpoint is written from a copy of the state."""
-        return self.state + self.parameters + self.optimizer + self.batch + self.temporaries
+        return 2 * self.state + self.batch + self.temporaries
 
     @property
     def state(self) -> int:
@@ -87,19 +85,17 @@ class Plan(NamedTuple):
     @property
     def traffic(self) -> int:
         """Bytes read and written at the least: state once, for the update, and what is kept."""
-        return 2 * (self.parameters + self.optimizer + self.kept)
+        return 2 * (self.state + self.kept)
 
 
 def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
     """Compile one training step for a mesh, and read off what it takes.
 
     Raises:
-        ValueError: a recipe that does not fit the mesh.
+        ValueError: no mesh; a recipe that does not fit it.
     """
-    if layout.mesh is None:
-        raise ValueError("a plan is made for a mesh; give one, of one device if need be")
+    devices = layout.devices.size
     layout.check(recipe, config)
-    devices = layout.mesh.size
     optimizer = make_optimizer(config, recipe.optimizer, recipe.steps)
     how = how_of(recipe, layout)
     state, batches = state_shapes(recipe, config, layout), batch_shapes(recipe, layout)
@@ -119,17 +115,6 @@ def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
         sent_scattered=totals(with_reduce_scatter(found)),
         flops=program_flops(alone, state, batches) / devices,
         model_flops=members * train_flops(config, recipe.context) / devices,
-    )
-
-
-def batch_shapes(recipe: Recipe, layout: Layout) -> Batch:
-    """The shapes of the batch of one step, and where it lies."""
-    members = (recipe.seeds,) if recipe.seeds > 1 else ()
-    where = layout.placed(None, *[None] * len(members), layout.batch)
-    shape = (1, *members, recipe.batch)
-    return Batch(
-        jax.ShapeDtypeStruct((*shape, recipe.context + 1), jnp.int32, sharding=where),
-        jax.ShapeDtypeStruct((*shape, recipe.context), bool, sharding=where),
     )
 
 
@@ -204,11 +189,8 @@ def pretended(number: int) -> list[Any]:
     """
     if number > MOST:
         raise ValueError(f"{number} devices are too many to pretend; plan for at most {MOST}")
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", number)
-    except RuntimeError:  # JAX has begun
-        pass
+    jax.config.update("jax_platforms", "cpu")
+    pretend(number)
     devices = jax.devices("cpu")
     if len(devices) < number:
         raise ValueError(

@@ -1,6 +1,6 @@
 """A run's fixed parts and its randomness: what loop, evaluation and outcome share."""
 
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from jaxformer.config import Config
 from jaxformer.params import Params, init
 from train.batches import Batch
-from train.data import Data
+from train.data import ALL, Data, Rows
 from train.layout import Layout
 from train.metrics import Listener
 from train.optimizer import make_optimizer
@@ -117,29 +117,38 @@ def _start(recipe: Recipe, config: Config, first: Params | None) -> TrainState:
     return jax.vmap(start)(jnp.stack([keys(seed).init for seed in seeds(recipe)]))
 
 
+def batch_shapes(recipe: Recipe, layout: Layout, steps: int = 1) -> Batch:
+    """The shapes of the batches of some steps, and where they lie on a mesh; of an ensemble `[n member b ...]`."""
+    members = (recipe.seeds,) if recipe.seeds > 1 else ()
+    where = layout.placed(None, *[None] * len(members), layout.batch)
+    shape = (steps, *members, recipe.batch)
+    return Batch(
+        jax.ShapeDtypeStruct((*shape, recipe.context + 1), jnp.int32, sharding=where),
+        jax.ShapeDtypeStruct((*shape, recipe.context), bool, sharding=where),
+    )
+
+
 def draw(run: Run, steps: np.ndarray) -> Batch:
     """The batches of some steps; of an ensemble `[n member b ...]`. On a mesh, each process draws its rows alone."""
 
-    def rows(some: slice) -> Batch:
+    def rows(some: Rows) -> Batch:
         each = [run.data.draw(keys(seed).batches, steps, some) for seed in seeds(run.recipe)]
         return each[0] if len(each) == 1 else jax.tree.map(lambda *x: np.stack(x, axis=1), *each)
 
     if run.layout.mesh is None:
-        return rows(slice(None))
-    recipe, drawn = run.recipe, lru_cache(lambda start, stop: rows(slice(start, stop)))
-    members = (recipe.seeds,) if recipe.seeds > 1 else ()
-    where = run.layout.placed(None, *[None] * len(members), run.layout.batch)
+        return rows(ALL)
+    whole, batch = batch_shapes(run.recipe, run.layout, len(steps)), run.recipe.batch
+    axis = whole.windows.ndim - 2
+    places = whole.windows.sharding.addressable_devices_indices_map(whole.windows.shape).values()
+    own = np.unique([np.arange(batch)[index[axis]] for index in places])
 
-    def whole(field: str, length: int) -> Any:
-        shape = (len(steps), *members, recipe.batch, length)
-
+    def put(shape: jax.ShapeDtypeStruct, drawn: Any) -> Any:
         def part(index: Any) -> Any:
-            start, stop, _ = index[1 + len(members)].indices(recipe.batch)
-            return getattr(drawn(start, stop), field)
+            return drawn[..., np.searchsorted(own, np.arange(batch)[index[axis]]), :]
 
-        return jax.make_array_from_callback(shape, where, part)
+        return jax.make_array_from_callback(shape.shape, shape.sharding, part)
 
-    return Batch(whole("windows", recipe.context + 1), whole("counted", recipe.context))
+    return jax.tree.map(put, whole, rows(own))
 
 
 def member(params: Params, index: int, members: int) -> Params:

@@ -62,7 +62,7 @@ def summed_loss(
         )
 
     params = how.layout.looked_up(config, params)
-    each = how.layout.batched(losses, 0)(batch.windows)
+    each = how.layout.batched(losses)(batch.windows)
     return jnp.where(batch.counted, each, 0.0).sum()
 
 
