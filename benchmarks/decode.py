@@ -24,7 +24,7 @@ from jaxformer.config import Compute, Config
 from jaxformer.generate import generate, lower
 from jaxformer.params import abstract, count, init, unstack
 from jaxformer.sampling import Sampling
-from train.flops import forward_flops
+from train.costs.flops import forward_flops
 
 GREEDY = Sampling(temperature=0)
 BATCHES = {"baby": (1, 8, 64)}

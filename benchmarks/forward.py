@@ -13,7 +13,7 @@ from benchmarks.program import batched_logits, every_site, fresh_seed, prepare, 
 from benchmarks.roofline import forward_bytes
 from jaxformer.config import Compute
 from jaxformer.params import abstract, init
-from train.flops import forward_flops
+from train.costs.flops import forward_flops
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference of logits, relative to the largest logit."""

@@ -13,7 +13,7 @@ from benchmarks.program import Program, batched_logits, prepare, random_tokens
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Compute
 from jaxformer.params import abstract, init
-from train.flops import forward_flops
+from train.costs.flops import forward_flops
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from jaxformer.interp.patching import part_sizes, patch_sweep
 from jaxformer.interp.paths import path_patch
 from jaxformer.params import abstract, count, init
 from jaxformer.transformer import forward
-from train.flops import forward_flops
+from train.costs.flops import forward_flops
 
 TOLERANCE = 1e-3
 """Of what the patches change, relative to the largest change."""

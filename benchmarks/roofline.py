@@ -11,7 +11,7 @@ from benchmarks.device import Device
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Config
 from jaxformer.params import count
-from train.hardware import HARDWARE
+from train.costs.hardware import HARDWARE
 
 
 def forward_bytes(config: Config, batch: int, context: int, itemsize: int) -> int:

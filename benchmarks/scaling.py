@@ -25,10 +25,10 @@ from benchmarks.timing import interleave, paired, summarize
 from benchmarks.train_step import stepping
 from jaxformer.config import Compute
 from train.batches import Batch
-from train.collectives import Collective, collectives, totals, with_reduce_scatter
+from train.costs.collectives import Collective, collectives, totals, with_reduce_scatter
+from train.costs.plan import own_bytes
 from train.layout import Layout, lay_out, pretend
 from train.optimizer import make_optimizer
-from train.plan import own_bytes
 from train.recipe import Architecture, Recipe
 from train.run import batch_shapes, fresh_state, how_of, state_shapes
 from train.step import TrainState, many_steps, validation_sums

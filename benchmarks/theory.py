@@ -9,7 +9,7 @@ import jax
 from jaxformer.config import Config
 from jaxformer.params import specs
 from jaxformer.spec import Spec, is_spec, path_name
-from train.collectives import Collective, Kind
+from train.costs.collectives import Collective, Kind
 
 Split = Literal["data", "fsdp", "tensor", "sequence"]
 """What is in parts: the batch; the batch and every array along d; heads, neurons and vocabulary; positions.

@@ -16,7 +16,7 @@ from benchmarks.roofline import forward_bytes
 from jaxformer.config import Compute, Config
 from jaxformer.params import count, init
 from train.batches import Batch
-from train.flops import train_flops
+from train.costs.flops import train_flops
 from train.step import How, TrainState, train_step
 
 OPTIMIZER = optax.adamw(**ADAMW)

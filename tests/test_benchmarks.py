@@ -23,7 +23,7 @@ from benchmarks.timing import interleave, paired, summarize
 from jaxformer import Compute, abstract, forward, shown
 from tests.benches import CEILINGS, TINY
 from tests.models import CLASSIC, NAMED, compiled_flops, random_params, random_tokens
-from train.flops import forward_flops, train_flops
+from train.costs.flops import forward_flops, train_flops
 
 
 @pytest.mark.parametrize("size", ["seed", "baby", "char"])

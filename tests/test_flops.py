@@ -8,8 +8,8 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxformer import Compute, abstract, forward
 from jaxformer.config import Remat
 from tests.models import NAMED
-from train.flops import forward_flops, program_flops, train_flops
-from train.hardware import HARDWARE, assumptions, find_hardware, step_seconds
+from train.costs.flops import forward_flops, program_flops, train_flops
+from train.costs.hardware import HARDWARE, assumptions, find_hardware, step_seconds
 
 CONTEXT = 5
 TOKENS = jax.ShapeDtypeStruct((CONTEXT,), jnp.int32)

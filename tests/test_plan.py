@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from jaxformer import Compute, count
-from tests.test_sharded_training import CLASSIC_8, MODERN_8, batches_for, layout_of, recipe_of
-from train.activations import kept_bytes, local_config
+from tests.meshes import CLASSIC_8, MODERN_8, batches_for, layout_of, recipe_of
+from train.costs.activations import kept_bytes, local_config
+from train.costs.plan import own_bytes, plan
 from train.layout import Layout
 from train.optimizer import make_optimizer
-from train.plan import main, own_bytes, plan
+from train.plan import main
 from train.presets import PRESETS
 from train.run import fresh_state, how_of
 from train.step import many_steps

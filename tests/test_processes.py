@@ -13,8 +13,8 @@ import pytest
 
 from tests.runs import ROOT, folder_of, kept_steps, numbers, options
 from train.__main__ import main
+from train.guard import LOST
 from train.metrics import read_metrics
-from train.processes import LOST
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

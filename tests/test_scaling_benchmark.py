@@ -18,10 +18,10 @@ from benchmarks.program import peak_bytes
 from benchmarks.theory import Split, Step, predicted
 from jaxformer import Config
 from tests.benches import CEILINGS
-from tests.test_sharded_training import CLASSIC_8, MODERN_8, layout_of, recipe_of
-from train.collectives import Kind, collectives, totals, with_reduce_scatter
+from tests.meshes import CLASSIC_8, MODERN_8, layout_of, recipe_of
+from train.costs.collectives import Kind, collectives, totals, with_reduce_scatter
+from train.costs.plan import own_bytes
 from train.optimizer import make_optimizer
-from train.plan import own_bytes
 from train.run import batch_shapes, how_of, state_shapes
 from train.step import many_steps
 

@@ -11,22 +11,19 @@ import jax
 from rich.console import Console
 
 from train.commandline import read_command, recipe_of
+from train.guard import LOST, guard, guarded, leave
 from train.layout import lay_out
 from train.listeners import tensorboard
 from train.loop import Interrupted, train
 from train.processes import (
-    LOST,
     Group,
     Refused,
     by_first,
     check_agreement,
     check_devices,
     check_shared,
-    guard,
-    guarded,
     is_first,
     is_loss,
-    leave,
 )
 from train.recipe import Recipe
 from train.run import Run

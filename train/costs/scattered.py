@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from train.hlo import Groups, Op, Program
-from train.integers import SAME, value
+from train.costs.groups import Groups
+from train.costs.hlo import Op, Program
+from train.costs.integers import SAME, value
 
 
 def scattered_parts(op: Op, program: Program, groups: Groups) -> list[bool | None]:

@@ -13,9 +13,10 @@ from typing import Literal, NamedTuple, get_args
 
 from jax.stages import Compiled, Lowered
 
-from train.hlo import Op, Program, device_groups, read_hlo
-from train.integers import loop_turns
-from train.scattered import scattered_parts
+from train.costs.groups import device_groups
+from train.costs.hlo import Op, Program, read_hlo
+from train.costs.integers import loop_turns
+from train.costs.scattered import scattered_parts
 
 Kind = Literal[
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",

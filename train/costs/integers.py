@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from train.hlo import Op, Program
+from train.costs.hlo import Op, Program
 
 PerDevice = Int[np.ndarray, "devices *dims"]
 """A small array of whole numbers, as each device has it."""
