@@ -82,7 +82,7 @@ def standard_promotion():
 @pytest.fixture
 def bench(monkeypatch, tmp_path, standard_promotion, capsys):
     """`python -m benchmarks`, quick."""
-    from tests.benches import Bench
+    from tests.helpers.benches import Bench
 
     return Bench(monkeypatch, tmp_path, capsys)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests import hf
-from tests.families import CASES, spots
+from tests.helpers import hf
+from tests.helpers.families import CASES, spots
 
 FOLDER = Path(__file__).parent
 

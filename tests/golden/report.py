@@ -15,7 +15,7 @@ import numpy as np
 from jaxformer import forward, load
 from jaxformer.families import FAMILIES
 from jaxformer.families.export import foreign_tensors
-from tests.families import CASES, TOKENS, golden, logits_and_gradient, spots
+from tests.helpers.families import CASES, TOKENS, golden, logits_and_gradient, spots
 
 
 def errors(case: str) -> tuple[float, float, float]:

@@ -1,0 +1,277 @@
+"""The benchmarks: their arithmetic, their fairness, their command line."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tyro
+
+import benchmarks.__main__ as command
+from benchmarks import device, peers
+from benchmarks.cases import SIZES, cases, change
+from benchmarks.contest import Contender, Setting, Work, contest, difference
+from benchmarks.options import Options
+from benchmarks.program import every_site
+from benchmarks.roofline import matmul_rate, peak
+from benchmarks.timing import interleave, paired, summarize
+from jaxformer import Compute, abstract, forward, shown
+from tests.helpers.benches import CEILINGS, TINY
+from tests.helpers.models import CLASSIC, NAMED, compiled_flops, random_params, random_tokens
+from train.costs.flops import forward_flops, train_flops
+
+
+@pytest.mark.parametrize("size", ["seed", "baby", "char"])
+def test_counted_flops_are_those_of_the_compiled_program(size: str):
+    """XLA counts a loop's body once, so one layer is compiled; what we leave out is below 8 %."""
+    config, _, context = SIZES[size]
+    one_layer = dataclasses.replace(config, n_layers=1)
+    tokens = jax.ShapeDtypeStruct((context,), jnp.int32)
+    counted = compiled_flops(
+        lambda p, t: forward(p, one_layer, t).logits, abstract(one_layer), tokens
+    )
+    assert forward_flops(one_layer, context) == pytest.approx(counted, rel=0.08)
+    per_layer = forward_flops(config, context) - forward_flops(one_layer, context)
+    assert per_layer % (config.n_layers - 1) == 0
+
+
+def test_a_training_step_is_counted_as_three_forward_passes():
+    config = dataclasses.replace(SIZES["char"][0], n_layers=1)
+    tokens = jax.ShapeDtypeStruct((256,), jnp.int32)
+
+    def gradient(params, tokens):
+        return jax.grad(lambda p: jnp.square(forward(p, config, tokens).logits).mean())(params)
+
+    counted = compiled_flops(gradient, abstract(config), tokens)
+    assert train_flops(config, 256) == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["modern", "gemma", "olmo"])
+def test_gated_and_grouped_models_are_counted_by_their_parameters(name: str):
+    """Without attention's mixing, each weight of a matrix does one multiply-add per token."""
+    config = NAMED[name]
+    weights = abstract(config)
+    attn, mlp = weights.blocks.attn, weights.blocks.mlp
+    assert mlp is not None
+    matrices = [*attn[:4], mlp.W_in, mlp.W_gate, mlp.W_out]
+    matrices.append(weights.W_E if weights.W_U is None else weights.W_U)
+    mixing = 2 * 2 * 7 * 7 * config.n_layers * config.n_heads * config.d_head
+    assert forward_flops(config, 7) - mixing == 2 * 7 * sum(
+        m.size for m in matrices if m is not None
+    )
+
+
+def test_calls_take_turns_and_settle_uncounted():
+    order: list[str] = []
+    functions = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = interleave(functions, warmup=1, repeats=2, settle=0.0)
+    assert order == ["a", "b", "a", "b", "b", "a"]  # warm-up, then rounds that begin with the next
+    assert [len(taken) for taken in times.values()] == [2, 2]
+    order.clear()
+    assert len(interleave(functions, warmup=1, repeats=2, settle=0.01)["a"]) == 2
+    turns = [name for name, _ in itertools.groupby(order)]
+    assert turns == ["a", "b", "a", "b", "a"]
+    assert min(order.count("a"), order.count("b")) > 10  # as many calls as take so long
+    assert len(interleave(functions, repeats=9, seconds=0.0)["a"]) == 3
+
+
+def test_medians_quartiles_and_ratios_pair_by_pair():
+    assert summarize([1.0, 2.0, 3.0, 4.0, 5.0])[:3] == (3.0, 2.0, 4.0)
+    assert summarize([7.0])[:3] == (7.0, 7.0, 7.0)
+    # The machine slows down by 10 x; each pair still says 2.
+    assert paired([2.0, 20.0, 200.0], [1.0, 10.0, 100.0])[:3] == (2.0, 2.0, 2.0)
+
+
+def test_a_peer_that_computes_something_else_is_marked_and_not_timed():
+    calls = {"right": 0, "wrong": 0}
+
+    def entrant(name: str, result: float) -> Contender:
+        def call():
+            calls[name] = calls.get(name, 0) + 1
+            return jnp.float32(result)
+
+        return Contender(name, call, jnp.float32(result), 0.0, {})
+
+    setting = Setting(Options(repeats=3), jax.devices()[0], "float32", CEILINGS, [], print)
+    entrants = [entrant("right", 1.0 + 1e-6), entrant("wrong", 1.1)]
+    rows = contest(entrant("ours", 1.0), entrants, Work(1, 10, 1), 1e-4, setting)
+    assert [row["agrees"] for row in rows] == [True, True, False]
+    assert calls["wrong"] == 0
+    assert "median" not in rows[2]
+    assert rows[2]["difference"] == pytest.approx(0.1)
+    assert rows[0]["time_over_ours"] == 1.0
+    assert rows[0]["of_matmul"] == rows[0]["flops"] / rows[0]["median"] / CEILINGS.matmul
+    assert command.table("forward", [row | {"size": "x", "batch": 1, "seq": 1} for row in rows], "")
+
+
+def test_shapes_that_differ_are_infinitely_different():
+    assert difference(jnp.ones(2), jnp.ones(3)) == float("inf")
+    assert difference(jnp.zeros(2), jnp.zeros(2)) == 0.0
+
+
+def test_every_site_comes_out_with_layers_in_front():
+    params = random_params(CLASSIC)
+    tokens = jnp.stack([random_tokens(CLASSIC, 5, seed) for seed in range(3)])
+    logits, seen = every_site(CLASSIC, Compute())(params, tokens)
+    assert set(seen) == set(shown(CLASSIC))
+    assert seen["head_out"].shape == (2, 3, 5, 4, 8)  # l b t n d
+    np.testing.assert_allclose(seen["logits"], logits)
+    b_O: Any = params.blocks.attn.b_O
+    whole = seen["head_out"].sum(3) + b_O[:, None, None]
+    np.testing.assert_allclose(whole, seen["attn_out"], atol=1e-4)
+
+
+@pytest.mark.parametrize("workload", ["forward", "train-step"])
+def test_a_race_against_flax_is_printed_written_and_drawn(bench, tmp_path: Path, workload: str):
+    picture = tmp_path / "plot.png"
+    rows, out = bench(workload, *TINY, "--peers", "flax-nnx", "--plot", str(picture))
+    assert [row["implementation"] for row in rows] == ["jaxformer", "flax-nnx"]
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "time / ours" in out
+    for row in rows:
+        assert row["agrees"]
+        assert row["difference"] < 1e-5
+        assert row["low"] <= row["median"] <= row["high"]
+        assert row["versions"]["jax"] == jax.__version__
+        assert {"device", "cores", "dtype", "flags", "revision", "command", "python"} <= row.keys()
+    ours = rows[0]
+    assert ours["compile_seconds"] > 0
+    assert ours["first_seconds"] > ours["compile_seconds"]
+    assert ours["peak_bytes"] > 0
+
+
+def test_narrow_dtypes_batches_lengths_and_what_is_seen(bench):
+    rows, _ = bench(
+        "forward", "--sizes", "seed", "--set", "n_layers=1", "d_model=8", "d_mlp=8", "n_heads=1",
+        "d_head=8", "--dtype", "float32", "bfloat16", "--batch", "1", "2", "--seq", "4", "8",
+        "--peers", "none", "--repeats", "3", "--capture",
+    )  # fmt: skip
+    assert len(rows) == 2 * 2 * 2 * 2
+    assert {(row["dtype"], row["batch"], row["seq"]) for row in rows} == {
+        (dtype, b, t) for dtype in ("float32", "bfloat16") for b in (1, 2) for t in (4, 8)
+    }
+    assert {row["implementation"] for row in rows} == {"jaxformer", "jaxformer, every site"}
+    assert {row["kernel"] for row in rows if "kernel" in row} == {"einsum"}
+
+
+def test_compile_sweeps_depth_and_length(bench):
+    rows, out = bench("compile", *TINY, "--depths", "1", "3", "--lengths", "4", "16")
+    assert [(row["n_layers"], row["batch"], row["seq"]) for row in rows] == [
+        (1, 2, 6), (3, 2, 6), (1, 1, 4), (1, 1, 16),
+    ]  # fmt: skip
+    assert all(row["compile_seconds"] > 0 for row in rows)
+    assert [rows[i]["compile_over_first"] for i in (0, 2)] == [1.0, 1.0]
+    assert "/ first row" in out
+
+
+def test_parity_covers_every_way_of_running(bench):
+    rows, _ = bench("parity", *TINY)
+    ways = [row for row in rows if "cache" not in row]
+    assert len({(r["compute_dtype"], r["kernel"], r["precision"]) for r in ways}) == len(ways) == 27
+    error = {row["compute_dtype"]: row["error"] for row in ways if "error" in row}
+    assert error["float32"] < 1e-5 < error["float16"] < error["bfloat16"] < 0.1
+    narrow = {row["cache"]: row["error"] for row in rows if "cache" in row}
+    assert 0 < narrow["float16"] < narrow["bfloat16"] < 0.02
+    assert 0 < narrow["int8"] < 0.02
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_what_to_install(bench, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    rows, out = bench("forward", *TINY, "--peers", "torch")
+    assert [row["implementation"] for row in rows] == ["jaxformer"]
+    assert "torch skipped: needs torch; pip install torch" in out
+
+
+def test_a_peer_that_fails_does_not_take_the_others_with_it(bench, monkeypatch):
+    def broken(*_: Any, **__: Any):
+        raise RuntimeError("no compiler\nand much more")
+
+    monkeypatch.setattr("benchmarks.peers.flax_nnx.forward", broken)
+    rows, out = bench("forward", *TINY, "--peers", "flax-nnx")
+    assert [row["implementation"] for row in rows] == ["jaxformer"]
+    assert rows[0]["config"]["d_model"] == 8
+    assert rows[0]["seed"] >= 0
+    assert "flax-nnx failed: RuntimeError: no compiler" in out
+
+
+BAD = {
+    "seconds": (["--seconds", "nan"], "seconds=nan must be a number"),
+    "a peer twice": (["--peers", "torch", "torch"], "give each once"),
+    "nowhere to write": (["--plot", "/nowhere/x.png"], "there is no folder /nowhere"),
+    "what sees all at once": (["--capture", "--map", "1"], "--capture is for forward"),
+    "a size": (["--sizes", "huge"], "no size 'huge'; choose from seed, baby"),
+    "a peer": (["--peers", "tf"], "no peer 'tf'; choose from flax-nnx, torch"),
+    "a device": (["--device", "tpu"], "no device 'tpu' here; JAX sees cpu"),
+    "a field": (["--set", "layers=3"], "cannot set 'layers=3'; write FIELD=VALUE"),
+    "a value": (["--set", "n_heads=0"], "n_heads=0 must be at least 1"),
+    "no rounds": (["--repeats", "0"], "repeats=0 must be at least 1"),
+    "an empty batch": (["--batch", "0"], "give at least 1"),
+    "no such file": (["--config", "/nowhere.json"], "No such file"),
+    "an XLA option": (["--xla", "no_such_option=1"], "XLA refuses --xla"),
+    "a cache for no decoding": (["--cache", "int8"], "--cache int8 is for decode; forward has no"),
+    "a cache twice": (["--cache", "int8", "int8"], "give each once"),
+    "half an XLA option": (["--xla", "fast"], "write OPTION=VALUE"),
+    "a kernel that hides": (["--capture", "--kernel", "fused"], "--capture needs einsum"),
+    "too much memory": (["--batch", "1000000000"], "GB free; choose a smaller --batch"),
+    "too much to hold": (["--set", "d_mlp=100000000000"], "GB free; choose a smaller --batch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_a_sentence(bench, what: str):
+    arguments, sentence = BAD[what]
+    _, out = bench("forward", "--sizes", "seed", "--peers", "none", *arguments, status=1)
+    assert sentence in out
+    assert out.count("error: ") == 1
+
+
+def test_a_parity_that_does_not_fit_is_a_sentence(bench):
+    _, out = bench("parity", "--sizes", "seed", "--seq", "2000000", status=1)
+    assert "GB free; choose a smaller --batch" in out
+
+
+def test_a_plot_of_rows_without_a_roofline_is_a_sentence(bench, tmp_path: Path):
+    _, out = bench("parity", *TINY, "--plot", str(tmp_path / "x.png"), status=1)
+    assert "--plot needs a forward, train-step or decode row" in out
+
+
+def test_an_own_config_and_a_longer_table(tmp_path: Path):
+    path = tmp_path / "mine.json"
+    path.write_text(CLASSIC.to_json(), encoding="utf-8")
+    (case,) = cases((), config=str(path), changes=["norm=rms"], seq=(20,))
+    assert (case.name, case.config.norm, case.config.n_context) == ("mine", "rms", 20)
+    assert change(CLASSIC, ["tied=false", "n_kv_heads=2"]).n_kv_heads == 2
+
+
+def test_only_known_devices_have_a_datasheet_peak():
+    assert peak("NVIDIA H200", "bfloat16") == 989e12
+    assert peak("NVIDIA H200", "float32") is None
+    assert peak("cpu", "bfloat16") is None
+
+
+def test_ceilings_are_measured():
+    assert matmul_rate("float32", sizes=(64,), repeats=3) > 1e6
+
+
+def test_a_row_can_be_repeated_from_what_it_says(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_xnnpack=false")
+    facts = device.about(jax.devices()[0])
+    assert facts["flags"]["XLA_FLAGS"] == "--xla_cpu_use_xnnpack=false"
+    assert facts["platform"] == "cpu"
+    assert json.dumps(facts)
+
+
+def test_the_suite_s_own_values_yield_to_the_user_s():
+    assert command.unless_given(Options(), {"seconds": 4.0}).seconds == 4.0
+    assert command.unless_given(Options(seconds=1.0), {"seconds": 4.0}).seconds == 1.0
+
+
+def test_the_suite_runs_every_workload_that_takes_no_minute_of_its_own():
+    assert {*command.SUITE, "memory", "scaling"} == set(command.WORKLOADS)
+    assert set(command.WORKLOADS) == set(command.DEFAULT_SIZES)
+    assert tyro.cli(Options, args=[]).workload == "suite"

@@ -1,0 +1,100 @@
+"""The memory workload: which ways it has for a model, what it says of each, and what it refuses."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import pytest
+
+from benchmarks import memory
+from benchmarks.cases import SIZES, Case
+from benchmarks.contest import Setting
+from benchmarks.memory import ways
+from benchmarks.options import Options
+from tests.helpers.benches import CEILINGS, TINY
+
+
+def named(size: str, changes: dict[str, Any] | None = None, **options: Any) -> list[str]:
+    """The ways for a size, and what is said of others."""
+    config, batch, seq = SIZES[size]
+    heard: list[str] = []
+    given: Any = {"workload": "memory", **options}
+    setting = Setting(
+        Options(**given), jax.devices()[0], "float32", CEILINGS, [], lambda text: heard.append(text)
+    )
+    config = dataclasses.replace(config, **(changes or {}))
+    return [*ways(Case(size, config, batch, seq), setting), *heard]
+
+
+def test_a_small_vocabulary_is_in_no_chunks_and_a_large_one_is():
+    assert named("baby") == [
+        "jaxformer", "remat dots", "remat sites resid_mid z pre", "remat sites resid_mid z",
+        "remat sites resid_mid", "remat block", "accumulate 4",
+        "vocab_chunk skipped at baby: it has 65 entries, not more than 4096",
+    ]  # fmt: skip
+    assert named("gpt2-124m", saved=("z",), vocab_chunk=99) == [
+        "jaxformer", "remat dots", "remat sites z", "remat block",
+        "vocab_chunk 99", "vocab_chunk 99, remat sites z", "vocab_chunk 99, remat block",
+    ]  # fmt: skip
+
+
+def test_sites_are_those_that_the_model_has():
+    found = named("baby", {"parallel": True, "gated": True})
+    assert [way for way in found if "sites" in way] == [
+        "remat sites z pre pre_linear",
+        "remat sites z",
+    ]
+
+
+def test_a_batch_that_does_not_divide_is_left_out():
+    assert "accumulate 6" in named("baby", accumulate=6)
+    assert named("baby", accumulate=5)[-1] == (
+        "accumulate skipped at baby: 5 does not divide 12 sequences"
+    )
+
+
+def test_every_way_s_losses_agree_and_what_it_holds_is_said(bench, monkeypatch):
+    some = (
+        "jaxformer",
+        "remat sites z",
+        "vocab_chunk 64, remat block",
+    )  # each takes seconds to compile
+    monkeypatch.setattr(
+        memory,
+        "ways",
+        lambda *given: {way: how for way, how in ways(*given).items() if way in some},
+    )
+    rows, out = bench(
+        "memory", *TINY, "--set", "n_layers=3", "d_model=8", "n_heads=2", "d_head=4", "d_mlp=64",
+        "n_vocab=512", "--seq", "48", "--repeats", "3", "--vocab-chunk", "64", "--saved", "z",
+    )  # fmt: skip
+    assert [row["way"] for row in rows] == ["plain", *some[1:]]
+    for row in rows:
+        assert row["agrees"]
+        assert row["difference"] < 1e-5
+        assert row["median"] > 0
+        assert row["held_over_plain"] == row["held_bytes"] / rows[0]["held_bytes"]
+    logits, readings = 4 * 2 * 48 * 512, 3 * 4 * 2 * 48 * 64
+    held = [row["held_bytes"] for row in rows]
+    assert held[0] > held[1] + readings / 2
+    assert held[0] > held[2] + logits + readings / 2
+    assert rows[0]["peak_bytes"] > held[0]
+    assert "time / plain" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"workload": "forward", "saved": ("z",)}, "--saved is for memory; forward does not"),
+        ({"workload": "train-step", "vocab_chunk": 9}, "--vocab-chunk is for memory; train-step"),
+        ({"workload": "memory", "vocab_chunk": 0}, "vocab_chunk=0 must be at least 1"),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(options: dict[str, Any], sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        Options(**options).check()
+
+
+def test_a_site_that_the_kernel_never_forms_is_a_sentence(bench):
+    _, out = bench("memory", *TINY, "--saved", "pattern", status=1)
+    assert "kernel='blocked' never forms 'pattern'" in out

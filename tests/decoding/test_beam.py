@@ -1,0 +1,79 @@
+"""Beam search: greedy at width 1, exhaustive where it is wide enough."""
+
+import dataclasses
+import inspect
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Sampling, beam_search, generate, score
+from tests.helpers.models import SEED, random_params
+from tests.helpers.texts import LONG
+
+PROMPT = [3, 1, 4]
+
+
+@pytest.mark.parametrize("name", ["seed", "classic", "windowed", "no layers"])
+def test_a_beam_of_one_is_greedy(name: str):
+    config = LONG.get(name, dataclasses.replace(SEED, n_layers=0))
+    params = random_params(config)
+    key = jax.random.key(0)
+    greedy = generate(params, config, PROMPT, 8, key, sampling=Sampling(temperature=0))
+    door: Any = inspect.unwrap(beam_search)  # without the tests' own type checks, as users have it
+    found = door(params, config, PROMPT, np.int64(8), np.int64(1))
+    np.testing.assert_array_equal(found.tokens[0], greedy.tokens)
+    np.testing.assert_allclose(found.log_probs[0], greedy.log_probs.sum(), rtol=1e-5)
+
+
+def test_a_beam_as_wide_as_the_vocabulary_finds_the_likeliest_pairs(x64):
+    """Of two tokens: every first one is followed, so nothing can be missed."""
+    params = random_params(SEED, dtype=jnp.float64)
+    pairs = np.array(list(itertools.product(range(SEED.n_vocab), repeat=2)))
+    texts = jnp.array([[*PROMPT, *pair] for pair in pairs], jnp.int32)
+    totals = jax.vmap(lambda text: score(params, SEED, text)[-2:].sum())(texts)
+    best = np.argsort(-np.asarray(totals))[: SEED.n_vocab]
+    found = beam_search(params, SEED, PROMPT, 2, SEED.n_vocab)
+    np.testing.assert_array_equal(found.tokens, pairs[best])
+    np.testing.assert_allclose(found.log_probs, totals[best], rtol=0, atol=1e-10)
+
+
+def test_each_log_probability_is_the_score_of_its_text():
+    params = random_params(LONG["modern"])
+    found = beam_search(params, LONG["modern"], PROMPT, 12, 4)
+    assert len(np.unique(found.tokens, axis=0)) == 4
+    assert (np.diff(found.log_probs) <= 0).all()
+    for tokens, total in zip(found.tokens, found.log_probs, strict=True):
+        text = jnp.array([*PROMPT, *tokens.tolist()], jnp.int32)
+        expected = score(params, LONG["modern"], text)[len(PROMPT) - 1 :].sum()
+        np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    {
+        "none": ({"width": 0}, "width=0 must be a whole number of at least 1 and at most 11"),
+        "too wide": ({"width": 12}, "width=12 must be a whole number"),
+        "several": ({"prompt": [[1], [2]]}, "takes one prompt at a time"),
+        "nothing": ({"n_tokens": 0}, "n_tokens=0 must be"),
+    }.values(),
+)
+def test_what_cannot_be_searched_is_refused(change: dict, sentence: str):
+    arguments = {"prompt": PROMPT, "n_tokens": 3, "width": 2} | change
+    with pytest.raises(ValueError, match=sentence):
+        beam_search(random_params(SEED), SEED, **arguments)
+
+
+def test_a_model_without_layers_is_searched_too():
+    config = dataclasses.replace(SEED, n_layers=0)
+    found = beam_search(random_params(config), config, PROMPT, 5, 4)
+    assert len(np.unique(found.tokens, axis=0)) == 4
+
+
+def test_logits_that_are_nan_are_refused():
+    params = jax.tree.map(lambda array: array * jnp.nan, random_params(SEED))
+    with pytest.raises(ValueError, match="logits of a beam that was followed are NaN"):
+        beam_search(params, SEED, PROMPT, 3, 2)

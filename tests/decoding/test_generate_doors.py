@@ -1,0 +1,185 @@
+"""Where a text ends, and what `generate` refuses to begin."""
+
+import dataclasses
+import inspect
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Sampling, generate
+from tests.helpers.models import MODERN, NAMED, SEED, random_params
+
+KEY = jax.random.key(2)
+PROMPT = [3, 1, 4]
+BATCH = [PROMPT, [2, 7, 1, 8], [5]]
+N = 12
+PARAMS = random_params(SEED)
+write = partial(generate, PARAMS, SEED, n_tokens=N, key=KEY, capture=("resid_post",))
+
+
+def ended(text: list[int], stops: list[list[int]]) -> list[int]:
+    """The text up to the first place where a stop sequence is complete."""
+    for end in range(1, len(text) + 1):
+        if any(end >= len(stop) and text[end - len(stop) : end] == stop for stop in stops):
+            return text[:end]
+    return text
+
+
+def stops_of(text: list[int]) -> dict[str, tuple[Any, list[list[int]]]]:
+    a, b, c = text[2:5]
+    return {
+        "token": (b, [[b]]),
+        "sequence": ([a, b, c], [[a, b, c]]),
+        "array": (np.array([[a, b], [c, a]]), [[a, b], [c, a]]),
+        "several": ([[text[7]], [a, b, c], [c, c]], [[text[7]], [a, b, c], [c, c]]),
+        "overlapping": ([[a, b, c, text[5]], [b, c]], [[a, b, c, text[5]], [b, c]]),
+        "at the first token": (text[0], [[text[0]]]),
+        "at the last token": (text[-4:], [text[-4:]]),
+        "longer than the text": ([text + text], [text + text]),
+    }
+
+
+FREE = np.asarray(write(BATCH).tokens).tolist()
+
+
+@pytest.mark.parametrize("kind", stops_of(FREE[0]))
+def test_a_text_ends_with_its_first_stop_sequence(kind: str):
+    """And one that has stopped changes nothing for its neighbours."""
+    stop, plain = stops_of(FREE[0])[kind]
+    found, free = write(BATCH, stop=stop), write(BATCH)
+    for i, text in enumerate(FREE):
+        kept = ended(text, plain)
+        assert found.tokens[i].tolist() == kept + [-1] * (N - len(kept))
+        assert int(found.lengths[i]) == len(kept)
+        for new, old in (
+            (found.log_probs[i], free.log_probs[i]),
+            (
+                found.activations["resid_post"][i].swapaxes(0, 1),
+                free.activations["resid_post"][i].swapaxes(0, 1),
+            ),
+        ):
+            np.testing.assert_allclose(new[: len(kept)], old[: len(kept)], rtol=1e-5, atol=1e-5)
+            assert not np.asarray(new[len(kept) :]).any()
+
+
+def test_only_generated_tokens_end_a_text():
+    """A stop sequence that lies partly in the prompt, and nowhere behind it, changes nothing."""
+    across = [PROMPT[-1], FREE[0][0]]
+    assert ended(FREE[0], [across]) == FREE[0]
+    assert write(BATCH, stop=across).tokens[0].tolist() == FREE[0]
+
+
+REFUSED = {
+    "empty prompt": ({"prompt": []}, "a prompt is empty; give at least one token"),
+    "empty among others": ({"prompt": [[1], []]}, "a prompt is empty"),
+    "text": ({"prompt": "To be"}, "the prompt is text; give its ids: tokenizer.encode"),
+    "floats": ({"prompt": [0.5]}, "dtype float64 is no sequence of token ids"),
+    "three axes": ({"prompt": np.zeros((1, 2, 3), int)}, r"shape \(1, 2, 3\) and dtype int64 is no"),
+    "mixed": ({"prompt": [[1], 2]}, r"shape \(\) and dtype int64 is no sequence of token ids"),
+    "outside": ({"prompt": [1, 11]}, "token 11 at position 1 is outside the vocabulary of 11"),
+    "negative": ({"prompt": [[1], [2, -1]]}, "token -1 at position 1 is outside"),
+    "nothing": ({"n_tokens": 0}, "n_tokens=0 must be a whole number of at least 1"),
+    "less": ({"n_tokens": -1}, "n_tokens=-1 must be a whole number"),
+    "true": ({"n_tokens": True}, "n_tokens=True must be a whole number"),
+    "half": ({"n_tokens": 1.5}, "n_tokens=1.5 must be a whole number"),
+    "top_k": ({"sampling": Sampling(top_k=12)}, "top_k=12 is more than the vocabulary's 11"),
+    "site": ({"capture": ("patern",)}, "unknown site 'patern'; this model shows embed"),
+    "one string": ({"capture": "z"}, "capture='z' is one string; give a tuple"),
+    "hidden": ({"capture": ("rot_q",)}, "this Config has no site 'rot_q'"),
+    "stop text": ({"stop": "end"}, "stop='end' is text; give its ids"),
+    "stop texts": ({"stop": ["a", "b"]}, "must be a token id, a sequence of them, or several"),
+    "stop empty": ({"stop": []}, "must be a token id, a sequence of them, or several"),
+    "stop half empty": ({"stop": [[1], []]}, "must be a token id, a sequence of them, or several"),
+    "stop outside": ({"stop": [[1], [2, 11]]}, "token 11 at position 1 is outside the vocabulary"),
+    "raw key": ({"key": np.zeros(2, np.uint32)}, "key must be a key, .*jax.random.key"),
+    "old key": ({"key": jnp.zeros(2, jnp.uint32)}, "key must be a key, .*jax.random.key"),
+    "seed": ({"key": 0}, "key must be a key"),
+    "keys for one": ({"key": jax.random.split(KEY, 1)}, r"\(1,\) keys do not fit 1 prompts"),
+    "too many keys": (
+        {"prompt": [[1], [2]], "key": jax.random.split(KEY, 3)},
+        r"\(3,\) keys do not fit 2 prompts; give one, or one for each",
+    ),
+    "edit_from half": ({"edit_from": 1.5}, "edit_from=1.5 must be a whole number, or one for each"),
+    "edit_from below": ({"edit_from": np.int64(-1)}, "must be at least 0"),
+    "edit_from many": ({"edit_from": [0, 1]}, "must be a whole number, or one for each prompt"),
+    "no stops": ({"stop": np.zeros((0, 2), int)}, "stop holds no sequence"),
+    "edit_from": ({"edit_from": -1}, "edit_from=-1 must be at least 0, the first generated token"),
+    "another model": ({"config": MODERN}, "both must come from one model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_is_refused(kind: str):
+    change, sentence = REFUSED[kind]
+    door = inspect.unwrap(generate)  # without the tests' own type checks, as users have it
+    wish = {"params": PARAMS, "config": SEED, "prompt": [1], "n_tokens": 3, "key": KEY} | change
+    with pytest.raises(ValueError, match=sentence):
+        door(**wish)
+
+
+@pytest.mark.parametrize("name", ["seed", "windowed"])
+def test_nan_parameters_are_told_by_the_first_token_they_spoil(name: str):
+    config = NAMED[name]
+    params = random_params(config)
+    broken = params._replace(W_E=jnp.full_like(params.W_E, jnp.nan))
+    with pytest.raises(ValueError, match="NaN at generated token 0 of prompt 0; look for NaN"):
+        generate(broken, config, PROMPT, 3, KEY)
+    text = generate(params, config, PROMPT, N, KEY).tokens.tolist()
+    new = next(token for token in text if token not in PROMPT)
+    broken = params._replace(W_E=params.W_E.at[new].set(jnp.nan))
+    with pytest.raises(ValueError, match=f"NaN at generated token {text.index(new) + 1} of"):
+        generate(broken, config, PROMPT, N, KEY)
+
+
+def test_numpy_s_numbers_are_numbers():
+    plain = write(BATCH, edit_from=2, edit=half).tokens
+    door: Any = inspect.unwrap(generate)
+    found = door(
+        PARAMS,
+        SEED,
+        BATCH,
+        np.int64(N),
+        KEY,
+        edit_from=np.int32(2),
+        edit=half,
+        capture=("resid_post",),
+    )
+    np.testing.assert_array_equal(found.tokens, plain)
+    each = write(BATCH, edit_from=[0, 2, 12], edit=half).tokens
+    np.testing.assert_array_equal(each[1], plain[1])
+    np.testing.assert_array_equal(each[2], FREE[2])
+
+
+def half(site, layer, value):
+    return value / 2 if site == "resid_post" else value
+
+
+def test_what_an_edit_does_behind_the_prompt_is_undone():
+    """Behind it lies what fills it up to a power of two."""
+
+    def spoil(site, layer, value):
+        behind = jnp.arange(len(value))[:, None] >= len(PROMPT)
+        return jnp.where(behind, jnp.nan, value) if site == "resid_post" else value
+
+    assert write(PROMPT, edit=spoil).tokens.tolist() == write(PROMPT).tokens.tolist()
+
+
+@pytest.mark.parametrize("since", [0, 4])
+def test_nan_from_an_edit_is_told_by_the_step_where_it_begins(since: int):
+    def spoil(site, layer, value):
+        return value * jnp.nan if site == "resid_post" else value
+
+    with pytest.raises(ValueError, match=f"NaN at generated token {since} of prompt 0"):
+        write(BATCH, edit=spoil, edit_from=since)
+
+
+def test_inside_traced_code_nan_ends_a_text():
+    config = dataclasses.replace(SEED, n_layers=1)
+    broken = jax.tree.map(lambda array: array * jnp.nan, random_params(config))
+    found = jax.jit(lambda params: generate(params, config, [1, 2], 3, KEY))(broken)
+    assert found.tokens.tolist() == [-1, -1, -1]
+    assert np.isnan(found.log_probs[0])

@@ -1,0 +1,142 @@
+"""Texts piece by piece: the same tokens, whatever the pieces, and longer than what is seen at once."""
+
+import dataclasses
+import inspect
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Sampling, generate, stream_tokens
+from tests.helpers.models import NAMED, SEED, random_params, random_tokens
+from tests.helpers.texts import GREEDY, LONG, naive_text
+
+KEY = jax.random.key(4)
+PROMPT = [3, 1, 4, 1, 5]
+FREE = Sampling(temperature=0.9, repetition_penalty=1.5)
+
+
+def joined(pieces: Any) -> list[int]:
+    pieces = list(pieces)
+    assert all(len(piece) for piece in pieces)  # an empty piece would tell a reader nothing
+    return np.concatenate(pieces).tolist()
+
+
+@pytest.mark.parametrize("name", ["modern", "windowed", "classic"])
+def test_the_pieces_are_the_tokens_of_generate(name: str, x64):
+    config = LONG[name]
+    params = random_params(config, dtype=jnp.float64)
+    whole = generate(params, config, PROMPT, 20, KEY, sampling=FREE).tokens.tolist()
+    for chunk in (1, 16):
+        stream = stream_tokens(params, config, PROMPT, 20, KEY, sampling=FREE, chunk=chunk)
+        pieces = [piece.tolist() for piece in stream]
+        assert sum(pieces, []) == whole  # noqa: RUF017
+        assert [len(piece) for piece in pieces[:2]] == [1, min(chunk, 19)]
+    short = stream_tokens(params, config, PROMPT, 3, KEY, sampling=FREE)
+    assert [len(piece) for piece in short] == [1, 2]
+    one = stream_tokens(params, config, PROMPT, 1, KEY, sampling=FREE)
+    assert joined(one) == whole[:1]
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize(("context", "length"), [(1, 1), (1, 13), (7, 1), (7, 8), (8, 8), (8, 13)])
+def test_a_full_context_goes_on_from_its_latest_half(context: int, length: int, chunk: int, x64):
+    """Token by token: a text longer than the context is cut to its last context // 2 tokens, at least one."""
+    config = SEED
+    params = random_params(config, dtype=jnp.float64)
+    prompt = random_tokens(config, length).tolist()
+    stream = partial(stream_tokens, params, config, prompt, 21, KEY, context=context, chunk=chunk)
+    for sampling in (GREEDY, FREE):
+        naive = naive_text(params, config, prompt, 21, KEY, sampling, context)
+        assert joined(stream(sampling=sampling)) == naive
+
+
+@pytest.mark.parametrize("context", [None, 4])
+def test_no_position_table_limits_a_stream(context: int | None, x64):
+    config = NAMED["classic"]
+    params = random_params(config, dtype=jnp.float64)
+    limit = context or config.n_context
+    naive = naive_text(params, config, PROMPT, 30, KEY, Sampling(), limit)
+    assert joined(stream_tokens(params, config, PROMPT, 30, KEY, context=context)) == naive
+
+
+@pytest.mark.parametrize("end", [0, 3, 4, 9, 15])
+def test_a_stop_sequence_may_lie_across_pieces_and_contexts(end: int):
+    params = random_params(SEED)
+    stream = partial(stream_tokens, params, SEED, PROMPT, 20, KEY, context=8, chunk=4)
+    free = joined(stream())
+    for width in (1, 2, 3):
+        stop = free[max(end + 1 - width, 0) : end + 1]
+        ends = [i for i in range(len(free)) if free[i + 1 - len(stop) : i + 1] == stop]
+        first = next(i for i in ends if i + 1 >= len(stop))
+        assert joined(stream(stop=[stop])) == free[: first + 1]
+
+
+def test_a_penalty_remembers_the_whole_prompt():
+    """Also the tokens that the context has no room for."""
+    params = random_params(SEED)
+    params = params._replace(W_U=jnp.zeros((8, 11)))
+    offset = jnp.arange(11.0)
+
+    def prefer_late_tokens(site, layer, value):
+        return value + offset if site == "logits" else value
+
+    prompt = [10, 9, 8, 0, 0, 0, 0, 0]
+    sampling = Sampling(temperature=0, repetition_penalty=100.0)
+    options = {"sampling": sampling, "edit": prefer_late_tokens, "context": 4}
+    stream = stream_tokens(params, SEED, prompt, 7, KEY, **options)
+    assert joined(stream) == [7, 6, 5, 4, 3, 2, 1]
+
+
+def test_a_model_without_layers_streams_too():
+    config = dataclasses.replace(SEED, n_layers=0)
+    params = random_params(config)
+    whole = generate(params, config, PROMPT, 20, KEY).tokens.tolist()
+    door: Any = inspect.unwrap(stream_tokens)
+    # No more is seen than the last token anyway.
+    assert joined(door(params, config, PROMPT, np.int64(20), KEY, context=np.int64(4))) == whole
+
+
+def test_a_context_larger_than_the_text_takes_no_room():
+    params = random_params(SEED)
+    whole = joined(stream_tokens(params, SEED, PROMPT, 20, KEY))
+    assert joined(stream_tokens(params, SEED, PROMPT, 20, KEY, context=10**12)) == whole
+
+
+def test_nan_in_the_middle_is_named_by_its_place_in_the_text():
+    params = random_params(SEED)
+    free = joined(stream_tokens(params, SEED, PROMPT, 30, KEY))
+    token = next(token for token in free[8:] if token not in PROMPT)
+    place = free.index(token) + 1  # the token is drawn, then read
+    broken = params._replace(W_E=params.W_E.at[token].set(jnp.nan))
+    for chunk in (1, 4, 16):
+        with pytest.raises(ValueError, match=f"NaN at generated token {place} of prompt 0"):
+            list(stream_tokens(broken, SEED, PROMPT, 30, KEY, chunk=chunk))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prompt": []}, "a prompt is empty"),
+        ({"prompt": [[1], [2]]}, "stream_tokens takes one prompt; generate takes a batch"),
+        ({"prompt": [11]}, "token 11 at position 0 is outside the vocabulary of 11"),
+        ({"n_tokens": 0}, "n_tokens=0 must be a whole number of at least 1"),
+        ({"context": 0}, "context=0 must be a whole number of at least 1"),
+        ({"context": "8"}, "context='8' must be a whole number"),
+        ({"context": 10}, "context=10 is more than the position table's n_context=9"),
+        ({"chunk": 2.5}, "chunk=2.5 must be a whole number of at least 1"),
+        ({"stop": "end"}, "stop='end' is text"),
+        ({"key": 0}, "key must be a key"),
+        ({"sampling": Sampling(top_k=12)}, "top_k=12 is more than the vocabulary's 11"),
+        ({"config": SEED}, "both must come from one model|this Config does not"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_call(change: dict, sentence: str):
+    config = dataclasses.replace(NAMED["classic"])
+    door = inspect.unwrap(stream_tokens)  # without the tests' own type checks, as users have it
+    wish = {"config": config, "prompt": [1], "n_tokens": 3, "key": KEY} | change
+    with pytest.raises(ValueError, match=sentence):
+        door(random_params(config), **wish)

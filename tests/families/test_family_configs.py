@@ -1,0 +1,242 @@
+"""Configs of every family as they are found: of any age, of published models, or refused in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+
+from jaxformer import Config, load, load_config
+from tests.helpers.families import ONE_EACH, golden
+from tests.helpers.hub_configs import CONFIGS
+
+
+def read_config(case: str, change: dict, folder: Path) -> Config:
+    record = golden(case)
+    record._replace(config=record.config | change).write(folder)
+    return load(folder)[0]
+
+
+OLD: dict[str, tuple[str, dict, list[str]]] = {
+    # what transformers 4 wrote in place of rope_parameters
+    "llama-llama3": ("rope_parameters", {"rope_theta": 500.0, "rope_scaling": {
+        "type": "llama3", "factor": 8.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0,
+        "original_max_position_embeddings": 24}}, []),
+    "llama-linear": ("rope_parameters", {"rope_theta": 100.0, "rope_scaling": {"type": "linear", "factor": 3.0}}, []),
+    "gpt_neox-all_rotary": ("rope_parameters", {"rotary_emb_base": 50, "rotary_pct": 1.0}, []),
+    "gemma3_text-plain": ("rope_parameters", {
+        "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6}, ["layer_types"]),
+    "gemma3_text-bases": ("rope_parameters", {
+        "rope_theta": 300.0, "rope_local_base_freq": 20.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, []),
+    "gemma2-plain": ("rope_parameters", {"rope_theta": 10000.0, "hidden_act": "gelu_pytorch_tanh"}, ["layer_types"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OLD)
+def test_configs_as_transformers_4_wrote_them(case: str, tmp_path: Path):
+    gone, instead, more = OLD[case]
+    record = golden(case)
+    record.write(tmp_path / "new")
+    old = {k: v for k, v in record.config.items() if k not in (gone, *more)} | instead
+    record._replace(config=old).write(tmp_path / "old")
+    assert load(tmp_path / "old")[0] == load(tmp_path / "new")[0]
+
+
+@pytest.mark.parametrize("case", ONE_EACH)
+def test_a_field_that_nobody_knows_is_refused_by_name(case: str, tmp_path: Path):
+    with pytest.raises(
+        ValueError, match="config.json.* has attention_sinks=4; jaxformer does not know"
+    ):
+        read_config(case, {"attention_sinks": 4}, tmp_path)
+
+
+NEVER = {
+    "add_cross_attention": True, "is_encoder_decoder": True, "quantization_config": {"bits": 4},
+    "pruned_heads": {"0": [1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEVER)
+@pytest.mark.parametrize("case", ONE_EACH)
+def test_what_no_family_here_computes_is_refused_by_name(case: str, name: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"has {name}="):
+        read_config(case, {name: NEVER[name]}, tmp_path)
+
+
+REFUSED = {
+    "an activation": (
+        "llama-plain",
+        {"hidden_act": "quick_gelu"},
+        "hidden_act='quick_gelu'; known are 'relu'",
+    ),
+    "a kind": (
+        "llama-plain",
+        {"hidden_size": "16"},
+        "hidden_size='16'; it must be of the kind int",
+    ),
+    "layers": ("qwen2-plain", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; no"),
+    "a null": (
+        "llama-plain",
+        {"hidden_size": None},
+        "hidden_size=None; it must be of the kind int",
+    ),
+    "no number": ("llama-plain", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
+    "a boolean": (
+        "gpt2-plain",
+        {"scale_attn_weights": 1},
+        "scale_attn_weights=1; it must be of the kind bool",
+    ),
+    "yarn": (
+        "llama-plain",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+        "rope_type='yarn'",
+    ),
+    "two scalings": (
+        "llama-linear",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        "both rope_scaling and rope_parameters",
+    ),
+    "an unknown turn": (
+        "llama-plain",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "beta_fast": 3}},
+        "rope_parameters has beta_fast=3",
+    ),
+    "part of a head": (
+        "llama-plain",
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor=0.5",
+    ),
+    "pairs": (
+        "llama-plain",
+        {"rope_interleaved": True},
+        "rope_interleaved=True, which jaxformer cannot compute",
+    ),
+    "heads": (
+        "llama-plain",
+        {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None},
+        "hidden_size=16, which is not a multiple of num_attention_heads=5",
+    ),
+    "gpt2's heads": ("gpt2-plain", {"n_head": 0}, "n_head=0; it must be at least 1"),
+    "groups": (
+        "llama-plain",
+        {"num_key_value_heads": 3},
+        "n_heads=4 is not a multiple of n_kv_heads=3",
+    ),
+    "layer types": (
+        "qwen2-types",
+        {"layer_types": ["full_attention"]},
+        "1 layer_types, and num_hidden_layers=3",
+    ),
+    "a layer type": (
+        "gemma2-plain",
+        {"layer_types": ["chunked_attention"] * 3},
+        "'chunked_attention' in layer_types",
+    ),
+    "no window": (
+        "gemma2-plain",
+        {"sliding_window": None},
+        "layers with a window in layer_types, but no window",
+    ),
+    "neo's layers": (
+        "gpt_neo-plain",
+        {"attention_types": [[["global"], 2]]},
+        "attention_types for 2 layers, and num_layers=3",
+    ),
+    "neo's form": (
+        "gpt_neo-plain",
+        {"attention_types": [3]},
+        "attention_types=.3.; it must be like",
+    ),
+    "neo's lists": (
+        "gpt_neo-plain",
+        {"attention_layers": ["global"] * 3},
+        "not those of attention_types",
+    ),
+    "a cap": ("gemma3_text-plain", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+    "both ways": (
+        "gemma2-plain",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention=True",
+    ),
+    "both ways 3": (
+        "gemma3_text-plain",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention=True",
+    ),
+    "experts": ("llama-plain", {"model_type": "mixtral"}, "a mixtral model, a mixture of experts"),
+    "more experts": (
+        "llama-plain",
+        {"model_type": "qwen3_moe"},
+        "a qwen3_moe model, a mixture of experts",
+    ),
+    "an unknown family": (
+        "llama-plain",
+        {"model_type": "bert"},
+        "model_type='bert'; jaxformer has gpt2, gpt_neo",
+    ),
+    "no family": ("llama-plain", {"model_type": None}, "model_type=None"),
+    "pictures": ("gemma3_text-plain", {"model_type": "gemma3"}, "texts and pictures"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_config_that_cannot_be_computed_is_one_clear_error(what: str, tmp_path: Path):
+    case, change, sentence = REFUSED[what]
+    with pytest.raises(ValueError, match=sentence) as error:
+        read_config(case, change, tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_of_published_models(name: str, tmp_path: Path):
+    fields, expected = CONFIGS[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = load_config(tmp_path)
+    assert {field: getattr(config, field) for field in expected} == expected
+
+
+ROTARY_PARTS = [(22, 0.25), (30, 0.25), (100, 0.58), (20, 0.3)]
+
+
+@pytest.mark.parametrize(("width", "part"), ROTARY_PARTS)
+def test_a_part_of_a_head_is_rounded_down_and_must_be_pairs(
+    width: int, part: float, tmp_path: Path
+):
+    fields = CONFIGS["Pythia"][0] | {
+        "hidden_size": 2 * width, "num_attention_heads": 2, "rotary_pct": part, "partial_rotary_factor": part,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    turned = int(width * part)
+    if turned % 2:
+        with pytest.raises(
+            ValueError, match=f"turns {turned} of the {width} coordinates of a head"
+        ):
+            load_config(tmp_path)
+    else:
+        assert load_config(tmp_path).rotary_width == turned
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 40), st.sampled_from([10**30, -(10**400)]), st.floats(),
+    st.text(max_size=4),
+    st.lists(st.integers(0, 3), max_size=3), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)  # fmt: skip
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_any_value_of_any_field_is_a_config_or_a_clear_error(tmp_path: Path, data):
+    case = data.draw(st.sampled_from(ONE_EACH))
+    fields = dict(golden(case).config)
+    for name in data.draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=3)):
+        fields[name] = data.draw(VALUES)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields))
+    try:
+        load_config(tmp_path)
+    except TypeCheckError:
+        pass
+    except ValueError as error:
+        assert str(path) in str(error)

@@ -1,0 +1,331 @@
+"""Gradients at every site, attribution patching, and Jacobians between sites: laws, and what is refused."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from jaxformer import Compute, Config, forward, shown, unstack
+from jaxformer.interp.attribution import attribution_patch, check_pair, gradients, summed
+from tests.helpers.models import (
+    ATTENTION_ONLY,
+    CLASSIC,
+    MODERN,
+    SEED,
+    compiled_flops,
+    configs,
+    random_params,
+    random_tokens,
+)
+
+LENGTH = 5
+NODES = ("embed", "z", "mlp_out")
+
+
+def metric(logits):
+    return jnp.tanh(logits[-1, 2] - logits[-1, 1]) + logits[0, 3]
+
+
+def linear(logits):
+    return logits[-1, 2] - logits[-1, 1]
+
+
+def pair(config: Config):
+    return random_tokens(config, LENGTH), random_tokens(config, LENGTH, seed=1)
+
+
+@given(config=configs())
+@settings(max_examples=6)
+def test_the_gradient_of_every_site_is_that_by_an_edit_that_adds_there(config: Config, x64):
+    """The edit picks its slice of a stack by the traced layer: slower, and written without a loop of its own."""
+    params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
+    sites = shown(config)
+    plain = forward(params, config, tokens, capture=sites)
+
+    def by_edit(changes):
+        def add(site, layer, value):
+            if layer is not None and not config.n_layers:
+                return value  # traced, but of no layer
+            own = changes[str(site)]
+            return value + (own if layer is None else own[layer])
+
+        return metric(forward(params, config, tokens, edit=add).logits)
+
+    expected = jax.jit(jax.grad(by_edit))(jax.tree.map(jnp.zeros_like, plain.activations))
+    run = jax.jit(lambda tokens: gradients(params, config, tokens, metric, sites))
+    value, activations, slopes = run(tokens)
+    np.testing.assert_allclose(value, metric(plain.logits), rtol=1e-12, atol=1e-12)
+    assert set(slopes) == set(sites)
+    for site in sites:
+        np.testing.assert_allclose(activations[site], plain.activations[site], rtol=1e-10)
+        np.testing.assert_allclose(slopes[site], expected[site], rtol=1e-10, atol=1e-12)
+
+
+def test_an_edit_a_place_to_read_and_a_kernel_are_heeded(x64):
+    params, tokens = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, LENGTH)
+
+    def double(site, layer, value):
+        return jnp.where(layer == 1, 2.0, 1.0) * value if site == "z" else value
+
+    W_O = params.blocks.attn.W_O.at[1].multiply(2.0)
+    doubled = params._replace(
+        blocks=params.blocks._replace(attn=params.blocks.attn._replace(W_O=W_O))
+    )
+    sites = ("embed", "resid_pre", "final")
+    how = Compute(kernel="blocked", remat="block", unroll=2)
+    last = jnp.array([-1])
+
+    @jax.jit
+    def run(params, doubled):
+        edited = gradients(params, MODERN, tokens, linear, sites, edit=double)
+        same = gradients(doubled, MODERN, tokens, linear, sites, read=last, compute=how)
+        return edited, same
+
+    edited, same = run(params, doubled)
+    assert same.gradients["final"].shape == (1, 8)
+    for site in sites[:2]:
+        np.testing.assert_allclose(same.gradients[site], edited.gradients[site], rtol=1e-10)
+    narrow = jax.eval_shape(
+        lambda: gradients(params, MODERN, tokens, linear, NODES, compute=Compute(dtype="bfloat16"))
+    )
+    assert narrow.gradients["z"].dtype == jnp.bfloat16
+
+
+def test_all_nodes_cost_less_than_four_passes_and_a_layer_s_share_does_not_grow_with_depth():
+    sizes = {"d_model": 32, "d_head": 8, "d_mlp": 128}
+
+    def flops(function, depth):
+        config = dataclasses.replace(SEED, n_layers=depth, **sizes)
+        params, tokens = random_params(config), random_tokens(config, 7)
+        return compiled_flops(
+            lambda params, tokens: function(params, config, tokens), params, tokens
+        )
+
+    def every(params, config, tokens):
+        return gradients(params, config, tokens, linear, NODES)
+
+    def patch(params, config, tokens):
+        return attribution_patch(
+            params, config, tokens, tokens[::-1], linear, NODES, by=("position",)
+        )
+
+    # XLA counts a loop's body once: with depth only what is done to whole stacks grows.
+    assert flops(every, 20) < 1.2 * flops(every, 2)
+    one = flops(lambda *args: forward(*args).logits, 2)
+    assert flops(every, 2) < 3 * one
+    assert flops(patch, 2) < 4 * one
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_identical_inputs_give_exactly_zero(steps: int):
+    params, tokens = random_params(CLASSIC), random_tokens(CLASSIC, LENGTH)
+    sites = shown(CLASSIC)
+    run = jax.jit(lambda a, b: attribution_patch(params, CLASSIC, a, b, metric, sites, steps=steps))
+    for site, scores in run(tokens, tokens).items():
+        assert (scores == 0).all(), site
+    other = run(tokens, tokens.at[1].add(1) % CLASSIC.n_vocab)
+    assert all(jnp.isfinite(scores).all() for scores in other.values())
+    assert jnp.abs(other["scores"]).max() > 0
+
+
+def without_queries(config: Config):
+    """Heads whose scores are all 0: each averages what it sees, so the network is linear in its embedding."""
+    params = random_params(config, dtype=jnp.float64)
+    attn = params.blocks.attn
+    return params._replace(
+        blocks=params.blocks._replace(attn=attn._replace(W_Q=jnp.zeros_like(attn.W_Q)))
+    )
+
+
+def test_on_a_linear_network_the_attributions_of_a_cut_sum_to_the_effect(x64):
+    params, (clean, corrupted) = without_queries(ATTENTION_ONLY), pair(ATTENTION_ONLY)
+    sites = ("embed", "resid_pre", "resid_post", "final")
+    scores = attribution_patch(
+        params, ATTENTION_ONLY, clean, corrupted, linear, sites, read=jnp.array([-1])
+    )
+    effect = linear(forward(params, ATTENTION_ONLY, clean).logits)
+    effect -= linear(forward(params, ATTENTION_ONLY, corrupted).logits)
+    assert abs(effect) > 0.1
+    for values in scores.values():
+        cuts = values.sum(axis=(-2, -1))
+        np.testing.assert_allclose(cuts, jnp.full_like(cuts, effect), rtol=1e-12)
+
+
+def test_without_layers_there_is_the_embedding_alone(x64):
+    config = dataclasses.replace(SEED, n_layers=0)
+    params, (clean, corrupted) = random_params(config, dtype=jnp.float64), pair(config)
+    scores = attribution_patch(params, config, clean, corrupted, linear, NODES, by=("position",))
+    effect = linear(forward(params, config, clean).logits)
+    effect -= linear(forward(params, config, corrupted).logits)
+    np.testing.assert_allclose(scores["embed"][-1], effect, rtol=1e-12)
+    assert (scores["embed"][:-1] == 0).all()
+    assert (scores["z"] == 0).all()
+
+
+def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
+    """The midpoint rule's error falls with the square of the number of steps."""
+    params, (clean, corrupted) = random_params(MODERN, dtype=jnp.float64), pair(MODERN)
+    effect = metric(forward(params, MODERN, clean).logits)
+    effect -= metric(forward(params, MODERN, corrupted).logits)
+
+    def error(steps):
+        scores = jax.jit(
+            lambda a, b: attribution_patch(
+                params, MODERN, a, b, metric, ("embed",), steps=steps, by=()
+            )
+        )(clean, corrupted)
+        return abs(float(scores["embed"] - effect))
+
+    assert error(200) < 1e-3 * abs(float(effect)) < error(1)
+    assert error(400) == pytest.approx(error(200) / 4, rel=0.1)
+
+
+def test_many_narrow_steps_are_summed_wide():
+    """In bfloat16 a running sum of 600 alike would stop growing at 256 of them."""
+    params, (clean, corrupted) = random_params(MODERN), pair(MODERN)
+
+    def scores(dtype: Any) -> Any:
+        return jax.jit(
+            lambda a, b: attribution_patch(
+                params, MODERN, a, b, linear, ("z",), steps=600, by=(), compute=Compute(dtype=dtype)
+            )["z"]
+        )(clean, corrupted)
+
+    np.testing.assert_allclose(scores("bfloat16"), scores(None), rtol=0.1)
+
+
+def test_for_a_small_difference_it_is_what_patching_does(x64):
+    """Two tokens with almost one embedding: then the first order is the whole effect."""
+    params = random_params(MODERN, dtype=jnp.float64)
+    near = params.W_E[3] + 1e-5 * random_params(MODERN, 1, jnp.float64).W_E[0]
+    params = params._replace(W_E=params.W_E.at[4].set(near))
+    clean, corrupted = jnp.array([1, 3, 5, 3, 2]), jnp.array([1, 4, 5, 3, 2])
+    scores = attribution_patch(
+        params, MODERN, clean, corrupted, metric, ("z",), by=("layer", "head", "position")
+    )["z"]
+    theirs = forward(params, MODERN, clean, capture=("z",)).activations["z"]
+    base = metric(forward(params, MODERN, corrupted).logits)
+
+    @jax.jit
+    @jax.vmap
+    def patched(layer, head, position):
+        def patch(site, here, value):
+            if site != "z":
+                return value
+            put = value.at[position, head].set(theirs[here, position, head])
+            return jnp.where(here == layer, put, value)
+
+        return metric(forward(params, MODERN, corrupted, edit=patch).logits) - base
+
+    places = jnp.indices(scores.shape, jnp.int32).reshape(3, -1)
+    effects = patched(*places).reshape(scores.shape)
+    assert jnp.abs(effects).max() > 1e-7
+    np.testing.assert_allclose(scores, effects, rtol=1e-3, atol=1e-10)
+
+
+def test_a_head_s_z_stands_for_what_it_writes(x64):
+    params, both = random_params(MODERN, dtype=jnp.float64), pair(MODERN)
+    by = ("head", "position", "layer")
+    scores = attribution_patch(params, MODERN, *both, metric, ("z", "head_out"), by=by)
+    assert scores["z"].shape == (4, LENGTH, 2)
+    np.testing.assert_allclose(scores["z"], scores["head_out"], rtol=1e-10, atol=1e-13)
+
+
+def test_vmap_gives_a_batch():
+    params = random_params(MODERN)
+    clean, corrupted = jnp.stack(pair(MODERN)), jnp.stack(pair(MODERN)[::-1])
+
+    def one(clean, corrupted):
+        return attribution_patch(
+            params, MODERN, clean, corrupted, metric, NODES, steps=2, by=("position",)
+        )
+
+    batch = jax.jit(jax.vmap(one))(clean, corrupted.at[1].set(clean[1]))
+    single = jax.jit(one)(clean[0], corrupted[0])
+    for site in NODES:
+        np.testing.assert_allclose(batch[site][0], single[site], rtol=1e-3, atol=1e-5)
+        assert (batch[site][1] == 0).all()
+
+
+def test_scores_are_summed_to_the_axes_asked_for():
+    values = {
+        "pattern": jnp.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5),
+        "k": jnp.arange(2.0 * 4 * 3 * 2).reshape(2, 4, 3, 2),
+    }
+    out = summed(values, by=("head", "layer"))
+    np.testing.assert_array_equal(out["pattern"], values["pattern"].sum((2, 3)).T)
+    np.testing.assert_array_equal(out["k"], values["k"].sum((1, 3)).T)
+    source = summed({"pattern": values["pattern"]}, by=("source", "position"))["pattern"]
+    np.testing.assert_array_equal(source, values["pattern"].sum((0, 1)).T)
+    neuron = summed({"post": jnp.ones((2, 4, 7))}, by=("neuron",))["post"]
+    np.testing.assert_array_equal(neuron, jnp.full(7, 8.0))
+
+
+tokens = random_tokens(SEED, LENGTH)
+seed = random_params(SEED)
+REFUSED = {
+    "an unknown site": (
+        lambda: gradients(seed, SEED, tokens, metric, ("zz",)),
+        "unknown site 'zz'; this model shows embed, resid_pre",
+    ),
+    "a string of sites": (
+        lambda: gradients(seed, SEED, tokens, metric, "z"),
+        r"sites='z' is one string; give a tuple of sites: \('z',\)",
+    ),
+    "a vector": (
+        lambda: gradients(seed, SEED, tokens, lambda logits: logits[-1], ("z",)),
+        r"the metric gives shape \(11,\) and dtype float32 for logits of shape \(5, 11\)",
+    ),
+    "an integer": (
+        lambda: gradients(seed, SEED, tokens, lambda logits: logits[-1].argmax(), ("z",)),
+        r"the metric gives shape \(\) and dtype int32",
+    ),
+    "a hidden site": (
+        lambda: gradients(seed, SEED, tokens, metric, ("z", "scores"), compute=Compute(kernel="fused")),
+        "kernel='fused' never forms 'scores'",
+    ),
+    "a list of layers": (
+        lambda: gradients(unstack(seed), SEED, tokens, metric, ("z",)),
+        "the layers are listed; give them stacked",
+    ),
+    "a token outside": (
+        lambda: gradients(seed, SEED, tokens.at[1].set(11), metric, ("z",)),
+        "token 11 at position 1 is outside the vocabulary",
+    ),
+    "other lengths": (
+        lambda: attribution_patch(seed, SEED, tokens, tokens[1:], metric, ("z",)),
+        r"clean has shape \(5,\), corrupted \(4,\)",
+    ),
+    "no steps": (
+        lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), steps=0),
+        "steps=0 must be a whole number of at least 1",
+    ),
+    "half a step": (lambda: check_pair(tokens, tokens, 1.5), "steps=1.5 must be a whole number"),
+    "an unknown axis": (
+        lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), by=("heads",)),
+        r"z \[t n h\] has no 'heads'; choose from layer, position, head",
+    ),
+    "an axis that is not there": (
+        lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z", "embed"), by=("layer",)),
+        "embed belongs to no layer; leave 'layer' out of by=",
+    ),
+    "an axis twice": (
+        lambda: summed({"z": jnp.ones((1, 2, 3, 4))}, by=("head", "head")),
+        "names 'head' twice",
+    ),
+    "one axis": (
+        lambda: summed({"z": jnp.ones((1, 2, 3, 4))}, by="head"),
+        r"by='head' is one string; give a tuple of names: \('head',\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_right_is_refused(what: str):
+    call, sentence = REFUSED[what]
+    with pytest.raises(ValueError, match=sentence):
+        call()

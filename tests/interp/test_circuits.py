@@ -1,0 +1,304 @@
+"""Circuits of every head at once, compared with dense matrices made head by head in numpy."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from jax.extend.core import jaxprs_in_params
+
+from jaxformer import Config, Params, abstract, forward, init, unstack
+from jaxformer.interp.circuits import (
+    composition_baseline,
+    composition_score,
+    composition_scores,
+    full_ov_circuit,
+    full_qk_circuit,
+    ov_circuit,
+    qk_circuit,
+    read_through_unembedding,
+)
+from jaxformer.interp.factored import FactoredMatrix
+from jaxformer.interp.heads import copying_score
+from tests.helpers.models import (
+    ATTENTION_ONLY,
+    MODERN,
+    NAMED,
+    SEED,
+    configs,
+    random_params,
+    random_tokens,
+)
+
+GROUPED = dataclasses.replace(SEED, n_kv_heads=2)
+
+
+def dense(params: Params, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """QK and OV of each head, [l n d d]."""
+    attn, shared = params.blocks.attn, config.n_heads // (config.n_kv_heads or config.n_heads)
+    shape = (config.n_layers, config.n_heads, config.d_model, config.d_model)
+    qk, ov, after = np.zeros(shape), np.zeros(shape), post_norms(params, config)
+    for l in range(config.n_layers):  # noqa: E741
+        for n in range(config.n_heads):
+            W_Q, W_K, W_V = (np.asarray(W[l]) for W in (attn.W_Q, attn.W_K, attn.W_V))
+            qk[l, n] = W_Q[:, n] @ W_K[:, n // shared].T
+            ov[l, n] = W_V[:, n // shared] @ np.asarray(attn.W_O[l, n]) @ after[l]
+    return qk, ov
+
+
+def post_norms(params: Params, config: Config) -> list[np.ndarray]:
+    """What the norm on each layer's writing does but for its division, as a matrix."""
+    norm, eye = params.blocks.attn_post_norm, np.eye(config.d_model)
+    if norm is None:
+        return [eye] * config.n_layers
+    centre = eye - (1 / config.d_model if config.norm == "layer" else 0.0)
+    return [centre @ np.diag(np.asarray(w) + config.norm_plus_one) for w in norm.w]
+
+
+def dense_unembedding(params: Params) -> np.ndarray:
+    return np.asarray(params.W_E.T if params.W_U is None else params.W_U)
+
+
+def dense_composition(params: Params, config: Config, kind: str) -> np.ndarray:
+    qk, ov = dense(params, config)
+    reads = {"q": qk, "k": qk.swapaxes(-2, -1), "v": ov}[kind]
+    scores = np.zeros((config.n_layers, config.n_heads) * 2)
+    for writer in np.ndindex(*ov.shape[:2]):
+        for reader in np.ndindex(*ov.shape[:2]):
+            if reader[0] > writer[0]:
+                norms = np.linalg.norm(ov[writer]) * np.linalg.norm(reads[reader])
+                scores[writer + reader] = np.linalg.norm(ov[writer] @ reads[reader]) / norms
+    return scores
+
+
+@jax.jit
+def everything(params: Params, config: Config) -> dict[str, Any]:
+    circuits, kinds = (ov_circuit, full_ov_circuit), "v"
+    if config.qk_norm == "none":
+        circuits, kinds = (*circuits, qk_circuit, full_qk_circuit), "qkv"
+    scores = {kind: composition_scores(params, config, kind) for kind in kinds}
+    return scores | {
+        "circuits": [circuit(params, config) for circuit in circuits],
+        "directions": read_through_unembedding(
+            params, config, directions=99, tokens=config.n_vocab
+        ),
+        "copying": copying_score(params, config),
+    }
+
+
+def check_everything(config: Config) -> None:
+    params = random_params(config, dtype=jnp.float64)
+    ours = everything(params, config)
+    qk, ov = dense(params, config)
+    W_E, W_U = config.embedding_scale * np.asarray(params.W_E), dense_unembedding(params)
+    full_qk, full_ov = W_E @ qk @ W_E.T, W_E @ ov @ W_U
+    kinds = "qkv" if config.qk_norm == "none" else "v"
+    wholes = (ov, full_ov, qk, full_qk)[: len(ours["circuits"])]
+    assert len(wholes) == (4 if kinds == "qkv" else 2)
+    for circuit, whole in zip(ours["circuits"], wholes, strict=True):
+        assert isinstance(circuit, FactoredMatrix)
+        assert circuit.A.shape[-1] <= config.d_head
+        np.testing.assert_allclose(circuit.AB, whole, rtol=0, atol=1e-11)
+    for kind in kinds:
+        expected = dense_composition(params, config, kind)
+        np.testing.assert_allclose(ours[kind], expected, rtol=0, atol=1e-11)
+    eigenvalues: Any = np.linalg.eigvals(full_ov) if config.n_layers else full_ov[..., 0]
+    total = np.abs(eigenvalues).sum(-1)
+    np.testing.assert_allclose(ours["copying"], eigenvalues.sum(-1).real / total, atol=1e-8)
+    check_directions(ours["directions"], full_ov, config)
+
+
+def check_directions(directions: Any, full_ov: np.ndarray, config: Config) -> None:
+    """All tokens of all directions put together again are the full OV circuit."""
+    read, written = (
+        np.zeros((*directions.read.shape[:3], config.n_vocab)) for _ in range(2)
+    )  # fmt: skip
+    np.put_along_axis(read, np.asarray(directions.read), np.asarray(directions.read_value), -1)
+    np.put_along_axis(
+        written, np.asarray(directions.written), np.asarray(directions.written_value), -1
+    )
+    whole = np.einsum("lnp,lnpi,lnpj->lnij", directions.strength, read, written)
+    np.testing.assert_allclose(whole, full_ov, rtol=0, atol=1e-11)
+    assert directions.strength.shape[-1] == min(config.d_head, config.d_model)
+    for falling in (directions.strength, directions.read_value, directions.written_value):
+        assert (np.diff(falling) <= 0).all()
+    assert (written.max(-1) >= -written.min(-1)).all()
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_all_heads_at_once_are_the_dense_matrices_one_by_one(name: str, x64):
+    check_everything(NAMED[name])
+
+
+@given(config=configs())
+@settings(max_examples=4)
+def test_and_so_for_any_config(config: Config, x64):
+    check_everything(config)
+
+
+def test_circuits_are_what_the_forward_pass_computes(x64):
+    """Without norms and positions, a score is x·QK·x and a head's output the pattern's mean of x·OV."""
+    params = random_params(GROUPED, dtype=jnp.float64)
+    seen = forward(
+        params,
+        GROUPED,
+        random_tokens(GROUPED, 5),
+        capture=("resid_pre", "scores", "pattern", "head_out"),
+    ).activations
+    state = seen["resid_pre"]
+    qk, ov = qk_circuit(params, GROUPED).AB, ov_circuit(params, GROUPED).AB
+    scores = jnp.einsum("ltd,lnde,lse->lnts", state, qk, state) * GROUPED.score_scale
+    visible = np.tril(np.ones((5, 5), bool))
+    np.testing.assert_allclose(seen["scores"][..., visible], scores[..., visible], atol=1e-12)
+    written = jnp.einsum("lnts,lsd,lnde->ltne", seen["pattern"], state, ov)
+    np.testing.assert_allclose(seen["head_out"], written, atol=1e-12)
+
+
+def zeros(config: Config) -> Params:
+    return jax.tree.map(lambda array: jnp.zeros(array.shape), abstract(config))
+
+
+def line(here: int, there: int) -> FactoredMatrix:
+    """Reads one coordinate, writes another."""
+    return FactoredMatrix(jnp.eye(8)[:, here : here + 1], jnp.eye(8)[there : there + 1])
+
+
+def test_heads_made_by_hand_compose_as_they_were_made(x64):
+    """Layer 0, head 2 writes coordinate 5; layer 1 reads it: head 0 to query, head 1 for keys, head 3 as value."""
+    config = ATTENTION_ONLY
+    params = zeros(config)
+    attn = params.blocks.attn
+    attn = attn._replace(
+        W_V=attn.W_V.at[0, 0, 2, 0].set(1.0).at[1, 5, 3, 0].set(1.0),
+        W_O=attn.W_O.at[0, 2, 0, 5].set(1.0).at[1, 3, 0, 1].set(1.0),
+        W_Q=attn.W_Q.at[1, 5, 0, 0].set(1.0).at[1, 7, 1, 0].set(1.0),
+        W_K=attn.W_K.at[1, 7, 0, 0].set(1.0).at[1, 5, 1, 0].set(1.0),
+    )
+    params = params._replace(blocks=params.blocks._replace(attn=attn))
+    found = everything(params, config)
+    for kind, reader in (("q", 0), ("k", 1), ("v", 3)):
+        scores = np.zeros((2, 4, 2, 4))
+        scores[0, 2, 1, reader] = 1.0
+        np.testing.assert_array_equal(found[kind], scores)
+    assert float(composition_score(line(0, 5), line(5, 1))) == 1.0
+    assert float(composition_score(line(0, 5), line(4, 1))) == 0.0
+
+
+def test_chance_is_one_over_the_root_of_the_width():
+    """The mean square of random matrices' scores is exactly 1/d; a fresh model's scores lie about the mean."""
+    config = dataclasses.replace(SEED, d_model=48, d_head=6, n_heads=6)
+    key = jax.random.key(1)
+    mean, std = jax.jit(composition_baseline, static_argnames="samples")(config, key, samples=400)
+    assert float(mean**2 + std**2) == pytest.approx(1 / 48, rel=0.02)
+    assert 0.0 < float(std) < 0.2 * float(mean)
+    fresh = jax.jit(lambda p: composition_scores(p, config, "v"))(init(config, jax.random.key(0)))
+    later = np.asarray(fresh)[0, :, 1]
+    assert later.mean() == pytest.approx(float(mean), abs=float(std))
+    assert later.std() == pytest.approx(float(std), rel=0.5)
+    with pytest.raises(ValueError, match="samples=1 must be at least 2"):
+        composition_baseline(config, key, samples=1)
+
+
+def shapes(jaxpr: Any) -> set[tuple[int, ...]]:
+    """Of every value in a program, inner ones too."""
+    found = {v.aval.shape for e in jaxpr.eqns for v in e.outvars}
+    for equation in jaxpr.eqns:
+        for inner in jaxprs_in_params(equation.params):
+            found |= shapes(inner)
+    return found
+
+
+def test_no_matrix_of_the_stream_s_or_the_vocabulary_s_square_is_formed():
+    config = dataclasses.replace(MODERN, d_model=23, d_head=4, n_vocab=37)
+    params = random_params(config)
+
+    def run(params):
+        compositions = [composition_scores(params, config, kind) for kind in "qkv"]
+        circuit = full_ov_circuit(params, config)
+        return compositions, circuit, circuit.norm(), circuit.svd(), circuit.T @ circuit
+
+    formed = shapes(jax.make_jaxpr(run)(params).jaxpr)
+    assert (37, 4) in {shape[-2:] for shape in formed}
+    assert not {(23, 23), (37, 37)} & {shape[-2:] for shape in formed}
+    copying = shapes(jax.make_jaxpr(lambda p: copying_score(p, config))(params).jaxpr)
+    assert (37, 37) not in {shape[-2:] for shape in copying}
+
+
+def test_scores_have_derivatives(x64):
+    """Against the difference quotient along a random direction; also where heads are wider than the stream."""
+    config = dataclasses.replace(GROUPED, d_head=12)
+    params, direction = (random_params(config, seed, jnp.float64) for seed in (0, 1))
+
+    @jax.jit
+    def total(step):
+        moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
+        return composition_scores(moved, config, "k").sum() + copying_score(moved, config).sum()
+
+    slope = (total(1e-6) - total(-1e-6)) / 2e-6
+    assert float(jax.jit(jax.grad(total))(0.0)) == pytest.approx(float(slope), rel=1e-5)
+
+
+def test_one_direction_read_and_written_at_both_ends():
+    """One head: reads token 1 minus token 3, writes twice token 4 minus token 0."""
+    config = dataclasses.replace(ATTENTION_ONLY, n_layers=1, n_heads=1, d_head=1, n_vocab=8)
+    params = zeros(config)
+    attn = params.blocks.attn._replace(
+        W_V=params.blocks.attn.W_V.at[0, 1].set(-1.0).at[0, 3].set(1.0),
+        W_O=params.blocks.attn.W_O.at[0, 0, 0, 4].set(-2.0).at[0, 0, 0, 0].set(1.0),
+    )
+    params = params._replace(
+        W_E=jnp.eye(8), W_U=jnp.eye(8), blocks=params.blocks._replace(attn=attn)
+    )
+    read = jax.jit(read_through_unembedding, static_argnames=("tokens", "negative"))
+    strongest = read(params, config, tokens=1)
+    least = read(params, config, tokens=1, negative=True)
+    for ends, tokens in ((strongest, (1, 4)), (least, (3, 0))):
+        assert (ends.read.item(), ends.written.item()) == tokens
+    root = np.sqrt([2.0, 5.0])
+    np.testing.assert_allclose(strongest.strength.item(), root[0] * root[1], rtol=1e-6)
+    np.testing.assert_allclose(strongest.read_value.item(), 1 / root[0], rtol=1e-6)
+    np.testing.assert_allclose(strongest.written_value.item(), 2 / root[1], rtol=1e-6)
+    np.testing.assert_allclose(least.read_value.item(), -1 / root[0], rtol=1e-6)
+    np.testing.assert_allclose(least.written_value.item(), -1 / root[1], rtol=1e-6)
+
+
+@jax.jit
+def some(params: Params, config: Config) -> tuple[jax.Array, jax.Array]:
+    return composition_scores(params, config, "k"), copying_score(params, config)
+
+
+def test_an_ensemble_of_models_is_read_in_one_call():
+    both = jax.tree.map(lambda *x: np.stack(x), *(random_params(GROUPED, seed) for seed in (0, 1)))
+    read = jax.vmap(some, in_axes=(0, None))(jax.tree.map(jnp.asarray, both), GROUPED)
+    for ours, alone in zip(read, some(random_params(GROUPED, 1), GROUPED), strict=True):
+        np.testing.assert_allclose(ours[1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_narrow_parameters_are_read_in_float32():
+    params = random_params(GROUPED, dtype=jnp.bfloat16)
+    exact = some(jax.tree.map(lambda x: x.astype(jnp.float32), params), GROUPED)
+    for ours, wide in zip(some(params, GROUPED), exact, strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, wide, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_read_is_refused():
+    params = random_params(SEED)
+    with pytest.raises(ValueError, match="kind='o' must be one of 'q', 'k', 'v'"):
+        composition_scores(params, SEED, "o")
+    with pytest.raises(ValueError, match="the layers are listed; give them stacked"):
+        qk_circuit(unstack(params), SEED)
+    with pytest.raises(ValueError, match="both must come from one model"):
+        ov_circuit(params, GROUPED)
+    normed = dataclasses.replace(SEED, qk_norm="head")
+    for refused in (qk_circuit, full_qk_circuit, composition_scores):
+        with pytest.raises(
+            ValueError, match='qk_norm="head" divides queries and keys .* ov_circuit'
+        ):
+            refused(random_params(normed), normed)
+    for name in ("directions", "tokens"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            read_through_unembedding(params, SEED, **{name: 0})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,261 @@
+"""Edge attribution patching, held to the derivative of passes in which each reader has a stream of its own."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+
+from jaxformer import Config, forward, unstack
+from jaxformer.interp.edges import edge_attribution, edge_mask, receivers, senders
+from jaxformer.interp.jacobian import jvp_between
+from jaxformer.norm import normalize
+from jaxformer.sites import Tap
+from jaxformer.stream import query
+from tests.helpers.models import (
+    ATTENTION_ONLY,
+    CLASSIC,
+    MODERN,
+    NAMED,
+    PARALLEL,
+    SEED,
+    configs,
+    random_params,
+    random_tokens,
+)
+
+LENGTH = 4
+
+
+def metric(logits):
+    return jnp.tanh(logits[-1, 2] - logits[-1, 1]) + logits[1, 3]
+
+
+def linear(logits):
+    return logits[-1, 2] - logits[-1, 1]
+
+
+def pair(config: Config):
+    return random_tokens(config, LENGTH), random_tokens(config, LENGTH, seed=1)
+
+
+def sent(params: Any, config: Config, clean: jax.Array, corrupted: jax.Array, start=None):
+    """What each sender writes in the clean run but not in the corrupted one, in the order of `senders`.
+
+    A norm on what heads write is taken to first order, in the run that begins with these embeddings.
+    """
+
+    def begun(site, layer, value):
+        return start if site == "embed" and start is not None else value
+
+    sites = ("embed", "head_out", *(("mlp_out",) if config.d_mlp else ()))
+    goal, base = (
+        forward(params, config, tokens, capture=sites).activations for tokens in (clean, corrupted)
+    )
+    rows = []
+    for node in senders(config):
+        where = () if node.layer is None else (node.layer,)
+        where += () if node.head is None else (slice(None), node.head)
+        change = goal[node.site][where] - base[node.site][where]
+        if node.site == "head_out" and config.norms("after"):
+            place, written = ("head_out", node.layer), ("attn_out", node.layer)
+            own = jnp.zeros((LENGTH, config.n_heads, config.d_model)).at[:, node.head].set(change)
+            change = jvp_between(params, config, corrupted, place, written, own, edit=begun)
+        rows.append(change)
+    return jnp.stack(rows)
+
+
+def by_split_streams(
+    params: Any, config: Config, corrupted: jax.Array, deltas: jax.Array, start=None
+):
+    """The derivative of the metric by a factor on each delta in each receiver's own copy of the stream.
+
+    An edit keeps a layer's stream and, at q, k, v and pre, reads it again for each head with that head's
+    changes in it. All by autodiff: nothing here knows a rule for heads or norms.
+    """
+    shape = {site: (config.sizes[axis],) for site, axis in (("q", "n"), ("k", "k"), ("v", "k"))}
+    shape = shape | ({"pre": ()} if config.d_mlp else {})
+    factors = {site: jnp.zeros((config.n_layers, *own, len(deltas))) for site, own in shape.items()}
+    factors["final"] = jnp.zeros(len(deltas))
+    letters = {"q": "W_Q", "k": "W_K", "v": "W_V"}
+
+    def value(factors):
+        kept: dict[str, Any] = {}
+
+        def split(site, layer, value):
+            if site == "embed":
+                return value if start is None else start
+            if site in ("resid_pre", "resid_mid"):
+                kept[str(site)] = value
+            if site in ("q", "k", "v"):
+                block = jax.tree.map(lambda stack: stack[layer], params.blocks)
+                W = getattr(block.attn, letters[str(site)])
+                stream = kept["resid_pre"]
+                moved = stream + jnp.einsum("nu,utd->ntd", factors[str(site)][layer], deltas)
+
+                def asked(stream):
+                    normed = normalize(block.attn_norm, config, stream, Tap(), "attn_scale")
+                    return query(normed, W)
+
+                own = jnp.diagonal(jax.vmap(asked)(moved), axis1=0, axis2=2)  # each head its own
+                return value + own.transpose(0, 2, 1) - asked(stream)
+            if site in ("pre", "pre_linear"):
+                block = jax.tree.map(lambda stack: stack[layer], params.blocks)
+                stream = kept["resid_pre" if config.parallel else "resid_mid"]
+                nonlinear = config.gated and site == "pre"
+                W = block.mlp.W_gate if nonlinear else block.mlp.W_in
+                moved = stream + jnp.einsum("u,utd->td", factors["pre"][layer], deltas)
+                normed = [
+                    normalize(block.mlp_norm, config, x, Tap(), "mlp_scale")
+                    for x in (moved, stream)
+                ]
+                return value + query(normed[0], W) - query(normed[1], W)
+            if site == "resid_post":
+                last = jnp.asarray(layer == config.n_layers - 1, value.dtype)
+                return value + last * jnp.einsum("u,utd->td", factors["final"], deltas)
+            return value
+
+        return metric(forward(params, config, corrupted, edit=split).logits)
+
+    slopes = jax.jit(jax.grad(value))(factors)
+    columns = []
+    for node in receivers(config):
+        where = () if node.layer is None else (node.layer,)
+        columns.append(slopes[node.site][where if node.head is None else (*where, node.head)])
+    return jnp.stack(columns, axis=1)
+
+
+@given(config=configs())
+@settings(max_examples=5)
+def test_every_edge_is_the_derivative_by_one_message_to_one_reader(config: Config, x64):
+    assume(config.n_layers)
+    params, (clean, corrupted) = random_params(config, dtype=jnp.float64), pair(config)
+    scores = jax.jit(lambda a, b: edge_attribution(params, config, a, b, metric))(clean, corrupted)
+    mask = edge_mask(config)
+    assert scores.shape == mask.shape == (len(senders(config)), len(receivers(config)))
+    # After the senders' rows, the whole change of each receiver's input, as if it were one message.
+    deltas = sent(params, config, clean, corrupted)
+    streams = ("resid_pre", "resid_post") + (
+        ("resid_mid",) if config.d_mlp and not config.parallel else ()
+    )
+    goal, base = (
+        forward(params, config, tokens, capture=streams).activations
+        for tokens in (clean, corrupted)
+    )
+    moved = {site: goal[site] - base[site] for site in streams}
+    inputs = []
+    for node in receivers(config):
+        site = {"final": "resid_post", "pre": "resid_pre" if config.parallel else "resid_mid"}
+        inputs.append(
+            moved[site.get(node.site, "resid_pre")][-1 if node.layer is None else node.layer]
+        )
+    rows = jnp.concatenate([deltas, jnp.stack(inputs)])
+    expected = by_split_streams(params, config, corrupted, rows)
+    each, whole = expected[: len(deltas)], expected[len(deltas) :]
+    np.testing.assert_allclose(scores, jnp.where(mask, each, 0.0), rtol=1e-9, atol=1e-11)
+    if not config.norms("after"):  # where heads' messages are their own to first order only
+        np.testing.assert_allclose(scores.sum(0), jnp.diag(whole), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "config", [MODERN, dataclasses.replace(PARALLEL, gated=True), NAMED["gemma"]]
+)
+def test_integrated_edges_are_the_mean_over_the_middles_of_the_steps(config: Config, x64):
+    params, (clean, corrupted) = random_params(config, dtype=jnp.float64), pair(config)
+    scores = edge_attribution(params, config, clean, corrupted, metric, steps=2)
+    start, end = (config.embedding_scale * params.W_E[some] for some in (corrupted, clean))
+    each = []
+    for part in (0.25, 0.75):
+        between = start + part * (end - start)
+        deltas = sent(params, config, clean, corrupted, between)
+        each.append(by_split_streams(params, config, corrupted, deltas, between))
+    expected = jnp.where(edge_mask(config), sum(each) / 2, 0.0)
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_one_edge_by_small_steps(x64):
+    """From a head of layer 0 to the queries of one head of layer 1, through the norm between them."""
+    params, (clean, corrupted) = random_params(CLASSIC, dtype=jnp.float64), pair(CLASSIC)
+    names = [str(node) for node in senders(CLASSIC)], [str(node) for node in receivers(CLASSIC)]
+    row, column = names[0].index("L0H2.head_out"), names[1].index("L1H3.q")
+    delta = sent(params, CLASSIC, clean, corrupted)[row]
+    block = jax.tree.map(lambda stack: stack[1], params.blocks)
+    stream = forward(params, CLASSIC, corrupted, capture=("resid_pre",)).activations["resid_pre"][1]
+
+    def asked(state):
+        normed = normalize(block.attn_norm, CLASSIC, state, Tap(), "attn_scale")
+        return query(normed, block.attn.W_Q)[:, 3] + block.attn.b_Q[3]
+
+    def moved(amount):
+        def ask(site, layer, value):
+            if site != "q":
+                return value
+            return jnp.where(layer == 1, value.at[:, 3].set(asked(stream + amount * delta)), value)
+
+        return metric(forward(params, CLASSIC, corrupted, edit=ask).logits)
+
+    slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    assert abs(slope) > 1e-6
+    score = edge_attribution(params, CLASSIC, clean, corrupted, metric)[row, column]
+    np.testing.assert_allclose(score, slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SEED, ATTENTION_ONLY, dataclasses.replace(SEED, n_layers=0)])
+def test_without_norms_the_edges_into_the_unembedding_sum_to_the_effect(config: Config, x64):
+    params, (clean, corrupted) = random_params(config, dtype=jnp.float64), pair(config)
+    scores = edge_attribution(params, config, clean, corrupted, linear, read=jnp.array([-1]))
+    effect = linear(forward(params, config, clean).logits)
+    effect -= linear(forward(params, config, corrupted).logits)
+    assert abs(effect) > 0.1
+    np.testing.assert_allclose(scores[:, -1].sum(), effect, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_vmap_gives_a_batch_and_identical_inputs_give_exactly_zero(steps: int):
+    params = random_params(MODERN)
+    clean, corrupted = (jnp.stack([tokens] * 2) for tokens in pair(MODERN))
+
+    def one(clean, corrupted):
+        return edge_attribution(params, MODERN, clean, corrupted, metric, steps=steps)
+
+    batch = jax.jit(jax.vmap(one))(clean, corrupted.at[1].set(clean[1]))
+    single = jax.jit(one)(clean[0], corrupted[0])
+    np.testing.assert_allclose(batch[0], single, rtol=1e-3, atol=1e-5)
+    assert jnp.abs(single).max() > 0.01
+    assert (batch[1] == 0).all()
+
+
+def test_a_message_goes_only_forward():
+    two = dataclasses.replace(SEED, n_heads=1)
+    rows = [str(node) for node in senders(two)]
+    columns = [str(node) for node in receivers(two)]
+
+    def read_by(name, config):
+        return [
+            column
+            for column, edge in zip(columns, edge_mask(config)[rows.index(name)], strict=True)
+            if edge
+        ]
+
+    assert read_by("embed", two) == columns
+    later = ["L1H0.q", "L1H0.k", "L1H0.v", "L1.pre", "final"]
+    assert read_by("L0H0.head_out", two) == ["L0.pre", *later]
+    assert read_by("L0H0.head_out", dataclasses.replace(two, parallel=True)) == later
+    assert read_by("L0.mlp_out", two) == later
+    assert read_by("L1H0.head_out", two) == ["L1.pre", "final"]
+    assert read_by("L1.mlp_out", two) == ["final"]
+
+
+def test_what_cannot_be_right_is_refused():
+    params, (clean, corrupted) = random_params(SEED), pair(SEED)
+    with pytest.raises(ValueError, match=r"clean has shape \(4,\), corrupted \(3,\)"):
+        edge_attribution(params, SEED, clean, corrupted[1:], linear)
+    with pytest.raises(ValueError, match="steps=0 must be a whole number of at least 1"):
+        edge_attribution(params, SEED, clean, corrupted, linear, steps=0)
+    with pytest.raises(ValueError, match="the layers are listed"):
+        edge_attribution(unstack(params), SEED, clean, corrupted, linear, steps=2)
+    with pytest.raises(ValueError, match=r"the metric gives shape \(4, 11\) and dtype float32"):
+        edge_attribution(params, SEED, clean, corrupted, lambda logits: logits)

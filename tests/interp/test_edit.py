@@ -1,0 +1,222 @@
+"""Edits as data: each does to one place what a line of numpy does, and refuses a place that is not there."""
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Compute, forward, generate, stream_tokens
+from jaxformer.interp.edit import (
+    ablate,
+    at,
+    chain,
+    freeze_pattern,
+    knock_out,
+    patch,
+    patch_layers,
+    steer,
+)
+from jaxformer.interp.parts import checked, part
+from jaxformer.sites import SITES
+from tests.helpers.models import ATTENTION_ONLY, MODERN, SEED, random_params, random_tokens
+
+PARAMS = random_params(MODERN)
+TOKENS = random_tokens(MODERN, 5)
+EVERY = ("resid_pre", "k", "pattern", "z", "post", "mlp_out")
+
+
+@jax.jit
+def seen(edit: Any) -> dict:
+    """An edit is a pytree, so it may be an argument of a compiled function."""
+    return forward(PARAMS, MODERN, TOKENS, edit=edit, capture=EVERY).activations
+
+
+PLAIN = forward(PARAMS, MODERN, TOKENS, capture=EVERY).activations
+
+
+def changed(found: dict, site: str) -> np.ndarray:
+    return np.asarray(found[site] != PLAIN[site])
+
+
+def test_a_part_is_where_numpy_s_index_is():
+    shape = (5, 2, 4)
+    for index, where in (
+        ({}, np.s_[:]),
+        ({"position": 3}, np.s_[3]),
+        ({"head": 1}, np.s_[:, 1]),
+        ({"position": jnp.array([0, 2]), "head": 0}, np.s_[[0, 2], 0]),
+    ):
+        expected = np.zeros(shape, bool)
+        expected[where] = True
+        np.testing.assert_array_equal(np.broadcast_to(part("k", shape, index), shape), expected)
+
+
+def test_a_patch_changes_its_part_alone():
+    new = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 4)), jnp.float32)
+    found = seen(patch("k", 1, {"position": 3, "head": 1}, new))
+    expected = PLAIN["k"].at[1, 3, 1].set(new[3, 1])
+    np.testing.assert_array_equal(found["k"], expected)
+    assert not changed(found, "k")[0].any()
+    assert changed(found, "mlp_out")[1].any()
+
+
+def test_ablations_put_zero_or_a_mean():
+    assert (seen(ablate("z", 0, head=2))["z"][0, :, 2] == 0).all()
+    mean = PLAIN["post"].mean(axis=1)
+    found = seen(ablate("post", 1, neuron=3, position=2, to=mean[1]))["post"]
+    np.testing.assert_array_equal(found, PLAIN["post"].at[1, 2, 3].set(mean[1, 3]))
+    assert (seen(ablate("mlp_out"))["mlp_out"] == 0).all()  # in every layer
+
+
+def test_steering_adds_a_direction():
+    direction = jnp.arange(8, dtype=jnp.float32)
+    found = seen(steer(1, direction, -2.0, position=4))["resid_pre"]
+    np.testing.assert_allclose(found, PLAIN["resid_pre"].at[1, 4].add(-2 * direction), rtol=1e-6)
+    everywhere = seen(steer(0, direction))["resid_pre"][0]
+    np.testing.assert_allclose(everywhere, PLAIN["resid_pre"][0] + direction, rtol=1e-6)
+    narrow = forward(
+        PARAMS, MODERN, TOKENS, edit=steer(0, direction), compute=Compute(dtype="bfloat16")
+    )
+    assert jnp.isfinite(narrow.logits).all()
+
+
+def test_a_frozen_pattern_is_another_run_s():
+    other = forward(PARAMS, MODERN, TOKENS[::-1], capture=("pattern",)).activations["pattern"]
+    np.testing.assert_array_equal(seen(freeze_pattern(other))["pattern"], other)
+
+
+def test_what_is_knocked_out_gets_no_attention():
+    found = seen(knock_out(4, jnp.array([1, 2]), layer=1))["pattern"]
+    assert (found[1, :, 4, 1:3] == 0).all()
+    np.testing.assert_allclose(found.sum(-1), np.ones_like(found.sum(-1)), rtol=1e-6)
+    np.testing.assert_array_equal(found[0], PLAIN["pattern"][0])
+    np.testing.assert_array_equal(found[1, :, :4], PLAIN["pattern"][1, :, :4])
+
+
+def test_a_chain_is_one_after_another():
+    direction = jnp.ones(8)
+    both = seen(chain(steer(1, direction), at("resid_pre", 1, lambda value: 2 * value)))
+    np.testing.assert_allclose(both["resid_pre"][1], 2 * (PLAIN["resid_pre"][1] + 1), rtol=1e-6)
+
+
+def test_an_edit_is_built_inside_a_vmapped_function():
+    """Layer, index and value may all be traced: one program for a sweep."""
+
+    def one(layer, head, value):
+        return seen(patch("z", layer, {"head": head}, value))["z"]
+
+    layers, heads = jnp.array([0, 1, 1]), jnp.array([3, 0, 2])
+    values = jnp.array([1.0, 2.0, 3.0])
+    found = jax.vmap(one)(layers, heads, values)
+    for i, (layer, head, value) in enumerate(zip(layers, heads, values, strict=True)):
+        assert (found[i, layer, :, head] == value).all()
+        np.testing.assert_allclose(found[i, :layer], PLAIN["z"][:layer], rtol=1e-4, atol=1e-5)
+
+
+def test_derivatives_pass_through_an_edit():
+    def logit(strength):
+        edit = steer(0, jnp.ones(8), strength)
+        return forward(PARAMS, MODERN, TOKENS, edit=edit).logits[-1, 0]
+
+    step = 1e-2
+    slope = (logit(step) - logit(-step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(logit)(0.0), slope, rtol=1e-2)
+
+
+def test_generation_takes_such_an_edit():
+    silent = generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=ablate("z", 1))
+    plain = generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0))
+    assert not (silent.log_probs == plain.log_probs).all()
+
+
+def test_generation_refuses_what_a_pass_would():
+    for edit in (ablate("z", 7), ablate("pos_embed")):
+        with pytest.raises(ValueError, match=r"layer=7 is out of range|no site 'pos_embed'"):
+            generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=edit, edit_from=1)
+        with pytest.raises(ValueError, match=r"layer=7 is out of range|no site 'pos_embed'"):
+            stream_tokens(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=edit)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: at("patern", 0, abs), f"unknown site 'patern'; the sites are {SITES[0]}"),
+        (lambda: at("embed", 0, abs), "embed belongs to no layer; give layer=None, not 0"),
+        (lambda: at("z", 1.0, abs), "layer=1.0 must be a whole number"),
+        (lambda: ablate("z", True), "layer=True must be a whole number"),
+        (lambda: ablate("z", 0, neuron=1), "z .t n h. has no 'neuron'; choose from position, head"),
+        (lambda: patch("z", 0, {"hed": 1}, 0.0), "has no 'hed'"),
+        (lambda: ablate("z", 0, head=1.5), "head=1.5 must be a whole number"),
+        (
+            lambda: ablate("z", 0, head=[0, 1]),
+            r"head=\[0, 1\] must be a whole number, or a one-axis",
+        ),
+        (lambda: ablate("z", jnp.array([0, 1])), "layer=.* must be a whole number, or None"),
+        (lambda: ablate("z", [0]), r"layer=\[0\] must be a whole number"),
+        (
+            lambda: steer(0, jnp.ones(8), jnp.ones(5)),
+            r"strength has shape \(5,\) and .* give one real number",
+        ),
+        (lambda: steer(0, jnp.ones(8), 1j), "give one real number"),
+        (
+            lambda: inspect.unwrap(at)("z", 0, 3.0),
+            "fn=3.0 is no function; to put a value there use patch",
+        ),
+        (lambda: checked("z", 0), "index=0 must name what it is of"),
+        (lambda: knock_out("a", 0), "position='a' must be a whole number"),
+        (lambda: knock_out(2, 3), "key=3 comes after query=2"),
+        (
+            lambda: knock_out(jnp.array([1, 2]), jnp.array([3, 4])),
+            "to keep it from that does nothing",
+        ),
+        (
+            lambda: patch_layers("embed", None, jnp.ones((5, 8))),
+            "embed belongs to no layer; use patch",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_where_it_is_built(build, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("edit", "config", "compute", "sentence"),
+    [
+        (
+            ablate("z", 2),
+            MODERN,
+            Compute(),
+            "layer=2 is out of range: this model has layers 0 to 1",
+        ),
+        (ablate("z", -1), MODERN, Compute(), "layer=-1 is out of range"),
+        (ablate("rot_q"), SEED, Compute(), "this Config has no site 'rot_q'"),
+        (ablate("z"), replace(MODERN, n_layers=0), Compute(), "no layer has a z: .* n_layers=0"),
+        (freeze_pattern(jnp.ones((2, 4, 1, 1))), MODERN, Compute(), "does not fit pattern"),
+        (freeze_pattern(jnp.ones((2, 1, 5, 5))), MODERN, Compute(), "does not fit pattern"),
+        (patch("z", 1, None, 1 + 2j), MODERN, Compute(), "complex64 does not fit z"),
+        (
+            at("z", 1, lambda value: value.astype(jnp.complex64)),
+            MODERN,
+            Compute(),
+            "the edit returned complex64",
+        ),
+        (freeze_pattern(jnp.ones((3, 4, 5, 5))), MODERN, Compute(), "not one for each of 2 layers"),
+        (ablate("mlp_out", 0), ATTENTION_ONLY, Compute(), "no site 'mlp_out'"),
+        (knock_out(1, 0), MODERN, Compute(kernel="fused"), "never forms 'scores'"),
+        (chain(ablate("z"), ablate("pos_embed")), MODERN, Compute(), "no site 'pos_embed'"),
+        (ablate("z", 0, head=4), MODERN, Compute(), "head=4 is out of range: z has 4"),
+        (ablate("z", 0, position=5), MODERN, Compute(), "position=5 is out of range"),
+        (patch("z", 0, None, jnp.ones((3, 4, 4))), MODERN, Compute(), "does not fit z"),
+        (patch_layers("z", None, jnp.ones((2, 5, 4, 5))), MODERN, Compute(), "does not fit z"),
+        (at("z", 0, lambda value: value[0]), MODERN, Compute(), "returned shape"),
+    ],
+)
+def test_a_pass_that_never_comes_there_says_so(edit, config, compute, sentence: str):
+    params, tokens = random_params(config), random_tokens(config, 5)
+    with pytest.raises(ValueError, match=sentence):
+        forward(params, config, tokens, edit=edit, compute=compute)

@@ -1,0 +1,285 @@
+"""Folds: each keeps the logits, or the log-probabilities, of any model, and leaves what it promises."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+
+from jaxformer import Config, Params, forward, unstack
+from jaxformer.interp.fold import (
+    center_unembed,
+    center_writing,
+    fold_norm,
+    fold_value_bias,
+    foldable,
+    refactor_ov,
+    refactor_qk,
+    refactor_qk_ov,
+)
+from jaxformer.interp.refactor import svd_of_product
+from jaxformer.params import check_params
+from tests.helpers.exact import agree, tame
+from tests.helpers.models import (
+    ATTENTION_ONLY,
+    CLASSIC,
+    MODERN,
+    NAMED,
+    SEED,
+    WINDOWED,
+    configs,
+    random_params,
+    random_tokens,
+)
+
+LENGTH = 5
+LAYER_NORM = dataclasses.replace(
+    CLASSIC, tied=False, unembed_bias=True, n_kv_heads=2, position="sinusoidal", n_context=None
+)
+WIDE = dataclasses.replace(LAYER_NORM, d_model=4, d_head=8, d_mlp=0, window=2)
+BIGRAM = dataclasses.replace(LAYER_NORM, n_layers=0)
+
+
+def folds(config: Config) -> dict[str, Any]:
+    """Those that a foldable Config takes, and all of them in turn."""
+    chosen: dict[str, Any] = {
+        "center_unembed": center_unembed,
+        "fold_value_bias": fold_value_bias,
+        "refactor_ov": refactor_ov,
+    }
+    if config.logit_cap is not None:
+        del chosen["center_unembed"]
+    if config.position != "rotary" and config.qk_norm == "none":
+        chosen |= {"refactor_qk": refactor_qk}
+    if config.norm != "none":
+        chosen |= {"fold_norm": fold_norm}
+    if config.norm == "layer" and config.norm_place == "before":
+        chosen |= {"center_writing": center_writing}
+
+    def every(params: Params, config: Config) -> Params:
+        for fold in list(chosen.values())[::-1]:
+            params = fold(params, config)
+        return params
+
+    return chosen | {"every": every}
+
+
+@example(config=NAMED["gemma"])
+@example(config=dataclasses.replace(NAMED["olmo"], norm="layer", norm_plus_one=True))
+@example(config=BIGRAM)
+@given(config=configs())
+@settings(max_examples=6)
+def test_every_fold_keeps_what_the_model_says(config: Config, x64):
+    params, tokens = tame(config), random_tokens(config, LENGTH)
+
+    @jax.jit
+    def run(params):
+        ready, first = foldable(params, config)
+        folded = {name: fold(first, ready) for name, fold in folds(ready).items()}
+        for after in folded.values():
+            check_params(after, ready)
+        # One program for the forward pass of all of them.
+        stack = jax.tree.map(lambda *arrays: jnp.stack(arrays), first, *folded.values())
+        logits = jax.vmap(lambda params: forward(params, ready, tokens).logits)(stack)
+        return forward(params, config, tokens).logits, logits
+
+    expected, logits = run(params)
+    named = dict(zip(["foldable", *folds(config)], logits, strict=True))
+    for name, found in named.items():
+        if name in ("center_unembed", "every") and config.logit_cap is None:
+            found, wanted = jax.nn.log_softmax(found), jax.nn.log_softmax(expected)
+        else:
+            wanted = expected
+        agree(found, wanted, name)
+
+
+def test_foldable_adds_zeros_and_no_more(x64):
+    params: Any
+    ready, params = foldable(before := tame(MODERN), MODERN)
+    assert ready == dataclasses.replace(MODERN, bias="all", unembed_bias=True)
+    assert not np.any(params.b_U)
+    assert not np.any(params.blocks.attn.b_O)
+    assert params.final_norm.b is None  # rms has none
+    np.testing.assert_array_equal(params.blocks.attn.b_Q, before.blocks.attn.b_Q)
+    again, same = foldable(params, ready)
+    assert again == ready
+    assert all(map(np.array_equal, jax.tree.leaves(same), jax.tree.leaves(params)))
+    tied: Any = foldable(tame(CLASSIC), CLASSIC)[1]
+    np.testing.assert_array_equal(tied.W_U, tied.W_E.T)
+
+
+@pytest.mark.parametrize("plus_one", [False, True])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_folded_norm_only_divides(norm: Any, plus_one: bool, x64):
+    config = dataclasses.replace(
+        LAYER_NORM, norm=norm, gated=True, norm_place="both", norm_plus_one=plus_one
+    )
+    params: Any = fold_norm(before := tame(config), config)
+    norms = params.blocks.attn_norm, params.blocks.mlp_norm, params.final_norm
+    for each in norms:
+        np.testing.assert_array_equal(each.w, np.full_like(each.w, 1.0 - plus_one))
+        assert each.b is None or not np.any(each.b)
+    readers = (
+        *(params.blocks.attn[:3]), params.blocks.mlp.W_in, params.blocks.mlp.W_gate, params.W_U[None]
+    )  # fmt: skip
+    if norm == "layer":
+        for W in readers:
+            agree(W.mean(axis=1), np.zeros_like(W[:, 0]))
+    else:
+        w = before.blocks.attn_norm.w[1, :, None, None] + float(plus_one)
+        agree(params.blocks.attn.W_Q[1], w * before.blocks.attn.W_Q[1])
+    written = params.blocks.attn.W_O, params.blocks.mlp.W_out, params.W_E
+    kept = before.blocks.attn.W_O, before.blocks.mlp.W_out, before.W_E
+    assert all(map(np.array_equal, written, kept))
+    after = params.blocks.attn_post_norm, params.blocks.mlp_post_norm
+    kept = before.blocks.attn_post_norm, before.blocks.mlp_post_norm
+    assert all(map(np.array_equal, jax.tree.leaves(after), jax.tree.leaves(kept)))
+
+
+def test_what_is_centred_has_no_mean(x64):
+    learned = dataclasses.replace(LAYER_NORM, position="learned", n_context=9)
+    params: Any = center_writing(tame(learned), learned)
+    attn, mlp = params.blocks.attn, params.blocks.mlp
+    for writer in (params.W_E, params.W_pos, attn.W_O, attn.b_O, mlp.W_out, mlp.b_out):
+        agree(writer.mean(axis=-1), np.zeros(writer.shape[:-1]))
+    tokens = random_tokens(learned, LENGTH)
+    stream = forward(params, learned, tokens, capture=("resid_post",)).activations["resid_post"]
+    agree(stream.mean(axis=-1), np.zeros(stream.shape[:-1]))
+    params = center_unembed(tame(learned), learned)
+    agree(params.W_U.mean(axis=1), np.zeros(8))
+    agree(params.b_U.mean(), 0.0)
+
+
+@pytest.mark.parametrize("config", [LAYER_NORM, WIDE], ids=["grouped", "wide"])
+def test_a_value_bias_becomes_an_output_bias(config: Config, x64):
+    params: Any = fold_value_bias(before := tame(config), config)
+    assert not np.any(params.blocks.attn.b_V)
+    attn = before.blocks.attn
+    expected = np.array(attn.b_O)
+    for head in range(config.n_heads):
+        key = head // (config.n_heads // 2)
+        expected += np.einsum("lh,lhd->ld", attn.b_V[:, key], attn.W_O[:, head])
+    agree(params.blocks.attn.b_O, expected)
+
+
+@pytest.mark.parametrize(
+    "config", [LAYER_NORM, WIDE, ATTENTION_ONLY], ids=["grouped", "wide", "plain"]
+)
+def test_a_head_s_coordinates_are_orthogonal_and_in_order(config: Config, x64):
+    before = tame(config)
+    if config.bias == "all":
+        before = fold_value_bias(before, config)
+    attn = refactor_qk_ov(before, config).blocks.attn
+    group = config.n_heads // config.sizes["k"]
+
+    def with_bias(W, b):
+        rows = np.asarray(W) if b is None else np.concatenate([W, np.asarray(b)[:, None]], axis=1)
+        return rows.transpose(0, 2, 1, 3)
+
+    Q, K = with_bias(attn.W_Q, attn.b_Q), with_bias(attn.W_K, attn.b_K)
+    before_Q = with_bias(before.blocks.attn.W_Q, before.blocks.attn.b_Q)
+    before_K = with_bias(before.blocks.attn.W_K, before.blocks.attn.b_K)
+    for layer, key in np.ndindex(config.n_layers, config.sizes["k"]):
+        heads = slice(group * key, group * (key + 1))
+        # The bilinear form of queries and keys, and what is moved, are the same...
+        for head in range(heads.start, heads.stop):
+            agree(Q[layer, head] @ K[layer, key].T, before_Q[layer, head] @ before_K[layer, key].T)
+            moved = attn.W_V[layer, :, key] @ attn.W_O[layer, head]
+            agree(
+                moved, before.blocks.attn.W_V[layer, :, key] @ before.blocks.attn.W_O[layer, head]
+            )
+        # ... in coordinates that are orthogonal, the strongest first, as strong in Q as in K.
+        grams: dict[str, Any] = {
+            "q": sum(q.T @ q for q in Q[layer, heads]),
+            "k": K[layer, key].T @ K[layer, key],
+            "v": np.asarray(attn.W_V[layer, :, key].T @ attn.W_V[layer, :, key]),
+            "o": sum(o @ o.T for o in np.asarray(attn.W_O[layer, heads])),
+        }
+        for name, gram in grams.items():
+            agree(gram, np.diag(np.diag(gram)), name)
+            strengths = np.diag(gram)
+            assert np.all(strengths[1:] <= strengths[:-1] + 1e-10), name
+        agree(grams["q"], grams["k"])
+        rank = min(config.d_head, config.d_model)
+        agree(np.diag(grams["o"])[:rank], np.ones(rank))
+
+
+@pytest.mark.parametrize(("rows", "width", "columns"), [(7, 3, 5), (3, 7, 5), (5, 7, 3), (2, 3, 9)])
+def test_the_decomposition_of_a_product_is_that_of_the_matrix(rows, width, columns, x64):
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((rows, width)), rng.standard_normal((width, columns))
+    U, S, Vt = map(np.asarray, svd_of_product(jnp.asarray(left), jnp.asarray(right)))
+    assert (U.shape, S.shape, Vt.shape) == ((rows, width), (width,), (width, columns))
+    agree(U * S @ Vt, left @ right)
+    values = np.linalg.svd(left @ right, compute_uv=False)
+    agree(S, np.pad(values, (0, width))[:width])
+
+
+def test_folds_go_through_jit_vmap_and_grad(x64):
+    seeds = [tame(LAYER_NORM, seed) for seed in range(2)]
+    ensemble = jax.tree.map(lambda *arrays: jnp.stack(arrays), *seeds)
+    tokens = random_tokens(LAYER_NORM, LENGTH)
+
+    def fold(params):
+        config, params = foldable(params, LAYER_NORM)
+        for each in (fold_norm, center_writing, center_unembed, fold_value_bias):
+            params = each(params, config)
+        return params
+
+    together = jax.jit(jax.vmap(lambda params: refactor_qk_ov(fold(params), LAYER_NORM)))(ensemble)
+    logits = jax.vmap(lambda params: forward(params, LAYER_NORM, tokens).logits)(together)
+    for params, found in zip(seeds, logits, strict=True):
+        wanted = jax.nn.log_softmax(forward(params, LAYER_NORM, tokens).logits)
+        agree(jax.nn.log_softmax(found), wanted)
+
+    def said(prepare):
+        return lambda params: jax.nn.log_softmax(
+            forward(prepare(params), LAYER_NORM, tokens).logits
+        )[-1, 3]
+
+    slopes = [
+        jax.jit(jax.grad(said(prepare)))(seeds[0]) for prepare in (fold, lambda params: params)
+    ]
+    for found, wanted in zip(*map(jax.tree.leaves, slopes), strict=True):
+        agree(found, wanted)
+
+
+def test_narrow_parameters_stay_narrow():
+    config = dataclasses.replace(LAYER_NORM, n_layers=1)
+    params = random_params(config, dtype=jnp.bfloat16)
+    for fold in folds(config).values():
+        assert {leaf.dtype for leaf in jax.tree.leaves(fold(params, config))} == {
+            jnp.dtype(jnp.bfloat16)
+        }
+
+
+def test_a_fold_that_cannot_act_is_refused(x64):
+    untied = dataclasses.replace(CLASSIC, tied=False)
+    cases = [
+        (fold_norm, SEED, 'norm="none" has no norm to fold'),
+        (fold_norm, CLASSIC, r"tied=True shares one array, .*: config, params = foldable\(params, config\)"),
+        (fold_norm, untied, "unembed_bias=False has no room for the final norm's bias; .*foldable"),
+        (center_writing, MODERN, 'norm="rms" sees the mean of the stream; .* needs norm="layer"'),
+        (center_writing, CLASSIC, "tied=True .*foldable"),
+        (center_unembed, CLASSIC, "tied=True .*foldable"),
+        (fold_value_bias, WINDOWED, 'bias="qkv" has no output bias to fold them into; .*foldable'),
+        (fold_value_bias, SEED, 'bias="none" has no value biases to fold; .*foldable'),
+        (refactor_qk, MODERN, 'position="rotary" turns pairs of coordinates .* by refactor_ov'),
+        (fold_norm, dataclasses.replace(LAYER_NORM, bias="all_but_qkv"),
+         'bias="all_but_qkv" has norms with biases and no qkv biases .*foldable'),
+        (center_writing, dataclasses.replace(LAYER_NORM, norm_place="both"), 'norm_place="both" lets norms write'),
+        (center_unembed, dataclasses.replace(LAYER_NORM, logit_cap=9.0), "logit_cap=9.0 bends"),
+        (refactor_qk, dataclasses.replace(SEED, qk_norm="head"), 'qk_norm="head" weighs .* by refactor_ov'),
+        (refactor_qk_ov, MODERN, 'position="rotary" turns pairs of coordinates .* by refactor_ov'),
+    ]  # fmt: skip
+    for fold, config, sentence in cases:
+        with pytest.raises(ValueError, match=sentence):
+            fold(tame(config), config)
+    for fold in (foldable, fold_value_bias, refactor_ov):
+        with pytest.raises(ValueError, match="the layers are listed; give them stacked"):
+            fold(unstack(tame(CLASSIC)), CLASSIC)
+        with pytest.raises(ValueError, match="both must come from one model"):
+            fold(tame(SEED), CLASSIC)

@@ -1,0 +1,287 @@
+"""Scores of heads: certain on patterns made by hand, and sums over plain numpy indices on any other."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Compute, Config, Params, abstract, forward
+from jaxformer.interp import heads
+from jaxformer.interp.heads import (
+    copying_score,
+    duplicate_token_score,
+    duplicate_token_target,
+    head_scores,
+    induction_score,
+    induction_target,
+    match_score,
+    pattern_entropy,
+    previous_token_score,
+    previous_token_target,
+)
+from tests.helpers.models import MODERN, SEED, WINDOWED, random_params, random_tokens
+
+
+def looking_back(back: int, length: int) -> np.ndarray:
+    """A head that attends to the token so far back, or to the current one where there is none."""
+    pattern, here = np.zeros((length, length), np.float32), np.arange(length)
+    pattern[here, np.where(here < back, here, here - back)] = 1.0
+    return pattern
+
+
+def test_a_head_that_does_nothing_else_scores_one():
+    previous, induction = looking_back(1, 12), looking_back(4, 12)
+    patterns = jnp.asarray(np.stack([previous, induction]))
+    np.testing.assert_array_equal(previous_token_score(patterns), [1.0, 0.0])
+    np.testing.assert_array_equal(induction_score(patterns, period=5), [0.0, 1.0])
+    np.testing.assert_array_equal(pattern_entropy(patterns), [0.0, 0.0])
+
+
+def test_a_head_that_looks_everywhere_has_the_entropy_of_that():
+    length = 9
+    uniform = np.tril(np.ones((length, length))) / np.arange(1, length + 1)[:, None]
+    patterns = jnp.asarray(uniform[None], jnp.float32)
+    expected = np.log(np.arange(1, length + 1)).mean()
+    np.testing.assert_allclose(pattern_entropy(patterns), [expected], rtol=1e-6)
+    # A query at t gives each of t + 1 tokens its share.
+    np.testing.assert_allclose(
+        previous_token_score(patterns), [(1 / np.arange(2, length + 1)).mean()], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        induction_score(patterns, period=3), [(1 / np.arange(4, length + 1)).mean()], rtol=1e-6
+    )
+
+
+def test_layers_are_scored_as_one_alone():
+    rng = np.random.default_rng(0)
+    patterns = rng.random((2, 3, 7, 7)).astype(np.float32)
+    for score in (previous_token_score, pattern_entropy, lambda p: induction_score(p, 3)):
+        stacked = np.asarray(score(jnp.asarray(patterns)))
+        assert stacked.shape == (2, 3)
+        np.testing.assert_allclose(stacked[1], score(jnp.asarray(patterns[1])), rtol=1e-6)
+
+
+def test_patterns_without_what_is_looked_for_are_refused():
+    with pytest.raises(ValueError, match="a pattern of 1 tokens is too short; give at least 2"):
+        previous_token_score(jnp.ones((1, 1, 1)))
+    with pytest.raises(ValueError, match="a pattern of 4 tokens is too short; give at least 5"):
+        induction_score(jnp.ones((1, 4, 4)), period=4)
+    with pytest.raises(ValueError, match="period=1 must be at least 2"):
+        induction_score(jnp.ones((1, 4, 4)), period=1)
+    rows = jnp.eye(10, k=-1)[None, 4:]  # of queries that began later, as after a cache
+    for score in (previous_token_score, partial(induction_score, period=4)):
+        with pytest.raises(ValueError, match="6 queries and 10 keys is not that of one whole"):
+            score(rows)
+    with pytest.raises(ValueError, match="3 tokens do not fit a pattern of 4"):
+        duplicate_token_score(jnp.ones((1, 4, 4)), jnp.array([1, 2, 1]))
+
+
+def test_the_entropy_of_a_causal_pattern_has_a_derivative(x64):
+    params, tokens = random_params(SEED, dtype=jnp.float64), random_tokens(SEED, 5)
+
+    def entropy(scale):
+        scaled = params._replace(W_E=scale * params.W_E)
+        pattern = forward(scaled, SEED, tokens, capture=("pattern",)).activations["pattern"]
+        return pattern_entropy(pattern).sum()
+
+    by_hand = (entropy(1 + 1e-6) - entropy(1 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(entropy)(1.0), by_hand, rtol=1e-6)
+
+
+def test_a_traced_token_outside_the_vocabulary_is_no_score():
+    params = random_params(SEED)
+    score = jax.jit(lambda tokens: head_scores(params, SEED, tokens, "previous_token"))
+    assert np.isnan(score(jnp.array([1, 2, SEED.n_vocab, 3]))).all()
+
+
+def test_scores_are_summed_in_float32():
+    pattern = jnp.ones((1, 512, 512), jnp.bfloat16) / 512
+    np.testing.assert_allclose(pattern_entropy(pattern), np.log(512), rtol=1e-5)
+    assert previous_token_score(pattern).dtype == jnp.float32
+
+
+TOKENS = np.array([5, 2, 5, 5, 9, 2])
+
+
+def test_targets_are_what_their_names_say():
+    """Written out from the definitions, one pair of tokens at a time."""
+    t = len(TOKENS)
+    previous, duplicate, induction = np.zeros((3, t, t))
+    for here in range(t):
+        for there in range(here + 1):
+            previous[here, there] = there == here - 1
+            duplicate[here, there] = there < here and TOKENS[there] == TOKENS[here]
+            induction[here, there] = there > 0 and duplicate[here, there - 1]
+    np.testing.assert_array_equal(previous_token_target(t), previous)
+    np.testing.assert_array_equal(duplicate_token_target(jnp.asarray(TOKENS)), duplicate)
+    np.testing.assert_array_equal(induction_target(jnp.asarray(TOKENS)), induction)
+    assert induction[3, 3] == 1  # the second of two like tokens: its own place follows the first
+    assert previous_token_target(1).shape == (1, 1)
+
+
+def test_a_head_that_looks_at_duplicates_alone_scores_one():
+    target = duplicate_token_target(jnp.asarray(TOKENS))
+    rest = np.eye(len(TOKENS)) * (np.asarray(target).sum(-1, keepdims=True) == 0)
+    perfect = np.asarray(target / jnp.maximum(target.sum(-1, keepdims=True), 1)) + rest
+    blind = np.eye(len(TOKENS))
+    patterns = jnp.asarray(np.stack([perfect, blind, 0.25 * perfect + 0.75 * blind]), jnp.float32)
+    scores = duplicate_token_score(patterns, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(scores, [1.0, 0.0, 0.25], rtol=1e-6)
+    with pytest.raises(ValueError, match="none of these 3 tokens occurs twice"):
+        duplicate_token_score(patterns[:, :3, :3], jnp.array([1, 2, 3]))
+    none = jax.jit(duplicate_token_score)(patterns[:, :3, :3], jnp.array([1, 2, 3]))
+    assert np.isnan(none).all()
+
+
+def matched(pattern, target, measure: str, first: bool, current: bool) -> float:
+    """The definition, one entry at a time."""
+    attention = hit = missed = 0.0
+    for (here, there), p in np.ndenumerate(pattern):
+        if (first and there == 0) or (current and here == there):
+            continue
+        attention += p
+        hit += p * target[here, there]
+        missed += abs(p - target[here, there])
+    return hit / attention if measure == "mul" else 1 - missed / len(pattern)
+
+
+@pytest.mark.parametrize("measure", ["mul", "abs"])
+def test_a_match_is_a_sum_over_pairs_of_tokens(measure: str, x64):
+    rng = np.random.default_rng(0)
+    patterns = np.tril(rng.random((2, 3, 6, 6)))
+    patterns /= patterns.sum(-1, keepdims=True)
+    target = np.tril(rng.random((6, 6)))
+    before = patterns.copy()
+    for first in (False, True):
+        for current in (False, True):
+            ours = match_score(
+                jnp.asarray(patterns), target,
+                measure=measure, exclude_first=first, exclude_current=current,
+            )  # fmt: skip
+            theirs = [
+                [matched(p, target, measure, first, current) for p in layer] for layer in patterns
+            ]
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(patterns, before)
+
+
+def test_a_match_is_one_for_the_target_itself_and_nothing_where_all_is_excluded():
+    back = looking_back(1, 6)
+    target = jnp.asarray(back)
+    asleep = np.zeros_like(back)
+    asleep[:, 0] = 1.0
+    patterns = jnp.asarray(np.stack([back, asleep, np.eye(6, dtype=np.float32)]))
+    thirds = np.array([1.0, 2 / 6, 1 / 6], np.float32)
+    np.testing.assert_array_equal(match_score(patterns, target), thirds)
+    kept = match_score(patterns, target, exclude_first=True, exclude_current=True)
+    np.testing.assert_array_equal(kept, [1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(match_score(patterns, target, measure="abs")[0], 1.0)
+    elsewhere = jnp.asarray(np.roll(back, 3, axis=-1))
+    np.testing.assert_array_equal(match_score(patterns, elsewhere, measure="abs")[0], -1.0)
+    narrow = match_score(patterns.astype(jnp.bfloat16), back)
+    assert narrow.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("config", [SEED, WINDOWED], ids=["seed", "windowed"])
+def test_all_heads_are_scored_on_all_prompts_in_one_program(config: Config):
+    params = random_params(config)
+    prompts = jnp.stack([random_tokens(config, 6, seed) for seed in range(3)])
+    run = jax.jit(lambda tokens: forward(params, config, tokens, capture=("pattern",)).activations)
+    patterns = jax.vmap(run)(prompts)["pattern"]
+    ours = head_scores(params, config, prompts, "induction", exclude_first=True)
+    compiled = heads._mean_match._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    targets = jax.vmap(induction_target)(prompts)
+    expected = [
+        match_score(p, target, exclude_first=True)
+        for p, target in zip(patterns, targets, strict=True)
+    ]
+    assert ours.shape == (config.n_layers, config.n_heads)
+    np.testing.assert_allclose(ours, np.mean(expected, axis=0), rtol=1e-5, atol=1e-6)
+    # A custom pattern for each prompt is as good as a name, and needs no other program.
+    custom = head_scores(params, config, prompts, np.asarray(targets), exclude_first=True)
+    np.testing.assert_array_equal(custom, ours)
+    shared = head_scores(params, config, prompts, np.eye(6, dtype=np.float32), exclude_first=True)
+    expected = [match_score(p, np.eye(6), exclude_first=True) for p in patterns]
+    np.testing.assert_allclose(shared, np.mean(expected, axis=0), rtol=1e-5, atol=1e-6)
+    assert heads._mean_match._cache_size() == compiled  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_one_prompt_is_a_batch_of_one():
+    params, tokens = random_params(MODERN), random_tokens(MODERN, 6)
+    alone = head_scores(params, MODERN, tokens, "previous_token")
+    np.testing.assert_array_equal(
+        head_scores(params, MODERN, tokens[None], "previous_token"), alone
+    )
+    traced = jax.jit(lambda p, t: head_scores(p, MODERN, t, "previous_token"))(params, tokens)
+    np.testing.assert_allclose(traced, alone, rtol=1e-6)
+    slope = jax.grad(lambda p: head_scores(p, MODERN, tokens, "previous_token").sum())(params)
+    assert np.abs(slope.blocks.attn.W_Q).max() > 0
+
+
+def by_hand(config: Config, moved: np.ndarray) -> Params:
+    """One head, whose full OV circuit is this matrix: the embedding is the identity, the head the rest."""
+    params: Any = jax.tree.map(lambda array: jnp.zeros(array.shape), abstract(config))
+    attn = params.blocks.attn._replace(
+        W_V=jnp.eye(6)[None, :, None], W_O=jnp.asarray(moved)[None, None]
+    )
+    return params._replace(W_E=jnp.eye(6), W_U=jnp.eye(6), blocks=params.blocks._replace(attn=attn))
+
+
+def test_a_head_that_copies_scores_one_and_one_that_suppresses_minus_one(x64):
+    config = Config(n_layers=1, d_model=6, n_heads=1, d_head=6, d_mlp=0, n_vocab=6)
+    score = jax.jit(copying_score, static_argnums=1)
+    half = np.diag([1.0, 1.0, 1.0, -1.0, 0.0, 0.0])
+    successor = np.roll(np.eye(6), 1, axis=1)  # each token raises the next one's logit
+    for moved, expected in [
+        (np.eye(6), 1.0),
+        (-0.5 * np.eye(6), -1.0),
+        (half, 0.5),
+        (successor, 0.0),
+        (0 * half, 0.0),
+    ]:
+        np.testing.assert_allclose(score(by_hand(config, moved), config), [[expected]], atol=1e-12)
+
+
+def test_copying_takes_the_shared_value_head_and_the_tied_embedding(x64):
+    config = dataclasses.replace(SEED, n_kv_heads=2, tied=True, n_vocab=5)
+    params = random_params(config, dtype=jnp.float64)
+    attn, W_E = params.blocks.attn, np.asarray(params.W_E)
+    for layer, head in np.ndindex(2, 4):
+        moved = np.asarray(attn.W_V[layer, :, head // 2]) @ np.asarray(attn.W_O[layer, head])
+        eigenvalues = np.linalg.eigvals(W_E @ moved @ W_E.T)
+        expected = eigenvalues.sum().real / np.abs(eigenvalues).sum()
+        score = copying_score(params, config)[layer, head]
+        np.testing.assert_allclose(score, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "target", "options", "sentence"),
+    [
+        (
+            [1, 2, 3],
+            "copying",
+            {},
+            "target='copying' must be a pattern or one of 'previous_token', ",
+        ),
+        ([1, 2, 3], "induction", {}, "target='induction' finds nothing to look at in these tokens"),
+        ([1, 2, 3], np.eye(4), {}, r"shape \(4, 4\) does not fit these prompts; give \(3, 3\), or"),
+        ([1, 2, 3], np.eye(3), {"measure": "cos"}, "measure='cos' must be 'mul' or 'abs'"),
+        ([1, 2, 11], np.eye(3), {}, "token 11 at position 2 is outside the vocabulary of 11"),
+        ([[[1]]], np.eye(1), {}, r"tokens have shape \(1, 1, 1\); give a prompt \[t\] or several"),
+        ([1, 2, 1], "induction", {"compute": Compute(kernel="fused")}, "never forms 'pattern'"),
+    ],
+)
+def test_scores_of_what_is_not_there_are_refused(tokens, target, options, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        head_scores(random_params(SEED), SEED, jnp.asarray(tokens), target, **options)
+
+
+def test_a_target_of_another_shape_is_refused():
+    with pytest.raises(
+        ValueError, match=r"target of shape \(3, 4\) does not fit patterns of \(4, 4\)"
+    ):
+        match_score(jnp.ones((2, 4, 4)), np.ones((3, 4)))

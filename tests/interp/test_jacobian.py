@@ -1,0 +1,140 @@
+"""Derivatives between sites: products agree with the whole Jacobian and with small steps; what is refused."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import forward
+from jaxformer.interp.jacobian import _like, _place, jacobian, jvp_between, vjp_between
+from jaxformer.sites import WHOLE
+from tests.helpers.models import MODERN, SEED, random_params, random_tokens
+
+LENGTH = 5
+
+PAIRS: dict[str, Any] = {
+    "a stream and a later one": (("resid_pre", 1), ("resid_post", -1), 0, 3),
+    "one layer": (("v", 0), ("attn_out", 0), None, 4),
+    "the pattern by the embedding": (("embed", None), ("pattern", 1), 1, 4),
+    "the logits by a pattern": (("pattern", 0), ("logits", None), 3, None),
+    "whole": (("resid_mid", 0), ("pre_linear", 1), None, None),
+}
+
+
+@pytest.mark.parametrize("what", PAIRS)
+def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(what: str, x64):
+    source, target, position, end = PAIRS[what]
+    params, tokens = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, LENGTH)
+    where = {"source_position": position, "target_position": end}
+    whole = jax.jit(lambda tokens: jacobian(params, MODERN, tokens, source, target, **where))(
+        tokens
+    )
+
+    def value(node, at, move=None):
+        """The value at `at`; with the source moved, where it is asked for."""
+        site, layer = node
+
+        def edit(name, here, value):
+            if move is None or name != source[0] or (source[1] is not None and here is None):
+                return value
+            axis = 1 if name == "pattern" else 0
+            put = (slice(None),) * axis + (slice(None) if position is None else position,)
+            return value + jnp.zeros_like(value).at[put].set(move) * (
+                1.0 if source[1] is None else jnp.asarray(here == source[1], value.dtype)
+            )
+
+        out = forward(params, MODERN, tokens, capture=(site,), edit=edit).activations[site]
+        out = out if layer is None else out[layer]
+        return out if at is None else jnp.take(out, at, 1 if site == "pattern" else 0)
+
+    rng = np.random.default_rng(0)
+    v = jnp.asarray(rng.standard_normal(value(source, position).shape))
+    u = jnp.asarray(rng.standard_normal(value(target, end).shape))
+    assert whole.shape == u.shape + v.shape
+    pushed = jvp_between(params, MODERN, tokens, source, target, v, **where)
+    pulled = vjp_between(params, MODERN, tokens, source, target, u, **where)
+    np.testing.assert_allclose(pushed, jnp.tensordot(whole, v, v.ndim), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(pulled, jnp.tensordot(u, whole, u.ndim), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose((u * pushed).sum(), (pulled * v).sum(), rtol=1e-11)
+    small = 1e-6
+    slope = (value(target, end, small * v) - value(target, end, -small * v)) / (2 * small)
+    assert jnp.abs(slope).max() > 1e-3
+    np.testing.assert_allclose(pushed, slope, rtol=1e-5, atol=1e-7)
+
+
+def test_positions_of_a_jacobian_may_be_traced_and_later_ones_move_nothing():
+    params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
+
+    def one(position):
+        return jacobian(
+            params, SEED, tokens, ("resid_pre", 0), ("resid_post", -1),
+            source_position=position, target_position=2,
+        )  # fmt: skip
+
+    each = jax.jit(jax.vmap(one))(jnp.arange(LENGTH))
+    assert each.shape == (LENGTH, 8, 8)
+    assert jnp.abs(each[:3]).max(axis=(1, 2)).min() > 0
+    assert (each[3:] == 0).all()
+    assert jnp.isnan(jax.vmap(one)(jnp.array([LENGTH, -LENGTH - 1]))).all()
+
+
+def test_a_traced_position_that_is_not_there_gives_nan():
+    params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
+
+    @jax.jit
+    def pushed(target: Any) -> Any:
+        places = ("resid_pre", 0), ("resid_post", -1)
+        return vjp_between(params, SEED, tokens, *places, jnp.ones(8), target_position=target)
+
+    assert jnp.isfinite(pushed(4)).all()
+    assert jnp.isnan(pushed(5)).all()
+
+
+tokens = random_tokens(SEED, LENGTH)
+seed = random_params(SEED)
+REFUSED = {
+    "an earlier target": (
+        lambda: jacobian(seed, SEED, tokens, ("resid_post", 1), ("z", 1)),
+        r"the pass reaches \('z', 1\) before \('resid_post', 1\)",
+    ),
+    "a layer outside": (
+        lambda: jacobian(seed, SEED, tokens, ("z", 2), ("logits", None)),
+        "layer=2 for 'z', but there are 2 layers",
+    ),
+    "no layer": (
+        lambda: jacobian(seed, SEED, tokens, ("z", None), ("logits", None)),
+        "layer=None for 'z', which needs a layer",
+    ),
+    "a layer of the logits": (
+        lambda: jacobian(seed, SEED, tokens, ("z", 0), ("logits", 1)),
+        "layer=1 for 'logits', which belongs to no layer",
+    ),
+    "no place": (lambda: _place("embed"), "'embed' is no place; give a site and its layer"),
+    "half a layer": (lambda: _place(("z", 1.0)), "layer=1.0 for 'z' must be a whole number"),
+    "a complex direction": (
+        lambda: _like(jnp.ones(3, jnp.complex64), jnp.ones(3), "source"),
+        "the direction is complex64",
+    ),
+    "a position outside": (
+        lambda: jacobian(seed, SEED, tokens, ("z", 0), ("z", 1), source_position=5),
+        "position 5 is not there: there are 5 tokens",
+    ),
+    "a direction of another shape": (
+        lambda: jvp_between(seed, SEED, tokens, ("z", 0), ("logits", None), jnp.ones(3)),
+        r"the direction has shape \(3,\), the source has \(5, 4, 4\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_right_is_refused(what: str):
+    call, sentence = REFUSED[what]
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+def test_what_belongs_to_no_layer_is_known():
+    """The places of a Jacobian in time rest on it: of these, those with embed in their name come first."""
+    assert {site for site in WHOLE if "embed" in site} == {"embed", "pos_embed"}

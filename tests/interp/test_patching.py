@@ -1,0 +1,320 @@
+"""Sweeps: each number is that of the naive loop, one whole edited pass per part."""
+
+import dataclasses
+import inspect
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from jax.tree_util import Partial
+
+from jaxformer import Compute, Config, forward, unstack
+from jaxformer.interp.edit import patch, patch_layers
+from jaxformer.interp.patching import patch_sweep
+from jaxformer.interp.paths import path_patch
+from jaxformer.interp.sweep import LANDINGS
+from jaxformer.sites import AXES, WHOLE
+from tests.helpers.models import NAMED, SEED, configs, random_params
+from tests.helpers.pairs import LENGTH, close, metric, texts
+
+NAMES = {"t": "position", "s": "source", "n": "head", "k": "head", "f": "neuron"}
+
+
+def everywhere(site: str) -> tuple[str, ...]:
+    """All names that the site's axes have."""
+    own = tuple(NAMES[letter] for letter in AXES[site].split() if letter in NAMES)
+    return own if site in WHOLE else ("layer", *own)
+
+
+def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by: tuple[str, ...]):
+    """One edited pass per part, compiled once."""
+    values = forward(params, config, clean, capture=(site,)).activations[site]
+
+    @jax.jit
+    def one(index):
+        index = dict(zip(by, index, strict=True))
+        layer = index.pop("layer", None)
+        if layer is not None:
+            edit = patch(site, layer, index, values[layer])
+        elif site in WHOLE:
+            edit = patch(site, None, index, values)
+        else:
+            edit = patch_layers(site, index, values)
+        return metric(forward(params, config, corrupted, edit=edit).logits)
+
+    letters = {name: letter for letter, name in NAMES.items() if letter in AXES[site]}
+    sizes = {"t": LENGTH, "s": LENGTH, **config.sizes}
+    shape = [sizes["l" if name == "layer" else letters[name]] for name in by]
+    cells = [jnp.array(cell, jnp.int32) for cell in np.ndindex(*shape)]
+    return np.array([one(cell) for cell in cells]).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "sites"),
+    [
+        ("modern", ("k", "pattern", "post")),
+        ("classic", ("resid_mid", "head_out", "pos_embed")),
+        ("parallel", ("resid_pre", "mlp_out", "logits")),
+        ("gemma", ("attn_post_scale", "scores", "embed")),
+        ("olmo", ("head_out", "q", "mlp_post_scale")),
+    ],
+)
+def test_a_sweep_is_the_naive_loop(name: str, sites: tuple[str, ...], x64):
+    config = NAMED[name]
+    params = random_params(config, dtype=jnp.float64)
+    clean, corrupted = texts(config)
+    for site in sites:
+        by = everywhere(site)
+        found = patch_sweep(params, config, clean, corrupted, metric, site, by)
+        np.testing.assert_allclose(
+            found, naive(params, config, clean, corrupted, site, by), **close, err_msg=site
+        )
+
+
+def test_axes_may_be_left_whole_and_come_in_any_order(x64):
+    config = NAMED["modern"]
+    params = random_params(config, dtype=jnp.float64)
+    clean, corrupted = texts(config)
+    for by in ((), ("position",), ("head", "layer")):
+        found = patch_sweep(params, config, clean, corrupted, metric, "z", by)
+        np.testing.assert_allclose(
+            found, naive(params, config, clean, corrupted, "z", by), **close, err_msg=str(by)
+        )
+
+
+@pytest.mark.parametrize("site", ["z", "pattern", "k", "mlp_out", "resid_pre"])
+def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
+    config = NAMED["modern"]
+    params = random_params(config, dtype=jnp.float64)
+    clean, corrupted = texts(config)
+    runs = params, config, clean, corrupted
+    by, some = everywhere(site), jnp.array([3, -1])
+    found = patch_sweep(*runs, metric, site, by, read=some)
+    every = patch_sweep(*runs, lambda logits: metric(logits[some]), site, by)
+    np.testing.assert_allclose(found, every, **close)
+    paths = path_patch(*runs, metric, "k", read=some)
+    np.testing.assert_allclose(
+        paths, path_patch(*runs, lambda logits: metric(logits[some]), "k"), **close
+    )
+
+
+def test_after_the_layers_the_places_are_those_read(x64):
+    config = NAMED["modern"]
+    params = random_params(config, dtype=jnp.float64)
+    runs = params, config, *texts(config)
+    some = jnp.array([3, -1])
+    found = patch_sweep(*runs, metric, "final", ("position",), read=some)
+    every = patch_sweep(*runs, lambda logits: metric(logits[some]), "final", ("position",))
+    np.testing.assert_allclose(found, every[some], **close)
+
+
+def test_after_the_layers_no_layer_is_run_again(monkeypatch: pytest.MonkeyPatch):
+    config = NAMED["modern"]
+    given = random_params(config), config, *texts(config), lambda logits: metric(logits)
+
+    def no_block(*given: Any, **options: Any) -> Any:
+        raise RuntimeError("a layer is run")
+
+    monkeypatch.setattr("jaxformer.interp.climb.block", no_block)
+    for site in ("final_scale", "final", "logits"):
+        assert patch_sweep(*given, site, ("position",)).shape == (LENGTH,)
+    with pytest.raises(RuntimeError, match="a layer is run"):
+        patch_sweep(*given, "resid_pre")
+
+
+@settings(max_examples=4)
+@given(config=configs())
+def test_any_model_can_be_swept(config: Config):
+    with jax.enable_x64(True):
+        params = random_params(config, dtype=jnp.float64)
+        clean, corrupted = texts(config)
+        site = "resid_post" if config.n_layers else "embed"
+        by = everywhere(site)
+        found = patch_sweep(params, config, clean, corrupted, metric, site, by)
+        np.testing.assert_allclose(
+            found, naive(params, config, clean, corrupted, site, by), **close
+        )
+
+
+class Unhashable:
+    """A metric with arrays of its own, say."""
+
+    __hash__: Any = None
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        return logits[-1, 0]
+
+
+NONE = dataclasses.replace(NAMED["modern"], n_layers=0)
+REFUSED = [
+    ({"site": "resid"}, "unknown site 'resid'; this model shows embed"),
+    ({"site": "pos_embed", "by": ("position",)}, "this Config has no site 'pos_embed'"),
+    ({"by": ("layer", "token")}, r"resid_pre \[t d\] has no 'token'; choose from layer, position"),
+    ({"by": ("position", "position")}, "by names 'position' twice"),
+    ({"by": "layer"}, "by='layer' is one string"),
+    ({"site": "embed"}, "embed belongs to no layer; leave 'layer' out"),
+    ({"clean": jnp.zeros(4, jnp.int32)}, r"clean has shape \(4,\), corrupted \(5,\)"),
+    ({"clean": jnp.full(5, 11)}, "token 11 at position 0 is outside the vocabulary of 11"),
+    ({"clean": jnp.zeros(5)}, "clean has shape .* give token ids"),
+    ({"corrupted": jnp.zeros(0, jnp.int32)}, "corrupted holds no tokens"),
+    ({"metric": lambda logits: logits[-1]}, r"the metric gives shape \(11,\).*one floating number"),
+    ({"metric": lambda logits: logits.argmax()}, "it must give one floating number"),
+    ({"read": jnp.array([5])}, "read holds 5, but there are 5 tokens"),
+    ({"memory": 1000}, "memory=1000 bytes are too few"),
+    ({"site": "pattern", "compute": Compute(kernel="fused")}, "never forms 'pattern'"),
+    ({"memory": 1e9}, "memory=1000000000.0 must be a whole number of at least 1"),
+    ({"metric": 3}, "metric=3 is no function"),
+    ({"metric": Partial(metric, "x")}, "with 'x', and its arguments are arrays"),
+    ({"metric": lambda logits: (logits[-1, 0],)}, "the metric gives a tuple; it must give one"),
+    ({"metric": Partial(Unhashable())}, "has no hash; give a function, or a jax.tree_util.Partial"),
+    ({"params": random_params(NONE), "config": NONE}, "no layer has a resid_pre: .* n_layers=0"),
+    ({"params": random_params(NONE), "config": NONE, "by": ()}, "no layer has a resid_pre"),
+    ({"params": unstack(random_params(NAMED["modern"]))}, "the layers are listed"),
+    ({"config": SEED}, "both must come from one model|this Config does not"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), REFUSED)
+def test_what_cannot_be_swept_is_refused(change: dict, sentence: str):
+    config = NAMED["modern"]
+    clean, corrupted = texts(config)
+    asked = {"config": config, "clean": clean, "corrupted": corrupted, "metric": metric}
+    asked |= {"site": "resid_pre"} | change
+    with pytest.raises(ValueError, match=sentence):
+        inspect.unwrap(patch_sweep)(**{"params": random_params(config)} | asked)
+
+
+def test_a_batch_is_one_metric_of_all_its_sequences(x64):
+    config = NAMED["classic"]
+    params = random_params(config, dtype=jnp.float64)
+    clean, corrupted = texts(config, 2)
+    means = [
+        patch_sweep(params, config, *pair, lambda logits: logits[-1, 2], "z", ("layer", "head"))
+        for pair in zip(clean, corrupted, strict=True)
+    ]
+    both = patch_sweep(
+        params,
+        config,
+        clean,
+        corrupted,
+        lambda logits: logits[:, -1, 2].mean(),
+        "z",
+        ("layer", "head"),
+    )
+    np.testing.assert_allclose(both, sum(means) / 2, **close)
+
+
+def test_reading_one_place_leaves_out_the_others(x64):
+    config = NAMED["modern"]
+    params = random_params(config, dtype=jnp.float64)
+    pair = texts(config)
+    whole = patch_sweep(params, config, *pair, lambda logits: logits[-1, 2], "z")
+    one = patch_sweep(params, config, *pair, lambda logits: logits[0, 2], "z", read=jnp.array([-1]))
+    np.testing.assert_allclose(one, whole, **close)
+
+
+def test_a_sweep_works_under_jit_vmap_and_grad(x64):
+    config = NAMED["modern"]
+    params = random_params(config, dtype=jnp.float64)
+    clean, corrupted = texts(config, 2)
+
+    def last(logits):
+        return logits[-1, 2]
+
+    def one(clean, corrupted):
+        return patch_sweep(params, config, clean, corrupted, last, "z", ("layer", "head"))
+
+    found = jax.jit(jax.vmap(one))(clean, corrupted)
+    expected = [one(*pair) for pair in zip(clean, corrupted, strict=True)]
+    np.testing.assert_allclose(found, expected, **close)
+
+    def total(scale):
+        scaled = params._replace(W_E=params.W_E * scale)
+        return patch_sweep(
+            scaled, config, clean[0], corrupted[0], last, "z", ("layer", "head")
+        ).sum()
+
+    slope = jax.grad(total)(1.0)
+    by_hand = (total(1.0 + 1e-6) - total(1.0 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(slope, by_hand, rtol=1e-6)
+
+
+def test_a_deep_model_s_passes_join_at_few_layers(x64):
+    """More layers than landings: then some set out before the layer that they change."""
+    config = dataclasses.replace(NAMED["modern"], n_layers=2 * LANDINGS + 1)
+    params = jax.tree.map(lambda array: 0.3 * array, random_params(config, dtype=jnp.float64))
+    clean, corrupted = texts(config)
+    by = ("position", "layer")
+    found = patch_sweep(params, config, clean, corrupted, metric, "resid_mid", by)
+    expected = naive(params, config, clean, corrupted, "resid_mid", by)
+    np.testing.assert_allclose(found, expected, **close)
+
+
+@pytest.mark.parametrize("what", ["resid_pre", "scores", "k", "k with MLPs"])
+def test_a_budget_of_memory_is_kept_and_changes_nothing(what: str):
+    config = dataclasses.replace(NAMED["modern"], d_model=32, d_mlp=128, n_layers=3)
+    params = random_params(config)
+    clean, corrupted = texts(config)
+    runs = params, (jnp.tile(clean, 8), jnp.tile(corrupted, 8))
+
+    def swept(params: Any, pair: Any, memory: int = 2**30):
+        clean, corrupted = pair
+        given = params, config, clean, corrupted, metric
+        if what in AXES and what != "k":
+            by = ("layer", "head") if what == "scores" else ("layer", "position")
+            return patch_sweep(*given, what, by, memory=memory)
+        return path_patch(*given, what[0], through_mlps="MLPs" in what, memory=memory)
+
+    plain = swept(*runs)
+    with pytest.raises(ValueError, match="are too few") as refused:
+        swept(*runs, memory=1)
+    least = int(str(refused.value).split("give at least ")[1].split(",")[0])
+    with pytest.raises(ValueError, match="are too few"):
+        swept(*runs, memory=least - 1)
+    for memory in (least, 3 * least):
+        program = jax.jit(partial(swept, memory=memory)).lower(*runs).compile()
+        np.testing.assert_allclose(program(*runs), plain, rtol=1e-4, atol=1e-4)
+        analysis: Any = program.memory_analysis()
+        assert analysis.temp_size_in_bytes + analysis.output_size_in_bytes <= memory
+
+
+def test_a_metric_s_arguments_change_its_answer_and_compile_nothing(x64):
+    config = NAMED["modern"]
+    runs = (random_params(config, dtype=jnp.float64), config, *texts(config))
+    traced = []
+
+    def logit(answer: Any, logits: jax.Array, *, factor: Any = 1.0) -> jax.Array:
+        traced.append(answer)
+        return factor * logits[-1, answer]
+
+    def found(answer: int) -> jax.Array:
+        given = Partial(logit, jnp.int32(answer), factor=2.0)
+        return patch_sweep(*runs, given, "z", ("layer", "head"))
+
+    for answer in (2, 3):
+        plain = patch_sweep(
+            *runs, lambda logits, own=answer: 2 * logits[-1, own], "z", ("layer", "head")
+        )
+        np.testing.assert_allclose(found(answer), plain, **close)
+    once = len(traced)
+    found(4)
+    assert len(traced) == once
+
+
+def test_a_bar_changes_nothing(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
+    config = NAMED["modern"]
+    params, pair = random_params(config), texts(config)
+    plain = patch_sweep(params, config, *pair, metric, "z", ("layer", "position", "head"))
+    shown = patch_sweep(
+        params, config, *pair, metric, "z", ("layer", "position", "head"), progress=True
+    )
+    np.testing.assert_allclose(shown, plain, rtol=1e-5, atol=1e-5)
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert "patching" in captured.err
+    assert "100%" in captured.err

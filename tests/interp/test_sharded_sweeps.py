@@ -1,0 +1,198 @@
+"""Sweeps on a mesh: its devices share the patches, each within its memory, and the numbers are those of one device."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxformer import Config, shardings
+from jaxformer.interp.patching import patch_sweep
+from jaxformer.interp.paths import path_patch
+from jaxformer.interp.sweep import LANDINGS, _columns
+from jaxformer.sharding import fitting
+from tests.helpers.models import NAMED, random_params
+from tests.helpers.pairs import close, metric, texts
+
+CONFIG = dataclasses.replace(NAMED["modern"], n_vocab=12)
+HEADS = ("layer", "position", "head")
+
+
+def mesh(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
+    """Of the first devices."""
+    names, number = ("data", "fsdp", "tensor")[: len(sizes)], int(np.prod(sizes))
+    kinds = (kind,) * len(sizes)
+    return jax.make_mesh(sizes, names, axis_types=kinds, devices=jax.devices()[:number])
+
+
+def placed(config: Config, params: Any, mesh: Mesh) -> Any:
+    """Each parameter in as many parts as the mesh's other axes make of it."""
+    return jax.device_put(params, shardings(config, mesh, fitting(mesh)))
+
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+def heads(params: Any, pair: Pair, **options: Any) -> jax.Array:
+    """Every head's output at every position."""
+    return patch_sweep(params, CONFIG, *pair, metric, "z", HEADS, **options)
+
+
+def paths(params: Any, pair: Pair, **options: Any) -> jax.Array:
+    """Between all pairs of heads."""
+    return path_patch(params, CONFIG, *pair, metric, "k", through_mlps=True, **options)
+
+
+Swept = Callable[..., jax.Array]
+
+
+@functools.cache
+def given() -> tuple[Any, Pair]:
+    """A model in float64, and two texts."""
+    return random_params(CONFIG, dtype=jnp.float64), texts(CONFIG)
+
+
+@functools.cache
+def on_one(swept: Swept) -> jax.Array:
+    """What one device finds."""
+    return swept(*given())
+
+
+ALL = mesh(2, 2, 2)
+"""Two groups of four devices: a group shares the parameters."""
+
+
+@pytest.mark.parametrize("swept", [heads, paths])
+def test_a_sweep_of_parameters_in_parts_is_that_of_whole_ones(swept: Swept, x64):
+    params, pair = given()
+    np.testing.assert_allclose(swept(placed(CONFIG, params, ALL), pair), on_one(swept), **close)
+
+
+@pytest.mark.parametrize("swept", [heads, paths])
+def test_a_sweep_on_a_mesh_is_that_of_one_device(swept: Swept, x64):
+    """NaN where there is no path, and nothing of the cells that fill a device's share."""
+    params, pair = given()
+    found = swept(params, pair, mesh=mesh(8))
+    assert found.sharding.is_fully_replicated
+    np.testing.assert_allclose(found, on_one(swept), **close)
+    found = swept(placed(CONFIG, params, ALL), pair, mesh=ALL)
+    np.testing.assert_allclose(found, on_one(swept), **close)
+
+
+def test_on_a_mesh_of_one_device_not_a_bit_changes(x64):
+    np.testing.assert_array_equal(heads(*given(), mesh=mesh(1)), on_one(heads))
+
+
+def test_a_mesh_of_explicit_axes_is_as_good(x64):
+    """As `jax.make_mesh` gives it."""
+    found = heads(*given(), mesh=mesh(8, kind=AxisType.Explicit))
+    np.testing.assert_allclose(found, on_one(heads), **close)
+
+
+def test_a_bar_changes_nothing_on_a_mesh(x64):
+    params, pair = given()
+    found = heads(placed(CONFIG, params, ALL), pair, mesh=ALL, progress=True)
+    np.testing.assert_allclose(found, on_one(heads), **close)
+
+
+def test_a_batch_in_parts_and_places_to_read_and_columns(x64):
+    params, pair = given()[0], texts(CONFIG, 2)
+    options: Any = {"read": jnp.array([-1, 2]), "memory": 120_000}
+    expected = heads(params, pair, **options)
+    batch = jax.device_put(pair, NamedSharding(ALL, PartitionSpec("data")))
+    found = heads(placed(CONFIG, params, ALL), batch, mesh=ALL, **options)
+    np.testing.assert_allclose(found, expected, **close)
+
+
+def test_under_jit_vmap_and_grad(x64):
+    params, pairs = given()[0], texts(CONFIG, 2)
+
+    def total(params: Any, mesh: Mesh | None) -> jax.Array:
+        def swept(clean: jax.Array, corrupted: jax.Array) -> jax.Array:
+            given = params, CONFIG, clean, corrupted, metric
+            return patch_sweep(*given, "z", ("head",), mesh=mesh)
+
+        return jnp.sin(jax.vmap(swept)(*pairs)).sum()
+
+    slope = jax.jit(jax.grad(total), static_argnums=1)
+    expected, found = slope(params, None), slope(placed(CONFIG, params, ALL), ALL)
+    jax.tree.map(partial(np.testing.assert_allclose, **close), found, expected)
+
+
+WIDE = dataclasses.replace(CONFIG, d_model=32, d_mlp=128)
+
+
+def long_texts() -> Pair:
+    """Of 30 tokens: then streams are most of what a sweep holds."""
+    clean, corrupted = texts(WIDE)
+    return jnp.tile(clean, 6), jnp.tile(corrupted, 6)
+
+
+def streams(params: Any, pair: Pair, **options: Any) -> jax.Array:
+    """Two layers' streams at each of 30 positions."""
+    return patch_sweep(params, WIDE, *pair, metric, "resid_pre", **options)
+
+
+def compiled(params: Any, pair: Pair, **options: Any) -> Any:
+    """The program of a sweep, as each device runs it."""
+    return jax.jit(partial(streams, **options)).lower(params, pair).compile()
+
+
+def test_the_devices_divide_the_work_and_what_it_takes_to_hold():
+    params, pair = random_params(WIDE), long_texts()
+    alone, shared = compiled(params, pair), compiled(params, pair, mesh=mesh(8))
+    np.testing.assert_allclose(shared(params, pair), alone(params, pair), rtol=1e-4, atol=1e-4)
+    # The two runs to patch between are every device's own.
+    assert shared.cost_analysis()["flops"] < alone.cost_analysis()["flops"] / 5
+    held = [program.memory_analysis().temp_size_in_bytes for program in (shared, alone)]
+    assert held[0] < held[1] / 4
+    # All cells' streams together:
+    assert "f32[60,1,30,32]" in alone.as_text()
+    assert "f32[60,1,30,32]" not in shared.as_text()
+
+
+def test_memory_is_each_device_s():
+    params, pair = random_params(WIDE), long_texts()
+    with pytest.raises(ValueError, match="are too few") as refused:
+        streams(params, pair, memory=1, mesh=ALL)
+    least = int(str(refused.value).split("give at least ")[1].split(",")[0])
+    params = placed(WIDE, params, ALL)
+    program = compiled(params, pair, memory=least, mesh=ALL)
+    analysis = program.memory_analysis()
+    assert analysis.temp_size_in_bytes + analysis.output_size_in_bytes <= least
+
+
+def test_every_cell_is_on_one_device_and_each_has_as_many():
+    cells = np.stack([np.sort(np.arange(61) % 20), np.arange(61)], axis=1).astype(np.int32)
+    for number, parts in ((1, 8), (2, 4), (7, 3), (1000, 8), (1, 100)):
+        landings, columns, order = _columns(cells, number, parts)
+        assert len(landings) <= min(LANDINGS, -(-61 // parts))
+        np.testing.assert_array_equal(np.sort(order[order >= 0]), np.arange(61))
+        own = [column.reshape(len(column), parts, -1, 2) for column in columns]
+        joined = np.concatenate(own, axis=2).reshape(*order.shape, 2)
+        np.testing.assert_array_equal(joined[order >= 0], cells[order[order >= 0]])
+        assert (joined[order < 0] == -1).all()
+
+
+REFUSED = [
+    (3, r"mesh=3 is no jax.sharding.Mesh; make one by jax.make_mesh\(\(8,\), \('data',\)\)"),
+    (Mesh(np.array(jax.devices()), ("tensor",)), "along a mesh axis 'data', and .* has tensor"),
+    (Mesh(np.array(jax.devices()[0]), ()), "and this mesh has no axes; name one of them so"),
+    (mesh(4), r"params.W_E lies on 8 devices, .* and mesh is of 4 devices, .* jax.device_put"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), REFUSED)
+def test_what_is_no_mesh_for_patches_is_refused(wrong: Any, sentence: str):
+    params, pair = placed(CONFIG, random_params(CONFIG), ALL), texts(CONFIG)
+    given = params, CONFIG, *pair, metric
+    for swept in (partial(inspect.unwrap(patch_sweep), site="z"), inspect.unwrap(path_patch)):
+        with pytest.raises(ValueError, match=sentence):
+            swept(*given, mesh=wrong)

@@ -1,0 +1,317 @@
+"""What must hold of every model, whatever its weights."""
+
+import dataclasses
+import inspect
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Compute, empty_cache, forward, shown
+from jaxformer.sites import WHOLE
+from tests.helpers.models import (
+    ATTENTION_ONLY,
+    CLASSIC,
+    MODERN,
+    NAMED,
+    SEED,
+    compiled_flops,
+    random_params,
+    random_tokens,
+)
+
+every_model = pytest.mark.parametrize("name", NAMED)
+LENGTH = 7
+
+
+def model(name: str, dtype=jnp.float32):
+    config = NAMED[name]
+    return random_params(config, dtype=dtype), config, random_tokens(config, LENGTH)
+
+
+@every_model
+def test_later_tokens_cannot_change_earlier_logits(name: str, x64):
+    """By gradient: of each position's logits with respect to what every position adds to the stream."""
+    params, config, tokens = model(name, jnp.float64)
+
+    def logits(noise):
+        def add(site, layer, value):
+            return value + noise if site == "embed" else value
+
+        return forward(params, config, tokens, edit=add).logits.sum(axis=-1)
+
+    influence = jax.jacobian(logits)(jnp.zeros((LENGTH, config.d_model)))  # [t s d]
+    seen = np.abs(influence).max(axis=-1) > 0
+    expected = np.tri(LENGTH, dtype=bool)
+    if config.horizon is not None:  # each layer looks back a window further; one without sees all
+        reach = config.n_layers * ((config.window or 0) - 1)
+        expected &= ~np.tri(LENGTH, k=-reach - 1, dtype=bool)
+    np.testing.assert_array_equal(seen, expected)
+
+
+@every_model
+def test_the_stream_is_the_embedding_plus_the_sum_of_its_updates(name: str, x64):
+    params, config, tokens = model(name, jnp.float64)
+    parts = [s for s in ("embed", "pos_embed", "attn_out", "mlp_out") if s in shown(config)]
+    found = forward(params, config, tokens, capture=(*parts, "resid_post")).activations
+    total = sum(found[part] if part in WHOLE else found[part].sum(axis=0) for part in parts)
+    np.testing.assert_allclose(found["resid_post"][-1], total, rtol=0, atol=1e-12)
+
+
+@every_model
+def test_heads_add(name: str, x64):
+    params, config, tokens = model(name, jnp.float64)
+    scale = {"attn_post_scale"} & set(shown(config))
+    found = forward(params, config, tokens, capture=("head_out", "attn_out", *scale)).activations
+    total = found["head_out"].sum(axis=2)
+    if params.blocks.attn.b_O is not None:
+        total += params.blocks.attn.b_O[:, None]
+    norm = params.blocks.attn_post_norm
+    assert (norm is not None) == config.norms("after") == bool(scale)
+    if norm is not None:
+        w = norm.w[:, None]
+        np.testing.assert_allclose(
+            jnp.square(found["attn_post_scale"][..., 0]),
+            jnp.square(total).mean(axis=-1) + config.norm_epsilon,
+            rtol=1e-12,
+        )
+        total = total / found["attn_post_scale"] * (1 + w if config.norm_plus_one else w)
+    np.testing.assert_allclose(found["attn_out"], total, rtol=0, atol=1e-12)
+
+
+def test_without_positions_one_layer_is_blind_to_the_order_of_earlier_tokens(x64):
+    config = dataclasses.replace(SEED, n_layers=1)
+    params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
+    shuffled = jnp.concatenate([tokens[jnp.array([3, 0, 5, 1, 4, 2])], tokens[-1:]])
+    assert not np.array_equal(tokens, shuffled)
+    one, other = (forward(params, config, order).logits[-1] for order in (tokens, shuffled))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+    two_layers = dataclasses.replace(SEED, n_layers=2)  # the law is one layer's only
+    params = random_params(two_layers, dtype=jnp.float64)
+    one, other = (forward(params, two_layers, order).logits[-1] for order in (tokens, shuffled))
+    assert np.abs(one - other).max() > 1e-3
+
+
+@every_model
+def test_a_batch_is_each_of_its_sequences_alone(name: str, x64):
+    params, config, _ = model(name, jnp.float64)
+    batch = jnp.stack([random_tokens(config, LENGTH, seed) for seed in range(3)])
+    together = jax.vmap(forward, in_axes=(None, None, 0))(params, config, batch).logits
+    for logits, tokens in zip(together, batch, strict=True):
+        np.testing.assert_allclose(
+            logits, forward(params, config, tokens).logits, rtol=0, atol=1e-12
+        )
+
+
+COMPUTES = {
+    "unrolled": Compute(unroll=2),
+    "blocked": Compute(kernel="blocked"),
+    "fused": Compute(kernel="fused"),
+    "remat_block": Compute(remat="block"),
+    "remat_dots": Compute(remat="dots"),
+    "remat_sites": Compute(remat="sites", saved=("q", "z", "pre")),
+    "remat_sites_unrolled": Compute(remat="sites", saved=("pattern", "attn_out"), unroll=2),
+    "remat_sites_blocked": Compute(remat="sites", saved=("z",), kernel="blocked"),
+}
+
+
+def loss_and_gradient(name: str, compute: Compute):
+    params, config, tokens = model(name)
+
+    @jax.jit
+    def run(params):
+        logits = forward(params, config, tokens, compute=compute).logits
+        return jnp.square(logits).mean(), logits
+
+    (_, logits), gradient = jax.value_and_grad(run, has_aux=True)(params)
+    return logits, gradient
+
+
+plain = lru_cache(lambda name: loss_and_gradient(name, Compute()))
+
+
+MANY = ["classic", "modern", "parallel", "gemma", "olmo"]
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("how", COMPUTES)
+def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
+    if (name, how) == ("gemma", "fused"):
+        with pytest.raises(ValueError, match="has no attention_cap; use Compute"):
+            loss_and_gradient(name, COMPUTES[how])
+        return
+    logits, gradient = plain(name)
+    other, other_gradient = loss_and_gradient(name, COMPUTES[how])
+    np.testing.assert_allclose(other, logits, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other_gradient, gradient
+    )
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.005)])
+def test_narrow_dtypes_agree_within_their_rounding(name: str, dtype: str, tolerance: float):
+    params, config, tokens = model(name)
+    wide, _ = plain(name)
+    narrow = forward(params, config, tokens, compute=Compute(dtype=dtype)).logits  # pyright: ignore[reportArgumentType]
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, wide, rtol=0, atol=tolerance * float(jnp.abs(wide).max()))
+
+
+def test_compiled_once_for_many_calls():
+    params, config, tokens = model("modern")
+    traces = []
+
+    @jax.jit
+    def step(params, token, cache):
+        traces.append(token)
+        return forward(params, config, token, cache).cache
+
+    cache = empty_cache(config, LENGTH)
+    for token in tokens:
+        cache = step(params, token[None], cache)
+    assert len(traces) == 1
+
+
+def test_an_attention_only_model_has_no_mlp():
+    params = random_params(ATTENTION_ONLY)
+    assert params.blocks.mlp is None
+    assert "mlp_out" not in shown(ATTENTION_ONLY)
+
+
+@pytest.mark.parametrize("token", [-1, 11, 2**31 - 1])
+def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int):
+    params, config, tokens = model("seed")
+    tokens = tokens.at[3].set(token)
+    with pytest.raises(
+        ValueError, match=rf"token {token} at position 3 is outside the vocabulary of 11"
+    ):
+        forward(params, config, tokens)
+    logits = jax.jit(forward)(params, config, tokens).logits
+    assert np.isnan(logits[3:]).all()
+
+
+def test_a_wide_token_is_not_taken_modulo_what_an_index_holds(x64):
+    params = random_params(SEED)
+    tokens = jnp.array([2**32 + 3, 1, 4])
+    assert jnp.isnan(jax.jit(lambda tokens: forward(params, SEED, tokens).logits)(tokens)).all()
+
+
+def test_a_position_outside_the_table_is_refused_or_gives_nan():
+    params = random_params(CLASSIC)
+    tokens = random_tokens(CLASSIC, 10)
+    with pytest.raises(
+        ValueError, match="10 tokens are too many: the position table holds n_context=9"
+    ):
+        forward(params, CLASSIC, tokens)
+    first = forward(params, CLASSIC, tokens[:6], empty_cache(CLASSIC, 12))
+    later = forward(params, CLASSIC, tokens[6:], first.cache).logits
+    assert np.isnan(later[3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        (np.zeros((2, 3), np.int32), r"one sequence, not tokens of shape \(2, 3\).*jax.vmap"),
+        (np.zeros(3, np.float32), "tokens are float32; they must be integers"),
+    ],
+)
+def test_tokens_of_another_kind_are_refused(tokens, sentence: str):
+    door = inspect.unwrap(forward)  # without the tests' own shape checks, as users have it
+    with pytest.raises(ValueError, match=sentence):
+        door(random_params(SEED), SEED, tokens)
+
+
+def test_parameters_of_another_architecture_are_refused():
+    tokens = random_tokens(SEED, 3)
+    with pytest.raises(
+        ValueError,
+        match=r"blocks.attn.W_Q of shape \(2, 8, 4, 4\), the parameters have \(2, 8, 2, 4\)",
+    ):
+        forward(random_params(dataclasses.replace(SEED, n_heads=2)), SEED, tokens)
+    with pytest.raises(
+        ValueError, match="the parameters have blocks.attn.b_Q, this Config does not"
+    ):
+        forward(random_params(dataclasses.replace(SEED, bias="qkv")), SEED, tokens)
+    with pytest.raises(ValueError, match="blocks.mlp.W_gate of shape .*, the parameters have None"):
+        forward(random_params(SEED), dataclasses.replace(SEED, gated=True), tokens)
+
+
+def test_an_empty_sequence_has_no_logits():
+    assert forward(random_params(MODERN), MODERN, jnp.zeros(0, jnp.int32)).logits.shape == (0, 11)
+
+
+@pytest.mark.parametrize("kernel", ["einsum", "blocked", "fused"])
+@pytest.mark.parametrize(("cached", "computed"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_cache_may_have_another_dtype(kernel, cached, computed, standard_promotion):
+    """jax.nn's own attention mixes dtypes inside."""
+    params, config, tokens = model("modern")
+    cache = empty_cache(config, LENGTH, jnp.dtype(cached))
+    compute = Compute(kernel=kernel, dtype=computed)
+    logits = forward(params, config, tokens, cache, compute=compute).logits
+    whole, _ = plain("modern")
+    np.testing.assert_allclose(logits, whole, rtol=0, atol=0.05 * float(jnp.abs(whole).max()))
+
+
+def test_a_cache_of_another_model_is_refused_and_one_s_buffers_can_be_donated():
+    params, config, tokens = model("modern")
+    other = empty_cache(dataclasses.replace(config, n_layers=3), LENGTH)
+    with pytest.raises(ValueError, match="make it by empty_cache"):
+        forward(params, config, tokens, other)
+    with pytest.raises(ValueError, match="capacity=0 must be at least 1"):
+        empty_cache(config, 0)
+    step = jax.jit(lambda cache: forward(params, config, tokens, cache).cache, donate_argnums=0)
+    assert int(step(empty_cache(config, LENGTH)).length) == LENGTH
+    nothing = forward(params, config, tokens[:0], empty_cache(config, LENGTH))
+    assert nothing.logits.shape == (0, config.n_vocab)
+
+
+def test_attention_in_blocks_computes_less_and_the_same(x64):
+    """More than one block: with and without a cache, grouped queries, rotary positions."""
+    config = dataclasses.replace(MODERN, n_layers=1)
+    params = random_params(config, dtype=jnp.float64)
+    tokens = random_tokens(config, 300)
+    run = partial(forward, params, config)
+    blocked = Compute(kernel="blocked")
+    whole = jax.jit(lambda t: run(t).logits)
+    parts = jax.jit(lambda t: run(t, compute=blocked).logits)
+    np.testing.assert_allclose(parts(tokens), whole(tokens), rtol=0, atol=1e-11)
+    cache = run(tokens[:20], empty_cache(config, 310, jnp.float64)).cache
+    later = run(tokens[20:], cache, compute=blocked).logits
+    np.testing.assert_allclose(later, whole(tokens)[20:], rtol=0, atol=1e-11)
+    mixing = 2 * 2 * 300 * 300 * config.n_heads * config.d_head
+    saved = compiled_flops(whole, tokens) - compiled_flops(parts, tokens)
+    assert saved > 0.24 * mixing  # two blocks: a quarter of the square
+
+
+@pytest.mark.parametrize("pattern", ["L", "LG"])
+def test_attention_in_blocks_is_the_same_with_windows_in_some_layers(pattern: str, x64):
+    config = dataclasses.replace(NAMED["gemma"], window=40, window_pattern=pattern)
+    params = random_params(config, dtype=jnp.float64)
+    tokens = random_tokens(config, 300)
+    whole, parts = (
+        jax.jit(partial(forward, compute=Compute(kernel=kernel)))(params, config, tokens).logits
+        for kernel in ("einsum", "blocked")
+    )
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-11)
+
+
+def test_reading_some_positions_leaves_out_the_logits_of_the_others(x64):
+    params, config, tokens = model("modern", jnp.float64)
+    whole = forward(params, config, tokens, capture=("final",))
+    places = jnp.array([4, -1, 0])
+    some = forward(params, config, tokens, capture=("final",), read=places)
+    np.testing.assert_allclose(some.logits, whole.logits[places], rtol=0, atol=1e-12)
+    assert some.activations["final"].shape == (3, config.d_model)
+    for read, sentence in (
+        ([7], "read holds 7, but there are 7 tokens"),
+        ([-8], "read holds -8"),
+        (2, r"read has shape \(\)"),
+        ([0.5], "give a one-axis array of places"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            inspect.unwrap(forward)(params, config, tokens, read=read)
+    traced = jax.jit(lambda read: forward(params, config, tokens, read=read).logits)
+    assert np.isnan(traced(jnp.array([7, -8]))).all()

@@ -1,0 +1,93 @@
+"""How likely a model finds a text: by hand, summed over all texts, and at the edges."""
+
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Compute, forward, perplexity, score
+from tests.helpers.models import NAMED, SEED, random_params, random_tokens
+
+every_model = pytest.mark.parametrize("name", NAMED)
+
+
+@every_model
+def test_a_score_is_the_log_softmax_of_the_logits_before(name: str, x64):
+    config = NAMED[name]
+    params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, 7)
+    logits = np.asarray(forward(params, config, tokens).logits)
+    by_hand = [
+        logits[t, token] - np.log(np.exp(logits[t]).sum())
+        for t, token in enumerate(tokens[1:].tolist())
+    ]
+    found = score(params, config, tokens)
+    np.testing.assert_allclose(found, by_hand, rtol=0, atol=1e-12)
+    expected = np.exp(-np.mean(by_hand))
+    np.testing.assert_allclose(perplexity(params, config, tokens), expected, rtol=1e-12)
+
+
+@every_model
+def test_the_chances_of_all_continuations_sum_to_one(name: str, x64):
+    config = NAMED[name]
+    params, prompt = random_params(config, dtype=jnp.float64), random_tokens(config, 3)
+    pairs = jnp.array(list(itertools.product(range(config.n_vocab), repeat=2)), jnp.int32)
+    texts = jnp.concatenate([jnp.tile(prompt, (len(pairs), 1)), pairs], axis=1)
+    scores = jax.vmap(score, in_axes=(None, None, 0))(params, config, texts)
+    np.testing.assert_allclose(scores[0], score(params, config, texts[0]), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.exp(scores[:, -2:].sum(axis=1)).sum(), 1.0, rtol=1e-12)
+
+
+def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large():
+    params = random_params(SEED)
+    params = params._replace(W_U=jnp.zeros((8, 11)))
+    found = perplexity(params, SEED, random_tokens(SEED, 5))
+    np.testing.assert_allclose(found, SEED.n_vocab, rtol=1e-6)
+
+
+def test_a_position_table_limits_what_is_read_and_the_last_token_is_not():
+    config = NAMED["classic"]
+    params = random_params(config)
+    assert np.isfinite(score(params, config, random_tokens(config, 10))).all()
+    with pytest.raises(ValueError, match="10 tokens are too many"):
+        score(params, config, random_tokens(config, 11))
+
+
+@pytest.mark.parametrize("token", [-1, 11])
+@pytest.mark.parametrize("place", [2, 5])
+def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int, place: int):
+    params, tokens = random_params(SEED), random_tokens(SEED, 6).at[place].set(token)
+    sentence = f"token {token} at position {place} is outside the vocabulary of 11"
+    with pytest.raises(ValueError, match=sentence):
+        score(params, SEED, tokens)
+    traced = jax.jit(score)(params, SEED, tokens)
+    assert np.isnan(traced[place - 1 :]).all()
+
+
+@pytest.mark.parametrize("length", [0, 1])
+@pytest.mark.parametrize("door", [score, perplexity])
+def test_one_token_cannot_be_scored(door, length: int):
+    with pytest.raises(ValueError, match=f"{length} tokens cannot be scored.*give at least two"):
+        door(random_params(SEED), SEED, jnp.zeros(length, jnp.int32))
+
+
+def test_a_lone_number_cannot_be_scored():
+    with pytest.raises(ValueError, match="1 tokens cannot be scored"):
+        inspect.unwrap(score)(random_params(SEED), SEED, 3)
+
+
+def test_an_edit_and_a_compute_are_those_of_forward():
+    params, tokens = random_params(SEED), random_tokens(SEED, 6)
+
+    def forget(site, layer, value):
+        return value * 0.0 if site == "final" else value
+
+    blind = score(params, SEED, tokens, edit=forget)
+    np.testing.assert_allclose(blind, np.full(5, -np.log(11)), rtol=1e-6)
+    np.testing.assert_allclose(perplexity(params, SEED, tokens, edit=forget), 11, rtol=1e-6)
+    plain = score(params, SEED, tokens)
+    narrow = score(params, SEED, tokens, compute=Compute(dtype="bfloat16"))
+    assert not np.array_equal(plain, narrow)
+    np.testing.assert_allclose(narrow, plain, rtol=0, atol=0.05 * float(jnp.abs(plain).max()))

@@ -1,0 +1,269 @@
+"""Capture and edit: what is shown, what it costs, and that nothing fails in silence."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from jaxformer import SITES, Compute, Config, forward, shown
+from jaxformer.config import Kernel
+from jaxformer.sites import WHOLE
+from tests.helpers.models import (
+    ATTENTION_ONLY,
+    CLASSIC,
+    MODERN,
+    NAMED,
+    PARALLEL,
+    SEED,
+    compiled_flops,
+    configs,
+    random_params,
+    random_tokens,
+)
+
+LENGTH = 5
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    size, t = config.sizes, LENGTH
+    stream, heads, kv = (t, size["d"]), (t, size["n"], size["h"]), (t, size["k"], size["h"])
+    scores, neurons = (size["n"], t, t), (t, size["f"])
+    return {
+        "embed": stream, "pos_embed": stream, "resid_pre": stream, "attn_scale": (t, 1),
+        "q": heads, "k": kv, "v": kv, "rot_q": heads, "rot_k": kv, "scores": scores, "pattern": scores,
+        "z": heads, "head_out": (t, size["n"], size["d"]), "attn_post_scale": (t, 1), "attn_out": stream,
+        "resid_mid": stream, "mlp_scale": (t, 1), "pre": neurons, "pre_linear": neurons, "post": neurons,
+        "mlp_post_scale": (t, 1), "mlp_out": stream,
+        "resid_post": stream, "final_scale": (t, 1), "final": stream, "logits": (t, size["v"]),
+    }  # fmt: skip
+
+
+@given(config=configs())
+@settings(max_examples=6)
+def test_every_site_is_captured_in_its_shape_and_shown_to_the_edit(config: Config):
+    visited = []
+
+    def spy(site, layer, value):
+        assert (layer is None) == (str(site) in WHOLE)
+        visited.append(str(site))
+        return value
+
+    params, tokens = random_params(config), random_tokens(config, LENGTH)
+    out = forward(params, config, tokens, capture=shown(config), edit=spy)
+    assert set(out.activations) == set(shown(config))
+    for site, shape in shapes(config).items():
+        if site in shown(config):
+            layered = () if site in WHOLE else (config.n_layers,)
+            assert out.activations[site].shape == layered + shape, site
+    assert sorted(visited, key=SITES.index) == list(shown(config))
+
+
+def test_capturing_changes_no_logit():
+    params, tokens = random_params(MODERN), random_tokens(MODERN, LENGTH)
+    plain = forward(params, MODERN, tokens)
+    assert plain.activations == {}
+    seen = forward(params, MODERN, tokens, capture=shown(MODERN))
+    np.testing.assert_allclose(seen.logits, plain.logits, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(seen.activations["logits"], seen.logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("seed", "einsum"),
+        ("modern", "einsum"),
+        ("classic", "einsum"),
+        ("gemma", "einsum"),
+        ("seed", "fused"),
+    ],
+)
+def test_an_edit_that_changes_nothing_compiles_to_the_identical_program(name: str, kernel: str):
+    config = NAMED[name]
+    params, tokens = random_params(config), random_tokens(config, LENGTH)
+
+    def program(**options):
+        def run(params, tokens):
+            return forward(params, config, tokens, compute=Compute(kernel=kernel), **options).logits  # pyright: ignore[reportArgumentType]
+
+        text = str(jax.jit(run).lower(params, tokens).compile().as_text())
+        return [line.split(", metadata=")[0] for line in text.splitlines() if " = " in line]
+
+    assert program(edit=lambda site, layer, value: value) == program()
+
+
+def test_a_site_that_nobody_asks_for_costs_nothing():
+    params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
+
+    def flops(**options):
+        return compiled_flops(lambda p, t: forward(p, SEED, t, **options).logits, params, tokens)
+
+    def direct(params, tokens):
+        """The seed written out by hand, with nothing in it that could be captured."""
+        state = params.W_E[tokens]
+        blocks = params.blocks
+
+        def block(state, layer):
+            attn, mlp = layer.attn, layer.mlp
+            q, k, v = (jnp.einsum("td,d...->t...", state, W) for W in attn[:3])
+            scores = jnp.einsum("tkgh,skh->kgts", q[:, :, None], k)[:, 0] * SEED.score_scale
+            visible = jnp.arange(LENGTH) <= jnp.arange(LENGTH)[:, None]
+            pattern = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf))
+            z = jnp.einsum("kgts,skh->tkgh", pattern[:, None], v)[:, :, 0]
+            state = state + jnp.einsum("tnh,nhd->td", z, attn.W_O)
+            hidden = jax.nn.relu(jnp.einsum("td,d...->t...", state, mlp.W_in))
+            return state + jnp.einsum("tf,fd->td", hidden, mlp.W_out), None
+
+        state, _ = jax.lax.scan(block, state, blocks)
+        return state @ params.W_U
+
+    by_hand = compiled_flops(direct, params, tokens)
+    assert flops() == pytest.approx(by_hand, rel=0.01)
+    each_head = lambda site, layer, value: value * 1.5 if site == "head_out" else value  # noqa: E731
+    assert flops(edit=each_head) > flops()
+
+
+def test_an_edit_at_any_site_reaches_the_logits():
+    """Each site is scaled in turn, by one compiled program: the place to edit is itself traced."""
+    params, tokens = random_params(MODERN), random_tokens(MODERN, LENGTH)
+    sites = shown(MODERN)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=0)
+    def edited(which):
+        def scale(site, layer, value):
+            return value * jnp.where(which == sites.index(str(site)), 1.5, 1.0)
+
+        return forward(params, MODERN, tokens, edit=scale, capture=sites)
+
+    plain = forward(params, MODERN, tokens, capture=sites)
+    out = edited(jnp.arange(len(sites)))
+    for i, site in enumerate(sites):
+        assert np.abs(out.logits[i] - plain.logits).max() > 1e-4, site
+        first = np.s_[...] if site in WHOLE else np.s_[0]
+        before = np.asarray(plain.activations[site])[first]
+        after = np.asarray(out.activations[site])[i][first]
+        seen = np.isfinite(before)
+        np.testing.assert_allclose(after[seen], 1.5 * before[seen], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_ablating_a_head_equals_a_model_without_it(layer: int, x64):
+    params = random_params(SEED, dtype=jnp.float64)
+    tokens = random_tokens(SEED, LENGTH)
+
+    def ablate(site, here, value):
+        if site == "z":
+            return jnp.where(here == layer, value.at[:, 2].set(0.0), value)
+        return value
+
+    W_O = params.blocks.attn.W_O.at[layer, 2].set(0.0)
+    without = params._replace(
+        blocks=params.blocks._replace(attn=params.blocks.attn._replace(W_O=W_O))
+    )
+    np.testing.assert_allclose(
+        forward(params, SEED, tokens, edit=ablate).logits,
+        forward(without, SEED, tokens).logits,
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_the_gradient_goes_through_an_edit_under_jit_and_vmap(x64):
+    params, tokens = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, LENGTH)
+
+    @jax.jit
+    def steered(strength):
+        def steer(site, layer, value):
+            return value + jnp.where(layer == 1, strength, 0.0) if site == "resid_pre" else value
+
+        return forward(params, MODERN, tokens, edit=steer).logits[-1, 0]
+
+    step = 1e-6
+    slope = (steered(0.3 + step) - steered(0.3 - step)) / (2 * step)
+    assert float(jax.grad(steered)(0.3)) == pytest.approx(float(slope), rel=1e-6)
+    strengths = jnp.array([0.0, 0.3])
+    np.testing.assert_allclose(
+        jax.vmap(steered)(strengths), [steered(x) for x in strengths], rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "kernel", "capture", "sentence"),
+    [
+        (SEED, "einsum", ("patern",), "unknown site 'patern'; this model shows embed, resid_pre"),
+        (
+            SEED,
+            "einsum",
+            "pattern",
+            r"capture='pattern' is one string; give a tuple of sites: \('pattern',\)",
+        ),
+        (SEED, "einsum", ("rot_q",), "this Config has no site 'rot_q'"),
+        (PARALLEL, "einsum", ("resid_mid",), "this Config has no site 'resid_mid'"),
+        (ATTENTION_ONLY, "einsum", ("mlp_out",), "this Config has no site 'mlp_out'"),
+        (CLASSIC, "einsum", ("pre_linear",), "this Config has no site 'pre_linear'"),
+        (SEED, "fused", ("pattern",), "kernel='fused' never forms 'pattern'; .*kernel='einsum'"),
+    ],
+)
+def test_a_site_that_cannot_be_shown_is_refused(config, kernel, capture, sentence):
+    params, tokens = random_params(config), random_tokens(config, LENGTH)
+    with pytest.raises(ValueError, match=sentence):
+        forward(params, config, tokens, capture=capture, compute=Compute(kernel=kernel))
+
+
+EDITS = {
+    "another shape": (
+        lambda site, layer, value: value[:1] if site == "z" else value,
+        r"shape \(1, 4, 4\) at site 'z', which holds \(5, 4, 4\)",
+    ),
+    "a broadcast": (
+        lambda site, layer, value: 0.0 if site == "attn_out" else value,
+        r"shape \(\) at site 'attn_out', which holds \(5, 8\)",
+    ),
+    "complex": (
+        lambda site, layer, value: jnp.zeros(value.shape, jnp.complex64) if site == "z" else value,
+        "complex64 at site 'z', which holds float32",
+    ),
+    "a misspelt site": (
+        lambda site, layer, value: value * 0 if site == "patern" else value,
+        "unknown site 'patern'; the sites are embed",
+    ),
+    "a misspelt site in a list": (
+        lambda site, layer, value: value * 0 if site in ("z", "head_uot") else value,
+        "unknown site 'head_uot'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_an_edit_that_cannot_be_right_is_refused(what: str):
+    edit, sentence = EDITS[what]
+    params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
+    with pytest.raises(ValueError, match=sentence):
+        forward(params, SEED, tokens, edit=edit)
+
+
+@pytest.mark.parametrize("kernel", ["blocked", "fused"])
+@pytest.mark.parametrize("target", ["scores", "pattern"])
+def test_an_edit_of_what_the_kernel_hides_is_refused(target: str, kernel: Kernel):
+    params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
+    run = partial(forward, params, SEED, tokens, compute=Compute(kernel=kernel))
+    with pytest.raises(
+        ValueError, match=f"the edit acts on '{target}', which kernel=\"{kernel}\" never forms"
+    ):
+        run(edit=lambda site, layer, value: {target: value * 2}.get(site, value))
+    run(edit=lambda site, layer, value: value * 2 if site == "z" else value)
+
+
+def test_an_edit_in_another_dtype_is_brought_back_to_the_site_s():
+    config = dataclasses.replace(SEED, n_layers=1)
+    params, tokens = random_params(config), random_tokens(config, LENGTH)
+    mean = jnp.ones((LENGTH, 8), jnp.float32)
+    out = forward(
+        params, config, tokens, compute=Compute(dtype="bfloat16"), capture=("attn_out",),
+        edit=lambda site, layer, value: mean if site == "attn_out" else value,
+    )  # fmt: skip
+    assert out.activations["attn_out"].dtype == jnp.bfloat16

@@ -1,0 +1,171 @@
+"""`export` leaves the old model, the new one or none, and nothing of another beside it."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from jaxformer import Bytes, Config, export, forward, load, load_config, save
+from jaxformer.families import FAMILIES
+from jaxformer.subwords import Subwords, bpe, byte_level
+from jaxformer.vocabularies.folder import FILES
+from tests.helpers.crashes import crashes
+from tests.helpers.families import ONE_EACH, golden
+from tests.helpers.models import SEED, random_params, same
+
+CONFIG = Config(
+    n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=6, n_vocab=5, position="rotary", norm="rms",
+    activation="silu", gated=True,
+)  # fmt: skip
+STALE = (
+    "model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin",
+    "pytorch_model.bin.index.json", "pytorch_model-00002-of-00002.bin",
+    ".model.safetensors.123.partial", ".config.json.7.partial", ".tokenizer.json.7.partial",
+)  # fmt: skip
+OTHERS = (
+    "README.md", "model-mine.safetensors", "tokenizer.txt", ".thesis.partial", "notes.json",
+    ".model.safetensors.partial",
+)  # fmt: skip
+
+
+def words(letters: str) -> Subwords:
+    pytest.importorskip("tokenizers")
+    return Subwords(bpe({letter: i for i, letter in enumerate(letters)}, [], (), **byte_level()))
+
+
+def test_what_was_exported_is_what_the_library_of_its_format_reads(tmp_path: Path):
+    params = random_params(CONFIG, dtype=jnp.bfloat16)
+    export(tmp_path, CONFIG, params, None, "llama")
+    with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        np.testing.assert_array_equal(file.get_tensor("model.embed_tokens.weight"), params.W_E)
+    same(load(tmp_path)[1], params)
+    size = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
+    assert size % 8 == 0  # the numbers are aligned
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_files_are_as_readable_as_any_other(tmp_path: Path):
+    (tmp_path / "plain").touch()
+    export(tmp_path, CONFIG, random_params(CONFIG), words("abc"), "llama")
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_a_folder_with_a_model_of_ours_is_refused(tmp_path: Path):
+    save(tmp_path, SEED, random_params(SEED))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"holds model\.json, .* export to another folder"):
+        export(tmp_path, CONFIG, random_params(CONFIG), None, "llama")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_parameters_of_two_dtypes_are_refused(tmp_path: Path):
+    params = random_params(CONFIG)
+    mixed = params._replace(W_E=params.W_E.astype(jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"W_E is bfloat16 and blocks\.\S+ is float32; convert"):
+        export(tmp_path / "out", CONFIG, mixed, None, "llama")
+    narrow = jax.tree.map(lambda array: array.astype(jnp.float8_e5m2), params)
+    with pytest.raises(ValueError, match="W_E is float8_e5m2; weights are exported as one of"):
+        export(tmp_path / "out", CONFIG, narrow, None, "llama")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_nothing_of_an_older_model_stays_and_files_of_others_do(tokenizer: bool, tmp_path: Path):
+    for name in (*STALE, *FILES, *OTHERS, "model.safetensors", "config.json"):
+        (tmp_path / name).write_text("old")
+    params = random_params(CONFIG)
+    export(tmp_path, CONFIG, params, words("abc") if tokenizer else None, "llama")
+    written = {"model.safetensors", "config.json"} | (set(FILES[:2]) if tokenizer else set())
+    assert {path.name for path in tmp_path.iterdir()} == written | set(OTHERS)
+    config, loaded, spoken = load(tmp_path)
+    assert config == CONFIG
+    same(loaded, params)
+    assert (spoken is not None) == tokenizer
+
+
+def test_a_tokenizer_that_cannot_be_exported_leaves_the_old_model(tmp_path: Path):
+    params = random_params(CONFIG)
+    export(tmp_path, CONFIG, params, words("abc"), "llama")
+    wide = Config(**{**vars(CONFIG), "n_vocab": 256})
+    with pytest.raises(ValueError, match=r"Bytes has no tokenizer.json; .* give None"):
+        export(tmp_path, wide, random_params(wide), Bytes(), "llama")
+    config, loaded, spoken = load(tmp_path)
+    assert config == CONFIG
+    same(loaded, params)
+    assert spoken is not None
+
+
+@pytest.mark.parametrize("moment", range(14))
+@pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
+def test_a_crash_at_any_moment_leaves_the_old_the_new_or_no_model(
+    tmp_path: Path, call: str, moment: int
+):
+    other = Config(**{**vars(CONFIG), "bias": "qkv"})
+    old, new = random_params(CONFIG, 0), random_params(other, 1)
+    export(tmp_path, CONFIG, old, words("abc"), "llama")
+    (tmp_path / "added_tokens.json").write_text('{"d": 3}')
+    crashed = crashes(call, moment, lambda: export(tmp_path, other, new, words("cba"), "qwen2"))
+    try:
+        config, params, tokenizer = load(tmp_path)
+    except FileNotFoundError as error:
+        assert crashed
+        assert "holds no model" in str(error)
+    else:
+        assert crashed or config == other
+        same(params, old if config == CONFIG else new)
+        assert tokenizer is not None
+        assert tokenizer.encode("c").tolist() == ([2] if config == CONFIG else [0])
+    export(tmp_path, CONFIG, old, None, "llama")  # and the next export clears what was left
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    old = random_params(CONFIG)
+    export(tmp_path, CONFIG, old, words("abc"), "llama")
+
+    def full(*args: object) -> np.ndarray:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxformer.families.export.to_theirs", full)
+        with pytest.raises(OSError, match="No space left"):
+            export(tmp_path, CONFIG, random_params(CONFIG, 1), None, "llama")
+    same(load(tmp_path)[1], old)
+    assert load(tmp_path)[2] is not None
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("case", ONE_EACH)
+def test_no_token_ends_a_text_unasked(case: str, tmp_path: Path):
+    golden(case).write(tmp_path / "in")
+    config, params, _ = load(tmp_path / "in")
+    family = golden(case).config["model_type"]
+    export(tmp_path / "out", config, params, None, family)
+    path = tmp_path / "out" / "config.json"
+    written = json.loads(path.read_text())
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    assert [written.get(name, "absent") for name in ids] == [None] * 3
+    assert load_config(path) == config
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert [getattr(theirs, name) for name in ids] == [None] * 3
+    assert family in FAMILIES
+
+
+def test_a_tokenizer_with_more_entries_than_embeddings_is_exported_and_saved(tmp_path: Path):
+    params, many = random_params(CONFIG), words("abcdefg")
+    export(tmp_path / "theirs", CONFIG, params, many, "llama")
+    save(tmp_path / "ours", CONFIG, params, many)
+    for folder in ("theirs", "ours"):
+        config, loaded, tokenizer = load(tmp_path / folder)
+        assert tokenizer is not None
+        assert (config.n_vocab, tokenizer.n_vocab) == (5, 7)
+        forward(loaded, config, jnp.asarray(tokenizer.encode("abcde")))
+        with pytest.raises(ValueError, match="6"):
+            forward(loaded, config, jnp.asarray(tokenizer.encode("abg")))

@@ -1,0 +1,260 @@
+"""`load` finds what a path holds, reads nothing before all of it fits, and puts it where it is asked to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import TypeCheckError
+
+from jaxformer import Characters, abstract, forward, load, load_config, save
+from jaxformer.families import FAMILIES
+from jaxformer.families.fill import read_params
+from jaxformer.families.plan import plan, wanted
+from jaxformer.formats import Tensor
+from jaxformer.pretrained import load_tokenizer
+from tests.helpers import ggufs
+from tests.helpers.damage import damaged, write
+from tests.helpers.families import ONE_EACH, golden
+from tests.helpers.models import MODERN, NAMED, SEED, random_params, same
+
+
+def test_a_folder_of_ours_is_what_was_saved(tmp_path: Path):
+    params = random_params(SEED)
+    save(tmp_path, SEED, params, Characters.of("abc"))
+    config, loaded, tokenizer = load(tmp_path)
+    assert config == SEED == load_config(tmp_path)
+    assert isinstance(tokenizer, Characters)
+    same(loaded, params)
+
+
+@pytest.mark.parametrize("name", ["gemma", "olmo"])
+def test_every_choice_is_kept_in_a_folder_of_ours(name: str, tmp_path: Path):
+    params = random_params(NAMED[name])
+    save(tmp_path, NAMED[name], params)
+    assert load(tmp_path)[0] == NAMED[name]
+    same(load(tmp_path)[1], params)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_folder_of_ours_in_another_dtype(dtype: str, tmp_path: Path):
+    params = random_params(MODERN)
+    save(tmp_path, MODERN, params)
+    with jax.enable_x64(dtype == "float64"):
+        loaded = load(tmp_path, dtype=dtype)[1]
+        same(loaded, jax.tree.map(lambda array: jnp.asarray(array).astype(dtype), params))
+
+
+def test_a_config_is_read_without_its_weights(tmp_path: Path):
+    for case in ONE_EACH:
+        golden(case).write(tmp_path / case)
+        config = load(tmp_path / case)[0]
+        (tmp_path / case / "model.safetensors").unlink()
+        assert (
+            load_config(tmp_path / case) == config == load_config(tmp_path / case / "config.json")
+        )
+    save(tmp_path, SEED, random_params(SEED))
+    assert load_config(tmp_path) == SEED
+    ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
+    assert load_config(tmp_path / "a.gguf") == load_config(tmp_path / "llama-plain")
+
+
+class Watched:
+    """A Source that says what is read of it."""
+
+    def __init__(self, tensors: dict[str, np.ndarray]):
+        self.path, self.held, self.asked = Path("watched"), tensors, []
+        self.tensors: Mapping[str, Tensor] = {
+            name: Tensor(t.shape, t.dtype, self.path) for name, t in tensors.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        self.asked.append(name)
+        return self.held[name]
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self.read(name)[start:stop]
+
+    def __enter__(self) -> "Watched":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@pytest.mark.parametrize("case", ONE_EACH)
+def test_each_tensor_is_read_once_and_none_before_all_of_them_fit(case: str, tmp_path: Path):
+    record = golden(case)
+    record.write(tmp_path)
+    config, family = load_config(tmp_path), FAMILIES[record.config["model_type"]]
+
+    def put(name: str, array: np.ndarray) -> jax.Array:
+        return jnp.asarray(array)
+
+    good = Watched(record.tensors)
+    params = read_params(plan(good, family, config), jnp.dtype("float32"), put)
+    assert sorted(good.asked) == sorted(record.tensors)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, abstract(config))
+    last = wanted(family, config)[-1].tensors[-1]
+    bad = Watched(record.tensors | {last: record.tensors[last][..., :-1]})
+    with pytest.raises(ValueError, match="its config asks for"):
+        read_params(plan(bad, family, config), jnp.dtype("float32"), put)
+    assert bad.asked == []
+
+
+def test_parameters_land_on_the_mesh_that_is_given(tmp_path: Path):
+    golden("llama-plain").write(tmp_path)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("tensor",))
+    config, params, _ = load(tmp_path, mesh=mesh, rules={"n": "tensor", "f": "tensor"})
+    assert params.blocks.attn.W_Q.sharding == NamedSharding(mesh, P(None, None, "tensor", None))
+    assert params.blocks.mlp is not None
+    assert params.blocks.mlp.W_out.sharding == NamedSharding(mesh, P(None, "tensor", None))
+    same(params, load(tmp_path)[1])
+    save(tmp_path / "ours", config, params)
+    again = load(tmp_path / "ours", mesh=mesh, rules={"n": "tensor"})[1]
+    assert again.blocks.attn.W_Q.sharding == NamedSharding(mesh, P(None, None, "tensor", None))
+    with pytest.raises(ValueError, match="no axis 'heads'"):
+        load(tmp_path, mesh=mesh, rules={"heads": "tensor"})
+    with pytest.raises(ValueError, match="give the mesh too"):
+        load(tmp_path, rules={"n": "tensor"})
+
+
+def test_a_dtype_that_is_none(tmp_path: Path):
+    golden("llama-plain").write(tmp_path)
+    for dtype in ("int8", "float", "bf16"):
+        with pytest.raises(ValueError, match=f"dtype='{dtype}' must be one of 'float16'"):
+            load(tmp_path, dtype=dtype)
+    with pytest.raises(ValueError, match="need 64-bit JAX"):
+        load(tmp_path, dtype="float64")
+
+
+def test_a_folder_with_a_config_and_no_weights(tmp_path: Path):
+    golden("llama-plain").write(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights: expected model.safetensors"):
+        load(tmp_path)
+
+
+def with_letters(folder: Path) -> Path:
+    """A model of 24 embeddings, with a tokenizer of 33 entries."""
+    pytest.importorskip("tokenizers")
+    golden("gpt2-plain").write(folder)
+    vocab = {character: i for i, character in enumerate("abcdefghijklmnopqrstuvwxyzABCDEF")}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def test_more_tokens_than_embeddings_are_refused_where_they_are_used(tmp_path: Path):
+    config, params, tokenizer = load(with_letters(tmp_path))
+    assert tokenizer is not None
+    assert config.n_vocab < tokenizer.n_vocab
+    assert forward(params, config, jnp.asarray(tokenizer.encode("abcx"))).logits.shape == (4, 24)
+    with pytest.raises(ValueError, match="31"):
+        forward(params, config, jnp.asarray(tokenizer.encode("abcF")))
+
+
+def test_a_tokenizer_that_cannot_be_read_costs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    golden("gpt2-plain").write(tmp_path / "theirs")
+    (tmp_path / "theirs" / "tokenizer.json").write_text("{}")
+    save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
+    path = tmp_path / "ours" / "model.json"
+    path.write_text(path.read_text().replace('"characters"', '"runes"'))
+    for folder in (tmp_path / "theirs", tmp_path / "ours"):
+        config, params, tokenizer = load(folder, tokenizer=False)
+        assert (config, tokenizer) == (load_config(folder), None)
+        assert params.W_E.shape == (config.n_vocab, config.d_model)
+        for weights in folder.glob("*.safetensors"):  # nothing is asked of them
+            weights.unlink()
+        with pytest.raises(
+            ValueError, match=r"; load\(\.\.\., tokenizer=False\) reads the model without it$"
+        ) as caught:
+            load(folder)
+        assert str(folder) in str(caught.value)
+    ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
+
+    def unreadable(fields: object, path: Path) -> None:
+        raise ValueError(f"{path} has a tokenizer of runes")
+
+    monkeypatch.setattr("jaxformer.pretrained.from_gguf", unreadable)
+    assert load(tmp_path / "a.gguf", tokenizer=False)[2] is None
+    with pytest.raises(ValueError, match="of runes; load"):
+        load(tmp_path / "a.gguf")
+
+
+def test_a_tokenizer_is_left_out_if_it_is_not_wanted(tmp_path: Path):
+    assert load(with_letters(tmp_path / "theirs"), tokenizer=False)[2] is None
+    save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
+    config, params, tokenizer = load(tmp_path / "ours", tokenizer=False)
+    assert (config, tokenizer) == (SEED, None)
+    same(params, random_params(SEED))
+
+
+def test_a_dtype_without_room_for_the_numbers_of_ours_is_refused(tmp_path: Path):
+    params = random_params(SEED)
+    large = params._replace(W_E=params.W_E.at[0, 0].set(1e5))
+    save(tmp_path, SEED, large)
+    with pytest.raises(ValueError, match="holds W_E with numbers that float16 has no room for"):
+        load(tmp_path, dtype="float16")
+    assert load(tmp_path, dtype="bfloat16")[1].W_E[0, 0] == jnp.bfloat16(1e5)
+    save(tmp_path, SEED, params._replace(W_E=params.W_E.at[0, 0].set(jnp.inf)))
+    assert load(tmp_path, dtype="float16")[1].W_E[0, 0] == jnp.inf  # as it was saved
+
+
+def test_a_file_of_a_folder_leads_to_the_folder(tmp_path: Path):
+    golden("llama-plain").write(tmp_path)
+    same(load(tmp_path / "config.json")[1], load(tmp_path)[1])
+    (tmp_path / "notes.txt").write_text("")
+    for name in ("model.safetensors", "notes.txt"):
+        for read in (load, load_config, load_tokenizer):
+            with pytest.raises(ValueError, match=f"{name} is no GGUF file .*; give its folder, "):
+                read(tmp_path / name)
+    (tmp_path / "cut.gguf").write_bytes(b"GG")
+    with pytest.raises(ValueError, match=r"cut\.gguf is no GGUF file.*, or was cut short"):
+        load(tmp_path / "cut.gguf")
+    ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
+    (tmp_path / "a.gguf").rename(tmp_path / "weights")
+    same(load(tmp_path / "weights")[1], load(tmp_path)[1])
+    save(tmp_path / "ours", SEED, random_params(SEED))
+    assert load(tmp_path / "ours" / "model.json")[0] == SEED
+
+
+def test_a_field_that_is_given_twice_is_refused_and_a_mark_of_utf8_is_not(tmp_path: Path):
+    golden("llama-plain").write(tmp_path)
+    path, config = tmp_path / "config.json", load_config(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8-sig")
+    assert load(tmp_path)[0] == config
+    path.write_text(text.replace("{", '{"hidden_size": 32, ', 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json .*'hidden_size' is given twice"):
+        load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    golden("qwen3-plain").write(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_a_damaged_folder_is_a_clear_error_or_a_model_of_its_config(whole, tmp_path: Path, data):
+    name = data.draw(st.sampled_from(sorted(whole)))
+    write(tmp_path, whole | {name: data.draw(damaged(whole[name], within=4000))})
+    try:
+        config, params, _ = load(tmp_path)
+    except TypeCheckError:  # the tests' own type checks spoke before Config's: refused as well
+        assert name == "config.json"
+    except (ValueError, FileNotFoundError) as error:
+        assert str(tmp_path) in str(error)
+    else:
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, abstract(config))

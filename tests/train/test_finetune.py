@@ -1,0 +1,288 @@
+"""Training that goes on from a model: its own loss at first, its own tokens, and what comes of it is a model again."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Characters, Config, Params, Words, export, init, load, perplexity, save, score
+from tests.helpers.families import golden
+from tests.helpers.models import SEED, random_params
+from tests.helpers.runs import (
+    assert_same_run,
+    check_refused,
+    final_state,
+    folder_of,
+    numbers,
+    options,
+    stop_at,
+)
+from tests.helpers.tuned import TEXT, foreign, quantised, subwords, text_at, tuning
+from train import prepare, sample
+from train.__main__ import main, parse
+from train.about import read_about
+from train.batches import cover, held_out_starts
+from train.start import open_recipe
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+CONTEXT = 12
+
+
+def own_loss(params: Params, config: Config, windows: Any, counted: Any) -> float:
+    """Of a model on windows, by `score`."""
+    each = jax.vmap(lambda row: -score(params, config, row))(jnp.asarray(windows))
+    return float(np.asarray(each, np.float64)[np.asarray(counted)].mean())
+
+
+def first_line(command: list[str]) -> dict[str, Any]:
+    """Of a run's metrics."""
+    return numbers(folder_of(command))[0]
+
+
+@pytest.mark.parametrize("case", ["gpt2-plain", "gemma2-plain", "gpt_neox-plain"])
+def test_before_the_first_step_the_loss_is_the_model_s_own(case: str, tmp_path: Path):
+    start, text = foreign(tmp_path / "model", case), text_at(tmp_path)
+    command = tuning(start, text, tmp_path, "run", "--steps", "10")
+    assert main(command) == 0
+    config, params, tokenizer = load(start)
+    assert tokenizer is not None
+    tokens = tokenizer.encode(TEXT)
+    held_out = tokens[len(tokens) * 9 // 10 :]
+    windows, counted = (part.reshape(-1, part.shape[-1]) for part in cover(held_out, 4, CONTEXT))
+    line = first_line(command)
+    assert line["step"] == 0
+    assert line["validation_loss"] == pytest.approx(
+        own_loss(params, config, windows, counted), rel=1e-5
+    )
+    whole = windows[counted.all(axis=1)]
+    each = [float(perplexity(params, config, jnp.asarray(window))) for window in whole[:2]]
+    scored = own_loss(params, config, whole[:2], np.ones((2, CONTEXT), bool))
+    assert np.log(each).mean() == pytest.approx(scored, rel=1e-5)
+    assert numbers(folder_of(command))[-1]["validation_loss"] < line["validation_loss"]
+    about = read_about(folder_of(command) / "run.json")
+    assert Config(**about["recipe"]["config"]) == config == load(folder_of(command) / "model")[0]
+
+
+def test_a_run_of_ours_goes_on_where_it_ended(corpus: Path):
+    command = options(corpus, "first", 40)
+    assert main(command) == 0
+    best = min(line.get("validation_loss", np.inf) for line in numbers(folder_of(command)))
+    for start in (folder_of(command), folder_of(command) / "model"):
+        further = tuning(start, corpus, corpus.parent, f"further-{start.name}", "--steps", "10")
+        assert main(further) == 0
+        assert first_line(further)["validation_loss"] == pytest.approx(best, rel=1e-6)
+
+
+def test_a_run_that_was_stopped_is_the_run_that_never_was(tmp_path: Path):
+    start, text = foreign(tmp_path / "model"), text_at(tmp_path)
+    whole, stopped = (tuning(start, text, tmp_path, name, "--seeds", "2") for name in ("a", "b"))
+    assert main(whole) == 0
+    stop_at(stopped, 2)
+    assert numbers(folder_of(stopped))[-1]["step"] < 20
+    assert main([*stopped, "--resume"]) == 0
+    assert_same_run(whole, stopped)
+
+
+def test_every_member_starts_from_the_same_model(tmp_path: Path):
+    start, text = foreign(tmp_path / "model"), text_at(tmp_path)
+    command = tuning(start, text, tmp_path, "many", "--seeds", "3")
+    assert main(command) == 0
+    first, *_, last = (
+        x["validation_losses"] for x in numbers(folder_of(command)) if "validation_losses" in x
+    )
+    assert len(set(first)) == 1
+    assert len(set(last)) == 3  # each has batches of its own
+    state = final_state(command)
+    assert state.params.W_E.shape == (3, *load(start)[1].W_E.shape)
+
+
+def test_narrow_parameters_are_trained_in_float32(tmp_path: Path):
+    golden("qwen2-plain").write(tmp_path / "wide")
+    config, params, _ = load(tmp_path / "wide", dtype="bfloat16")
+    save(tmp_path / "narrow", config, params, subwords())
+    recipe = parse(tuning(tmp_path / "narrow", text_at(tmp_path), tmp_path, "x")).recipe
+    opened = open_recipe(recipe)
+    assert opened.config == config
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        opened.first,
+        jax.tree.map(lambda x: x.astype(jnp.float32), params),
+    )
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(opened.first)} == {"float32"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_was_trained_is_exported_read_again_and_speaks(family: str, tmp_path: Path, capsys):
+    start, text = foreign(tmp_path / "model", f"{family}-plain"), text_at(tmp_path)
+    command = tuning(start, text, tmp_path, "run")
+    assert main(command) == 0
+    assert "the best model" in (folder_of(command) / "samples.txt").read_text()
+    config, params, tokenizer = load(folder_of(command) / "model")
+    assert tokenizer is not None
+    assert tokenizer.to_json() == subwords().to_json()
+    export(tmp_path / "theirs", config, params, tokenizer, family)
+    again, same, spoken = load(tmp_path / "theirs")
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    assert spoken is not None
+    np.testing.assert_array_equal(spoken.encode(TEXT), subwords().encode(TEXT))
+    capsys.readouterr()
+    said = []
+    for place in (folder_of(command), folder_of(command) / "model", tmp_path / "theirs"):
+        assert sample.main([str(place), "--prompt", "the cat", "--n", "30", "--context", "12"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2]
+    assert said[0].startswith("the cat")
+
+
+def prepared(room: Path, tokenizer: str, name: str = "text.tokens") -> Path:
+    """The text's token file."""
+    out = room / name
+    assert prepare.main([str(text_at(room)), "--tokenizer", tokenizer, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_token_file_of_the_model_s_tokenizer(tmp_path: Path):
+    start = foreign(tmp_path / "model")
+    file = prepared(tmp_path, str(start))
+    command = tuning(start, file, tmp_path, "run", "--steps", "10")
+    assert main(command) == 0
+    config, params, tokenizer = load(start)
+    assert tokenizer is not None
+    tokens = tokenizer.encode(TEXT)
+    windows = tokens[held_out_starts(len(tokens), CONTEXT)[:, None] + np.arange(CONTEXT + 1)]
+    loss = own_loss(params, config, windows, np.ones(windows[:, 1:].shape, bool))
+    assert first_line(command)["validation_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_token_file_of_another_vocabulary_is_refused(tmp_path: Path, capsys):
+    start = foreign(tmp_path / "model")
+    file = prepared(tmp_path, "characters")
+    check_refused(
+        capsys, tuning(start, file, tmp_path, "x"),
+        "text.tokens was prepared with another vocabulary than that of", "train.prepare",
+    )  # fmt: skip
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_without_a_tokenizer_reads_only_tokens(tmp_path: Path, capsys):
+    start = quantised(tmp_path / "model.gguf")
+    text = text_at(tmp_path)
+    check_refused(
+        capsys, tuning(start, text, tmp_path, "x"), "model.gguf has no tokenizer to read the text"
+    )
+    fits = tuning(start, prepared(tmp_path, str(foreign(tmp_path / "other"))), tmp_path, "fits")
+    assert main(fits) == 0
+    config, _, tokenizer = load(folder_of(fits) / "model")
+    assert tokenizer is not None
+    assert tokenizer.to_json() == subwords().to_json()
+    assert config == load(start)[0]
+    capsys.readouterr()
+    wide = prepared(tmp_path, "bytes", "wide.tokens")
+    check_refused(
+        capsys,
+        tuning(start, wide, tmp_path, "x"),
+        "prepared with a vocabulary of 256, and",
+        "has 24 entries",
+    )
+
+
+def test_words_are_not_cut_in_two(tmp_path: Path):
+    words = Words.of(TEXT)
+    config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_vocab=words.n_vocab)
+    save(tmp_path / "model", config, init(config, jax.random.key(0)), words)
+    assert main(tuning(tmp_path / "model", text_at(tmp_path), tmp_path, "words")) == 0
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "a size": (["--config.n-layers", "3"], "--config.n-layers would not be read: a run with --start has the"),
+    "as it is anyway": (["--config.n_layers=4"], "--config.n-layers would not be read"),
+    "a tokenizer": (["--tokenizer", "bytes"], "--tokenizer would not be read"),
+    "a long context": (["--context", "33"], "context=33 is longer than the position table, config.n_context=32"),
+    "a task": (["--corpus", "grammar"], "grammar brings its own vocabulary"),
+    "nowhere": (["--start", "/no/such/model"], "/no/such/model is not here; give a model's folder or a GGUF file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_is_refused(what: str, tmp_path: Path, capsys):
+    extra, sentence = REFUSED[what]
+    start = foreign(tmp_path / "model", "gpt2-plain")
+    check_refused(capsys, [*tuning(start, text_at(tmp_path), tmp_path, "x"), *extra], sentence)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_preset_s_own_position_table_does_not_count(tmp_path: Path):
+    command = tuning(foreign(tmp_path / "model"), text_at(tmp_path), tmp_path, "long")
+    command = ["nanogpt-cpu", *command[1:], "--context", "70", "--steps", "5"]
+    assert parse(command).config.n_context == 64
+    assert main(command) == 0
+
+
+def test_a_text_that_the_model_s_tokenizer_cannot_read_is_refused(tmp_path: Path, capsys):
+    save(tmp_path / "model", SEED, random_params(SEED), Characters("abcdefghijk"))
+    command = tuning(tmp_path / "model", text_at(tmp_path), tmp_path, "x")
+    check_refused(capsys, command, "the character 't' at position 0 is not in the alphabet of 11")
+
+
+def test_another_start_is_another_run(tmp_path: Path, capsys):
+    start, text = foreign(tmp_path / "model"), text_at(tmp_path)
+    command = tuning(start, text, tmp_path, "run", "--steps", "10")
+    assert main(command) == 0
+    other = foreign(tmp_path / "other")
+    changed = tuning(other, text, tmp_path, "run", "--steps", "10", "--resume")
+    check_refused(
+        capsys, changed, "is a run of another recipe: recipe.start was", "/model', is", "/other'"
+    )
+    without = options(text, "run", 10, "--resume")
+    check_refused(capsys, without, "recipe.start was", "is None", "start_sha256 was")
+    config, params, tokenizer = load(start)
+    shutil.rmtree(start)
+    check_refused(capsys, [*command, "--resume"], "model is not here")
+    moved = params._replace(W_E=params.W_E + 1)
+    export(start, config, moved, tokenizer, "llama")
+    check_refused(capsys, [*command, "--resume"], "start_sha256 was")
+    export(start, config, params, tokenizer, "llama")
+    assert main([*command, "--resume"]) == 0
+
+
+def test_overwriting_what_to_start_from_is_refused(tmp_path: Path, capsys):
+    command = tuning(
+        foreign(tmp_path / "model"), text_at(tmp_path), tmp_path, "run", "--steps", "5"
+    )
+    assert main(command) == 0
+    for start in (folder_of(command), folder_of(command) / "model"):
+        again = tuning(start, text_at(tmp_path), tmp_path, "run", "--overwrite")
+        check_refused(capsys, again, "to start from, lies in", "which --overwrite would remove")
+    assert (folder_of(command) / "model" / "model.json").is_file()
+
+
+def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    fetched, text = foreign(tmp_path / "cache"), text_at(tmp_path)
+    asked: list[str] = []
+
+    class Hub:
+        @staticmethod
+        def list_repo_files(name: str) -> list[str]:
+            return sorted(path.name for path in fetched.iterdir())
+
+        @staticmethod
+        def snapshot_download(name: str, **options: object) -> str:
+            asked.append(name)
+            return str(fetched)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    monkeypatch.chdir(tmp_path)
+    command = tuning("org/name", text, tmp_path, "hub", "--steps", "5")
+    assert main(command) == 0
+    assert (
+        json.loads((folder_of(command) / "run.json").read_text())["recipe"]["start"] == "org/name"
+    )
+    assert sample.main(["org/name", "--prompt", "the cat", "--n", "5"]) == 0
+    assert set(asked) == {"org/name"}

@@ -1,0 +1,131 @@
+"""Counted arithmetic: of a traced program, and by formula."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxformer import Compute, abstract, forward
+from jaxformer.config import Remat
+from tests.helpers.models import NAMED
+from train.costs.flops import forward_flops, program_flops, train_flops
+from train.costs.hardware import HARDWARE, assumptions, find_hardware, step_seconds
+
+CONTEXT = 5
+TOKENS = jax.ShapeDtypeStruct((CONTEXT,), jnp.int32)
+SQUARE = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+ONE = 2 * 4**3  # a product of two such
+
+
+def gradient(config, remat: Remat = "none"):
+    def loss(params, tokens):
+        out = forward(params, config, tokens, compute=Compute(remat=remat))
+        return jnp.square(out.logits).sum()
+
+    return jax.value_and_grad(loss)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_formula_counts_the_products_of_the_traced_forward_pass(name: str):
+    config = NAMED[name]
+    counted = program_flops(lambda p, t: forward(p, config, t).logits, abstract(config), TOKENS)
+    assert counted == forward_flops(config, CONTEXT)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_gradient_has_two_more_products_for_each_of_the_forward_pass(name: str):
+    config = NAMED[name]
+    counted = program_flops(gradient(config), abstract(config), TOKENS)
+    assert counted == train_flops(config, CONTEXT)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_rematerialised_blocks_are_computed_again_but_for_what_nothing_reads(name: str):
+    """A block's last product only writes to the stream, and of a parallel block both that do.
+
+    Of a sum the backward pass needs no operand, but a norm of it does.
+    """
+    config = NAMED[name]
+    plain = program_flops(gradient(config), abstract(config), TOKENS)
+    again = program_flops(gradient(config, "block"), abstract(config), TOKENS)
+    size = config.sizes
+    blocks = forward_flops(config, CONTEXT) - 2 * CONTEXT * size["d"] * size["v"]
+    unread = 0 if config.norms("after") else size["f"] or size["n"] * size["h"]
+    if config.parallel:
+        unread += size["n"] * size["h"]
+    assert again - plain == blocks - 2 * CONTEXT * size["l"] * size["d"] * unread
+
+
+def test_a_batch_costs_as_much_as_its_sequences():
+    config = NAMED["modern"]
+    many = jax.vmap(lambda p, t: forward(p, config, t).logits, in_axes=(None, 0))
+    tokens = jax.ShapeDtypeStruct((3, CONTEXT), jnp.int32)
+    assert program_flops(many, abstract(config), tokens) == 3 * forward_flops(config, CONTEXT)
+
+
+def test_loops_count_their_turns_and_conditions_their_dearest_branch():
+    def power(x):
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, length=7)[0]
+
+    def nested(x):
+        return jax.lax.scan(lambda x, _: (power(x) @ x, None), x, length=3)[0]
+
+    def either(x):
+        return jax.lax.cond(x.sum() > 0, lambda x: x @ x, power, x)
+
+    assert program_flops(power, SQUARE) == 7 * ONE
+    assert program_flops(nested, SQUARE) == 3 * 8 * ONE
+    assert program_flops(either, SQUARE) == 7 * ONE
+    assert program_flops(jax.jit(jax.checkpoint(either)), SQUARE) == 7 * ONE
+
+
+def test_what_nothing_reads_is_not_counted():
+    assert program_flops(lambda x: (x @ x, x)[1], SQUARE) == 0
+
+
+def test_a_while_loop_with_products_is_a_sentence():
+    def until(turn):
+        return lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, turn, x)
+
+    assert program_flops(until(lambda x: x + 1), SQUARE) == 0
+    with pytest.raises(ValueError, match="128 floating-point operations a turn.*jax.lax.scan"):
+        program_flops(until(lambda x: x @ x), SQUARE)
+
+
+def test_a_shard_map_counts_for_each_device_of_its_axes():
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    split = PartitionSpec(("a", "b"))
+
+    def product(x):
+        return x @ x.T @ x
+
+    whole = jax.shard_map(product, mesh=mesh, in_specs=split, out_specs=split)
+    one_axis = jax.shard_map(
+        product,
+        mesh=mesh,
+        in_specs=PartitionSpec("b"),
+        out_specs=PartitionSpec("b"),
+        axis_names={"b"},
+    )
+    x = jax.ShapeDtypeStruct((16, 3), jnp.float32)
+    assert program_flops(whole, x) == 8 * (2 * 2 * 2 * 2 * 3)
+    assert program_flops(one_axis, x) == 4 * (2 * 2 * 4 * 4 * 3)
+
+
+def test_each_accelerator_has_one_name_and_its_kinds():
+    names = [name for known in HARDWARE for name in (known.name, *known.device_kinds)]
+    assert len(names) == len(set(names))
+    assert all(find_hardware(name).name in names for name in names)
+    with pytest.raises(ValueError, match="no hardware 'cpu'; choose one of a100-40gb, "):
+        find_hardware("cpu")
+
+
+def test_half_the_efficiency_is_twice_the_time_of_products_alone():
+    chip = find_hardware("tpu-v5p")
+    half, whole = (step_seconds(chip, 1e15, 1e12, 1e11, efficiency=e) for e in (0.5, 1.0))
+    assert half.compute == 2 * whole.compute
+    assert half[1:] == whole[1:]
+    assert half.overlapped <= half.serial
+    assert "50% of 459 TFLOP/s" in assumptions(chip, 0.5)[0]
+    with pytest.raises(ValueError, match="efficiency=50.0 is no share"):
+        step_seconds(chip, 1, 1, 1, efficiency=50.0)

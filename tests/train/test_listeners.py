@@ -1,0 +1,75 @@
+"""TensorBoard: the metrics' numbers, and none of a future that was not saved."""
+
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from tests.helpers.runs import check_refused, folder_of, options
+from train.__main__ import main
+from train.listeners import tensorboard
+from train.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def events(folder: Path) -> list[Any]:
+    """All that was written, in order: records of a length, its CRC, the event and its CRC."""
+    found = []
+    for file in sorted((folder / "tensorboard").iterdir()):
+        data = file.read_bytes()
+        while data:
+            [length] = struct.unpack("<Q", data[:8])
+            make: Any = event_pb2
+            found.append(make.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """As TensorBoard shows them: a start at a step hides what was written of it and of later ones."""
+    shown: dict[tuple[str, int], float] = {}
+    for event in events(folder):
+        if event.HasField("session_log"):
+            shown = {key: value for key, value in shown.items() if key[1] < event.step}
+        for value in event.summary.value:
+            assert (value.tag, event.step) not in shown
+            shown[value.tag, event.step] = value.simple_value
+    return shown
+
+
+def test_the_scalars_are_the_metrics(corpus: Path):
+    command = options(corpus, "board", 20, "--tensorboard", "--seeds", "2")
+    assert main(command) == 0
+    expected = {
+        (name, line["step"]): value
+        for line in read_metrics(folder_of(command))
+        for name, value in line.items()
+        if name != "step" and not isinstance(value, list)
+    }
+    assert ("validation_loss_spread", 20) in expected
+    assert scalars(folder_of(command)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_was_not_saved_is_hidden_after_going_on(tmp_path: Path):
+    with tensorboard(tmp_path)(0) as first:
+        for step in (0, 5, 10, 15):
+            first({"step": step, "loss": float(step)})
+    with tensorboard(tmp_path)(10) as again:
+        for step in (15, 20):
+            again({"step": step, "loss": -float(step)})
+    assert scalars(tmp_path) == {
+        ("loss", 0): 0.0, ("loss", 5): 5.0, ("loss", 10): 10.0, ("loss", 15): -15.0, ("loss", 20): -20.0,
+    }  # fmt: skip
+
+
+def test_without_the_package_a_sentence_and_no_folder(
+    corpus: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    command = options(corpus, "board", 20, "--tensorboard")
+    check_refused(capsys, command, "--tensorboard needs tensorboardX: python -m pip install")
+    assert not folder_of(command).exists()

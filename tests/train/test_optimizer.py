@@ -1,0 +1,210 @@
+"""Updates: who gets which rule, and that each rule is the published one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+from jaxformer import Config
+from jaxformer.spec import path_name
+from tests.helpers.models import CLASSIC, MODERN, NAMED, SEED, random_params
+from train.optimizer import decays, make_optimizer, orthogonal, schedule
+from train.recipe import Optimizer
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+PLAIN: dict[str, Any] = {"warmup": 0, "clip": 1e9}
+"""Neither warm-up nor clipping."""
+
+
+def by_name(tree: Any, is_leaf: Any = None) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def first_update(config: Config, gradient: Any, steps: int = 100, **settings: Any):
+    """What is added to random parameters, by name; and those parameters."""
+    optimizer = make_optimizer(config, Optimizer(**PLAIN, **settings), steps)
+    params: Any = random_params(config)
+    changes, _ = optimizer.update(gradient, optimizer.init(params), params)
+    return by_name(changes), by_name(params)
+
+
+# --- which parameters ---
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_weight_decay_is_for_matrices(name: str):
+    decayed = by_name(decays(NAMED[name]))
+    assert decayed.keys() == by_name(random_params(NAMED[name])).keys()
+    for parameter, decay in decayed.items():
+        last = parameter.split(".")[-1]
+        assert decay == (last.startswith("W_") and last not in ("W_E", "W_pos")), parameter
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest(name: str):
+    dimensions = by_name(
+        orthogonal(NAMED[name]), is_leaf=lambda x: isinstance(x, contrib.MuonDimensionNumbers)
+    )
+    every = by_name(random_params(NAMED[name]))
+    matrices = {p for p in every if p.startswith("blocks.") and ".W_" in p}
+    assert dimensions.keys() == matrices
+    for parameter, (reads, writes) in dimensions.items():
+        assert sorted((0, *reads, *writes)) == list(range(every[parameter].ndim))
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+@pytest.mark.parametrize("name", NAMED)
+def test_without_a_gradient_only_decayed_parameters_shrink(name: str, rule: str):
+    config = NAMED[name]
+    nothing = jax.tree.map(jnp.zeros_like, random_params(config))
+    settings: dict[str, Any] = {"learning_rate": 0.5, "weight_decay": 0.2}
+    changes, params = first_update(config, nothing, name=rule, **settings)
+    decayed = {p for p, decay in by_name(decays(config)).items() if decay}
+    if rule == "muon":
+        decayed = {p for p in decayed if p.startswith("blocks.")}
+    for parameter, change in changes.items():
+        share = 0.1 if parameter in decayed else 0.0
+        np.testing.assert_allclose(change, -share * params[parameter], rtol=1e-6)
+
+
+# --- the rules ---
+
+
+def as_matrices(config: Config, parameter: str, values: Any) -> np.ndarray:
+    """The layers' matrices, [l reads writes], the heads side by side."""
+    array = np.asarray(values)
+    reads = config.n_heads * config.d_head if parameter.endswith("W_O") else array.shape[1]
+    return array.reshape(array.shape[0], reads, -1)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_muon_s_updates_are_orthogonal_layer_by_layer_and_over_all_heads(name: str):
+    config = NAMED[name]
+    gradient = random_params(config, seed=1)
+    settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": 0.0}
+    changes, _ = first_update(config, gradient, name="muon", **settings)
+    matrices = [p for p in changes if p.startswith("blocks.") and ".W_" in p]
+    assert len(matrices) >= 4
+    for parameter in matrices:
+        each = as_matrices(config, parameter, changes[parameter])
+        scale = max(1, each.shape[2] / each.shape[1]) ** 0.5
+        values = np.linalg.svd(each / scale, compute_uv=False)
+        assert values.shape[0] == config.n_layers
+        assert values.min() > 0.5, (parameter, values)
+        assert values.max() < 1.3, (parameter, values)
+
+
+@pytest.mark.parametrize(
+    "parameter", ["blocks.attn.W_Q", "blocks.attn.W_K", "blocks.attn.W_O", "blocks.mlp.W_in"]
+)
+def test_muon_is_optax_s_on_each_layer_s_matrix(parameter: str):
+    settings = Optimizer(
+        name="muon", learning_rate=0.02, momentum=0.9, weight_decay=0.3, warmup=2, clip=1e9
+    )
+    whole = make_optimizer(MODERN, settings, 20)
+    alone = contrib.muon(schedule(settings, 0.02, 20), beta=0.9, weight_decay=0.3)
+    params: Any = random_params(MODERN)
+
+    def matrix(tree: Any) -> Any:
+        return jnp.asarray(as_matrices(MODERN, parameter, by_name(tree)[parameter])[1])
+
+    state, by_hand = whole.init(params), matrix(params)
+    hand_state = alone.init(by_hand)
+    for seed in range(3):
+        gradient: Any = random_params(MODERN, seed=seed + 1)
+        changes, state = whole.update(gradient, state, params)
+        change: Any
+        change, hand_state = alone.update(matrix(gradient), hand_state, by_hand)
+        np.testing.assert_allclose(matrix(changes), change, rtol=1e-4, atol=1e-6)
+        params, by_hand = optax.apply_updates(params, changes), by_hand + change
+
+
+def test_what_muon_leaves_is_adam_s_at_its_own_rate():
+    settings: dict[str, Any] = {
+        "name": "muon",
+        "learning_rate": 0.02,
+        "adam_learning_rate": 1e-3,
+        "beta1": 0.8,
+    }
+    gradient: Any = random_params(CLASSIC, seed=1)
+    changes, params = first_update(CLASSIC, gradient, **settings)
+    adam = optax.nadam(1e-3, b1=0.8, b2=0.99)
+    for parameter in ("W_E", "W_pos", "final_norm.w", "blocks.attn.b_Q"):
+        alone = by_name(gradient)[parameter]
+        expected: Any = adam.update(alone, adam.init(params[parameter]))[0]
+        np.testing.assert_allclose(changes[parameter], expected, rtol=1e-6)
+
+
+def test_clipping_comes_before_the_rule():
+    gradient: Any = random_params(SEED, seed=1)
+    norm = float(optax.tree.norm(gradient))
+    small = jax.tree.map(lambda g: g * 1e-7, gradient)  # so small that Adam's epsilon shows
+    clip: dict[str, Any] = {"warmup": 0, "clip": norm * 1e-8}
+    optimizer = make_optimizer(SEED, Optimizer(**clip), 100)
+    plain = make_optimizer(SEED, Optimizer(**PLAIN), 100)
+    params: Any = random_params(SEED)
+    changes, _ = optimizer.update(small, optimizer.init(params), params)
+    tenth = jax.tree.map(lambda g: g * 0.1, small)
+    expected, _ = plain.update(tenth, plain.init(params), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), changes, expected)
+
+
+# --- the schedules ---
+
+
+def rates(settings: Optimizer, steps: int = 100) -> np.ndarray:
+    rate = schedule(settings, settings.learning_rate, steps)
+    return np.array([rate(step) for step in range(steps + 1)])
+
+
+@pytest.mark.parametrize("shape", ["cosine", "stable"])
+def test_the_schedule_warms_up_and_ends_on_its_last_share(shape: Any):
+    of_step = rates(Optimizer(learning_rate=1.0, warmup=10, last_share=0.1, schedule=shape))
+    np.testing.assert_allclose(of_step[:11], np.arange(11) / 10, atol=1e-6)
+    assert (np.diff(of_step[10:]) <= 0).all()
+    assert of_step[100] == pytest.approx(0.1)
+    schedule(Optimizer(warmup=100, schedule=shape), 1.0, 1)  # a run shorter than its warm-up
+
+
+def test_the_cosine_is_half_a_wave():
+    of_step = rates(Optimizer(learning_rate=2.0, warmup=20, last_share=0.2))
+    wave = 0.5 * (1 + np.cos(np.pi * np.arange(81) / 80))
+    np.testing.assert_allclose(of_step[20:], 2 * (0.2 + 0.8 * wave), rtol=1e-5)
+
+
+def test_the_stable_schedule_is_level_and_then_a_line():
+    of_step = rates(
+        Optimizer(learning_rate=2.0, warmup=20, schedule="stable", decay=0.25, last_share=0.1)
+    )
+    np.testing.assert_allclose(of_step[20:81], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(of_step[80:], np.linspace(2.0, 0.2, 21), rtol=1e-5)
+
+
+# --- settings ---
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "momentum": ({"momentum": 0.9}, "momentum=0.9 is read only with name=muon; leave it at 0.95"),
+    "rate": ({"adam_learning_rate": 0.1}, "adam_learning_rate=0.1 is read only with name=muon"),
+    "decay": ({"decay": 0.5}, "decay=0.5 is read only with schedule=stable; leave it at 0.2"),
+    "whole": ({"last_share": 1.5}, "last_share=1.5 must be at most 1.0"),
+    "beta": ({"beta2": 1.0}, "beta2=1.0 must be below 1.0"),
+    "nan": ({"learning_rate": float("nan")}, "learning_rate=nan must be a finite number"),
+    "zero": ({"name": "muon", "adam_learning_rate": 0.0}, "adam_learning_rate=0.0 must be above 0"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_settings_that_cannot_be_meant_are_refused(what: str):
+    settings, sentence = BAD[what]
+    with pytest.raises(ValueError, match=sentence):
+        Optimizer(**settings)
+
+
+def test_settings_that_are_read_are_taken():
+    Optimizer(name="muon", momentum=0.9, adam_learning_rate=0.1)
+    Optimizer(schedule="stable", decay=0.5)

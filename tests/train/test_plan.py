@@ -1,0 +1,130 @@
+"""What a plan says before anything is allocated, held to what a run on a mesh of that size then takes."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer import Compute, count
+from tests.helpers.meshes import CLASSIC_8, MODERN_8, batches_for, layout_of, recipe_of
+from train.costs.activations import kept_bytes, local_config
+from train.costs.plan import own_bytes, plan
+from train.layout import Layout
+from train.optimizer import make_optimizer
+from train.plan import main
+from train.presets import PRESETS
+from train.run import fresh_state, how_of
+from train.step import many_steps
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def first_device_bytes(tree: Any) -> int:
+    """What really lies on the first device."""
+    first = jax.devices()[0]
+    shards = (s for x in jax.tree.leaves(tree) for s in x.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.device == first)
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=2,fsdp=2,tensor=2", "data=2,sequence=4"])
+def test_a_plan_is_what_the_run_of_that_mesh_takes(mesh: str):
+    recipe = dataclasses.replace(recipe_of(MODERN_8), steps=1, chunk=1, validate_every=1)
+    layout = layout_of(mesh)
+    planned = plan(recipe, recipe.config, layout)
+    state = fresh_state(recipe, recipe.config, layout=layout)
+    batches = layout.put(batches_for(recipe), None, layout.batch)
+    optimizer = make_optimizer(recipe.config, recipe.optimizer, recipe.steps)
+    steps: Any = many_steps(recipe.config, optimizer, how_of(recipe, layout))
+    ran = steps.lower(state, batches).compile()
+    analysis = ran.memory_analysis()
+    assert planned.parameters == first_device_bytes(state.params)
+    assert planned.optimizer == first_device_bytes(state.optimizer)
+    assert planned.batch == first_device_bytes(batches)
+    held = planned.parameters + planned.optimizer + planned.batch + state.step.nbytes
+    assert held == analysis.argument_size_in_bytes
+    assert planned.temporaries == analysis.temp_size_in_bytes
+    after, _ = ran(state, batches)
+    assert first_device_bytes(after.params) == planned.parameters
+    assert planned.kept < planned.temporaries
+    assert (planned.sent == {}) == (mesh == "data=1")
+
+
+def test_what_is_kept_falls_by_recomputing_by_parts_and_by_devices():
+    recipe = recipe_of(MODERN_8)
+    whole = kept_bytes(recipe, recipe.config, Layout())
+    again = dataclasses.replace(recipe, compute=Compute(remat="block"))
+    halves = dataclasses.replace(recipe, accumulate=2)
+    assert kept_bytes(again, recipe.config, Layout()) < whole / 3
+    # What all sequences share, as masks, stays.
+    for less, number in (
+        (kept_bytes(halves, recipe.config, Layout()), 2),
+        (kept_bytes(recipe, recipe.config, layout_of("data=8")), 8),
+    ):
+        assert whole / number < less < 1.03 * whole / number + 0.02 * whole
+    parts = kept_bytes(recipe, recipe.config, layout_of("tensor=4"))
+    assert whole / 4 < parts < whole  # the stream itself is whole
+
+
+def test_of_a_block_that_is_recomputed_only_the_stream_is_kept():
+    """By hand: each block's input, the positions' and logits' part by the difference of two depths."""
+    recipe = dataclasses.replace(recipe_of(CLASSIC_8), compute=Compute(remat="block"))
+    deeper = dataclasses.replace(recipe.config, n_layers=5)
+    kept = [kept_bytes(recipe, config, Layout()) for config in (recipe.config, deeper)]
+    stream = recipe.batch * recipe.context * recipe.config.d_model * 4
+    assert kept[1] - kept[0] == 3 * stream
+
+
+def test_a_device_computes_with_a_model_of_its_own_size():
+    own = local_config(MODERN_8, layout_of("fsdp=2,tensor=4"))
+    assert (own.n_heads, own.n_kv_heads, own.d_mlp, own.n_vocab) == (2, 1, 8, 6)
+    assert own.d_model == MODERN_8.d_model
+
+
+@pytest.mark.parametrize(
+    ("preset", "least"), [("gpt2-1.5b", 1.5e9), ("llama-7b", 6.7e9), ("llama-70b", 68e9)]
+)
+def test_the_large_presets_are_as_large_as_their_names(preset: str, least: float):
+    assert least < count(PRESETS[preset]().config) < 1.06 * least
+
+
+def test_the_command_plans_for_many_devices_in_a_process_of_its_own():
+    command = ["gpt2-1.5b", "--mesh", "data=4,fsdp=16", "--batch", "64", "--hardware", "h100"]
+    done = subprocess.run(
+        [sys.executable, "-m", "train.plan", *command], capture_output=True, text=True, check=True
+    )
+    recipe = dataclasses.replace(PRESETS["gpt2-1.5b"](), batch=64)
+    assert "1,557,611,200 parameters on data=4,fsdp=16: 64 devices" in done.stdout
+    parameters = float(done.stdout.split("parameters  ")[1].split()[0].replace(",", ""))
+    # Only biases and norms of heads and neurons are not cut by fsdp.
+    assert parameters == pytest.approx(count(recipe.config) * 4 / 16 / 1e6, rel=0.01)
+    for word in ("all-gather", "temporaries", "h100", "50% of 989 TFLOP/s"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["no-such"], "no preset 'no-such'"),
+        (["seed", "--mesh", "data=4096"], "JAX has begun with 8 devices; a plan for 4096"),
+        (["gpt2-1.5b", "--mesh", "tensor=2"], "W_E has 50257 along v, which does not divide into 2"),
+        (["gpt2-1.5b", "--mesh", "data=8", "--batch", "12"], "do not divide among the 8 devices"),
+        (["seed", "--hardware", "abacus"], "no hardware 'abacus'"),
+        (["seed", "--vocab", "0"], "vocab=0 must be at least 1"),
+        (["baby", "--mesh", "data=2"], "give --vocab (shakespeare: 65)"),
+        (["gpt2-124m", "--mesh", "data=2"], "or give --vocab, then no text is needed"),
+        (["seed", "--mesh", "data=100000000"], "100000000 devices are too many to pretend"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned_is_refused(capsys: Any, args: list[str], sentence: str):
+    assert main(args) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_own_bytes_are_those_of_one_shard():
+    layout = layout_of("data=2,fsdp=4")
+    shape = jax.ShapeDtypeStruct((8, 6), np.float32, sharding=layout.placed("fsdp", None))
+    assert own_bytes([shape]) == 2 * 6 * 4

@@ -1,0 +1,82 @@
+"""The presets: what they promise to have in common, and that the toy tasks teach what they should."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxformer import count
+from train.data import open_data
+from train.metrics import read_metrics
+from train.presets import PRESETS
+from train.tasks import TASKS
+
+ROOT = Path(__file__).parents[2]
+COMPARED = ("nanogpt-cpu", "baby", "seed-best")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_says_what_it_is_and_is_sound(name: str):
+    assert (PRESETS[name].__doc__ or "").strip()
+    recipe = PRESETS[name]()
+    if recipe.corpus in TASKS or recipe.corpus == "python-docs":
+        data = open_data(recipe)
+        assert count(recipe.config.for_tokenizer(data.tokenizer)) > 0
+
+
+def test_what_is_compared_has_one_budget_of_tokens_and_of_parameters():
+    recipes = [PRESETS[name]() for name in COMPARED]
+    assert {r.batch * r.context * r.steps for r in recipes} == {12 * 64 * 2000}
+    assert {r.corpus for r in recipes} == {"shakespeare"}
+    sizes = [count(r.config.for_tokenizer(Vocabulary())) for r in recipes]
+    assert max(sizes) < 1.01 * min(sizes)
+
+
+def test_seed_best_is_a_seed_model():
+    config = PRESETS["seed-best"]().config
+    assert (config.position, config.norm, config.bias) == ("none", "none", "none")
+
+
+class Vocabulary:
+    """As large as that of tiny Shakespeare; a Tokenizer in nothing else."""
+
+    n_vocab = 65
+
+    def encode(self, text: str) -> np.ndarray:
+        raise NotImplementedError
+
+    def decode(self, tokens: np.ndarray) -> str:
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_two_layers_of_attention_form_an_induction_head_and_one_does_not(
+    n_layers: int, tmp_path: Path
+):
+    """Half the preset's heads and context, in processes of their own: the tests' XLA does not optimise."""
+    command = [sys.executable, "-m", "train", "induction", "--config.n-layers", str(n_layers)]
+    command += [
+        "--config.n-heads",
+        "2",
+        "--config.d-head",
+        "32",
+        "--context",
+        "31",
+        "--steps",
+        "400",
+    ]
+    command += ["--config.n-context", "31", "--runs", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    last = read_metrics(tmp_path / "induction")[-1]
+    best = np.max(last["induction"])
+    if n_layers == 2:
+        assert best > 0.9
+        assert last["validation_loss"] < 0.1
+    else:
+        assert best < 0.2
+        assert last["validation_loss"] > 3.0

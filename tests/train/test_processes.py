@@ -1,0 +1,287 @@
+"""Several processes on the loopback interface: one run, whoever takes part in it, and sentences where one is gone."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.runs import ROOT, folder_of, kept_steps, numbers, options
+from train.__main__ import main
+from train.guard import LOST
+from train.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+# A toy task, whose runs end without a sample: less to compile.
+SIZE = ["--config.d-model", "16", "--batch", "8", "--corpus", "brackets", "--context", "13"]
+TEXT = ["--config.d-model", "16", "--batch", "8", "--tokenizer", "bytes"]
+PATIENCE = 20
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+def start(program: list[str], each: int, **environment: str) -> subprocess.Popen[str]:
+    """A process with so many devices."""
+    return subprocess.Popen(
+        [sys.executable, *program],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags(each)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def flags(devices: int) -> str:
+    """XLA's, with another number of devices: of an option that comes twice the last counts."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+
+
+def start_all(command: list[str], number: int, each: int, *own: list[str]) -> list[Any]:
+    """The processes of a run; the nth has some options of its own."""
+    group = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(number)]
+    group += ["--patience", str(PATIENCE)]
+    return [
+        start(
+            ["-m", "train", *command, *group, "--process", str(i), *(own[i] if own else [])], each
+        )
+        for i in range(number)
+    ]
+
+
+def ended(processes: list[Any], seconds: float = 180) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of each."""
+    deadline = time.monotonic() + seconds
+    results = []
+    for process in processes:
+        try:
+            said = process.communicate(timeout=max(deadline - time.monotonic(), 1))
+        except subprocess.TimeoutExpired:
+            for each in processes:
+                each.kill()
+            raise
+        results.append((process.returncode, *said))
+    return results
+
+
+def worker_of(guard: Any) -> int:
+    """The process that a guard watches."""
+    children = Path(f"/proc/{guard.pid}/task/{guard.pid}/children").read_text().split()
+    return int(children[0])
+
+
+def has_ended(process: int) -> bool:
+    """Whether nothing is left of it but, maybe, its number."""
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a child through /proc")
+def test_two_processes_lose_one_and_four_go_on_to_the_numbers_of_one(corpus: Path):
+    whole = options(corpus, "whole", 30, *SIZE)
+    shared = options(corpus, "shared", 30, *SIZE, "--mesh", "data=2,fsdp=2")
+    folder = folder_of(shared)
+    # Long enough to be met in the middle; the recipe's number of steps is the schedule's too.
+    pair = start_all([*shared, "--chunk", "1", "--validate-every", "10"], 2, 2)
+    deadline = time.monotonic() + 150
+    while 10 not in kept_steps(folder):
+        assert all(process.poll() is None for process in pair), ended(pair)
+        assert time.monotonic() < deadline, ended(pair, 1)
+        time.sleep(0.02)
+    worker = worker_of(pair[1])
+    pair[1].kill()  # the guard, whose worker must not stay behind
+    begun = time.monotonic()
+    (status, out, error), (killed, quiet, _) = ended(pair, PATIENCE + 30)
+    assert time.monotonic() - begun < PATIENCE + 15
+    assert (status, killed) == (LOST, -signal.SIGKILL), error
+    assert has_ended(worker)
+    assert error.splitlines()[-1].startswith("error: another process of this run is gone")
+    assert "validation loss" in out
+    assert quiet == ""
+    assert max(kept_steps(folder)) < 30
+
+    four = ended(start_all([*shared, "--chunk", "1", "--validate-every", "10", "--resume"], 4, 1))
+    assert [status for status, _, _ in four] == [0, 0, 0, 0], four
+    assert "going on from step" in four[0][1]
+    assert all(out == "" for _, out, _ in four[1:])
+    assert main([*whole, "--chunk", "1", "--validate-every", "10"]) == 0
+    for line, own in zip(numbers(folder), numbers(folder_of(whole)), strict=True):
+        assert line["step"] == own["step"]
+        for name in line.keys() & {"loss", "validation_loss", "gradient_norm"}:
+            assert line[name] == pytest.approx(own[name], rel=1e-5)
+    parts = [
+        path.name for path in (folder / "checkpoints" / "30" / "state").glob("ocdbt.process_*")
+    ]
+    assert sorted(parts) == [f"ocdbt.process_{i}" for i in range(4)]  # each wrote its own
+
+
+def test_processes_with_different_numbers_of_devices_are_refused(corpus: Path):
+    command = options(corpus, "unequal", 30, *SIZE, "--mesh", "data=3")
+    group = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+    pair = [start(["-m", "train", *command, *group, str(i)], i + 1) for i in (0, 1)]
+    (status, _, error), _ = ended(pair)
+    assert status == 1
+    assert "the processes have 1, 2 devices; give each the same number" in error
+
+
+def test_processes_with_different_options_are_refused(corpus: Path):
+    command = options(corpus, "differ", 30, *SIZE, "--mesh", "data=2")
+    results = ended(start_all(command, 2, 1, [], ["--optimizer.beta1", "0.8", "--resume"]))
+    assert [status for status, _, _ in results] == [1, 1], results
+    assert results[0][2] == (
+        "error: the processes do not agree: optimizer.beta1 process 0 has 0.9, process 1 0.8; resume process 0 has "
+        "False, process 1 True; "
+        "start all with the same options, on the same data\n"
+    )
+    assert results[1][2] == ""
+    assert not folder_of(command).exists()
+
+
+def test_a_coordinator_that_is_not_there_is_waited_for_as_long_as_said(corpus: Path):
+    command = options(corpus, "alone", 30, *SIZE, "--mesh", "data=2")
+    where = f"127.0.0.1:{free_port()}"
+    group = ["--coordinator", where, "--processes", "2", "--process", "1", "--patience", "2"]
+    [(status, out, error)] = ended([start(["-m", "train", *command, *group], 1)])
+    assert status == LOST
+    assert out == ""
+    assert error.startswith(
+        "error: not all of the 2 processes came together within 2 s (--patience); start them all, with the "
+        f"address of process 0 (--coordinator {where})"
+    )
+
+
+ROWS = """
+import sys
+import jax, numpy as np
+from pathlib import Path
+from rich.console import Console
+from train import data
+from train.__main__ import parse
+from train.layout import Layout, lay_out
+from train.run import Run, draw
+
+where, process, *command = sys.argv[1:]
+jax.distributed.initialize(where, 2, int(process), cluster_detection_method="deactivate")
+read = []
+windows = data.draw_windows
+recipe = parse(command).recipe
+opened = data.open_data(recipe)
+data.draw_windows = lambda tokens, starts, context: read.append(starts.shape) or windows(tokens, starts, context)
+config = recipe.config.for_tokenizer(opened.tokenizer)
+run = Run(recipe, config, opened, Path(), Console(), layout=lay_out("data=2", ()))
+batch = draw(run, np.arange(3)).windows
+assert read == [(3, 4)], read
+whole = np.asarray(opened.draw.__call__(jax.random.split(jax.random.key(recipe.seed), 3)[1], np.arange(3)).windows)
+[part] = batch.addressable_shards
+np.testing.assert_array_equal(part.data, whole[:, 4 * int(process):4 * int(process) + 4])
+print("half of the rows")
+"""
+
+
+def test_each_process_reads_its_own_rows_alone(corpus: Path):
+    command = options(corpus, "rows", 30, *TEXT)
+    where = f"127.0.0.1:{free_port()}"
+    results = ended([start(["-c", ROWS, where, str(i), *command], 1) for i in range(2)])
+    for status, out, error in results:
+        assert status == 0, error
+        assert out.endswith("half of the rows\n")
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (("--coordinator", "here"), "coordinator='here' is no HOST:PORT of process 0"),
+        (("--coordinator", "a:1", "--processes", "2"), "needs --processes, their number, and --process"),
+        (("--coordinator", "a:1", "--processes", "2", "--process", "2"), "process=2 of processes=2"),
+        (("--processes", "2"), "--processes and --process go with --coordinator"),
+        (("--coordinator", "auto", "--process", "1"), "--processes and --process go with --coordinator"),
+        (("--patience", "0"), "patience=0 must be at least 1 second"),
+    ],
+)  # fmt: skip
+def test_what_describes_no_group_is_refused(corpus: Path, capsys: Any, extra: Any, sentence: str):
+    with pytest.raises(SystemExit):
+        main(options(corpus, "refused", 10, *extra))
+    said = capsys.readouterr().err.replace("│", " ")
+    assert sentence in " ".join(said.split())
+
+
+def slurm(process: int, port: int) -> dict[str, str]:
+    return {
+        "SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process), "SLURM_LOCALID": str(process), "SLURM_STEP_NUM_NODES": "1",
+    }  # fmt: skip
+
+
+def open_mpi(process: int, port: int) -> dict[str, str]:
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{port}.0;tcp://127.0.0.1:{port}", "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(process), "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cluster", [slurm, open_mpi])
+def test_under_a_cluster_s_launcher_the_processes_find_each_other(corpus: Path, cluster: Any):
+    """As they tell each other by what they do not agree on."""
+    command = options(corpus, "cluster", 30, *SIZE, "--mesh", "data=2", "--coordinator", "auto")
+    port = free_port()
+    pair = [
+        start(["-m", "train", *command, "--seed", str(i)], 1, **cluster(i, port)) for i in (0, 1)
+    ]
+    results = ended(pair)
+    assert [status for status, _, _ in results] == [1, 1], results
+    assert "seed process 0 has 0, process 1 1" in results[0][2]
+
+
+def test_where_no_cluster_tells_the_processes_of_each_other_auto_is_refused(
+    corpus: Path,
+):
+    command = options(corpus, "auto", 30, "--coordinator", "auto")
+    [(status, _, error)] = ended([start(["-m", "train", *command], 1)])
+    assert status == 1
+    assert error.startswith("error: --coordinator auto: JAX finds no cluster here")
+
+
+def test_a_folder_that_not_all_see_is_refused(corpus: Path):
+    """Named as the words are by which JAX says that a process is gone: it is not."""
+    places = [corpus.parent / f"heartbeat coordination {i}" for i in (0, 1)]
+    command = options(corpus, "NCCL", 30, *SIZE, "--mesh", "data=2")
+    results = ended(start_all(command, 2, 1, *(["--runs", str(place)] for place in places)))
+    assert [status for status, _, _ in results] == [1, 1], results
+    assert f"process 1 does not see {places[0] / 'NCCL'} of process 0" in results[0][2]
+
+
+def test_a_port_that_is_taken_is_refused(corpus: Path):
+    command = options(corpus, "taken", 30, *SIZE, "--mesh", "data=3")
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        place.listen()
+        where = f"127.0.0.1:{place.getsockname()[1]}"
+        group = ["--coordinator", where, "--processes", "2", "--process", "0", "--patience", "5"]
+        [(status, _, error)] = ended([start(["-m", "train", *command, *group], 1)])
+    assert (status, error.startswith("error: process 0 cannot take part at")) == (1, True), error
+
+
+def test_a_signal_to_one_stops_all_with_the_state_saved(corpus: Path):
+    command = options(corpus, "signal", 4000, *SIZE, "--mesh", "data=2")
+    pair = start_all(command, 2, 1)
+    deadline = time.monotonic() + 150
+    while 10 not in kept_steps(folder_of(command)):
+        assert all(process.poll() is None for process in pair), ended(pair)
+        assert time.monotonic() < deadline, ended(pair, 1)
+        time.sleep(0.02)
+    pair[1].send_signal(signal.SIGTERM)
+    (status, out, _), (other, quiet, _) = ended(pair)
+    assert (status, other) == (143, 143)
+    assert "the state is saved in" in out.replace("\n", " ")
+    assert quiet == ""
+    assert read_metrics(folder_of(command))[-1]["step"] in kept_steps(folder_of(command))

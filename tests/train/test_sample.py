@@ -1,0 +1,220 @@
+"""Texts from a model: what `forward` alone says, and from a run's folder."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import Bytes, Characters, Config, Params, Tokenizer, Words, forward, init, save
+from tests.helpers.models import NAMED, SEED
+from tests.helpers.runs import ROOT, options
+from train import sample
+from train.__main__ import main
+from train.pace import Piece, timed
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+ALPHABET = Characters("abcdefghijk")
+SPEED = re.compile(
+    r"[\d,]+ tokens?(, [\d,]+ tokens/s after the first, which|; the first) took \S+ s( \(compiling included\))?\n"
+)
+
+
+def folder_with(path: Path, config: Config, tokenizer: Tokenizer = ALPHABET) -> str:
+    """A model's folder, of a run that says nothing."""
+    save(path / "model", config, init(config, jax.random.key(5)), tokenizer)
+    return str(path / "model")
+
+
+def likeliest(params: Params, config: Config, prompt: list[int], n: int, context: int) -> list[int]:
+    """Token by token from forward alone; when the context is full, its latest half stays."""
+    window, text = prompt[-context:], []
+    for _ in range(n):
+        logits = forward(params, config, jnp.asarray(window)).logits
+        text.append(int(logits[-1].argmax()))
+        window.append(text[-1])
+        if len(window) > context:
+            window = window[-(context // 2) :]
+    return text
+
+
+@pytest.mark.parametrize(("name", "options"), [("seed", ["--context", "6"]), ("classic", [])])
+def test_greedy_text_is_what_forward_alone_says(
+    name: str, options: list[str], tmp_path: Path, capsys
+):
+    config = NAMED[name]
+    folder = folder_with(tmp_path, config)
+    command = ["--prompt", "abcdefgh", "--n", "12", "--temperature", "0", *options]
+    assert sample.main([folder, *command]) == 0
+    params = init(config, jax.random.key(5))
+    prompt = ALPHABET.encode("abcdefgh").tolist()
+    said = likeliest(params, config, prompt, 12, config.n_context or 6)
+    out, err = capsys.readouterr()
+    assert out == f"abcdefgh{ALPHABET.decode(np.array(said))}\n"
+    assert SPEED.fullmatch(err)
+
+
+def test_a_seed_gives_the_same_text_and_another_another(tmp_path: Path, capsys):
+    folder = folder_with(tmp_path, SEED)
+
+    def draw(*extra: str) -> str:
+        assert sample.main([folder, "--prompt", "a", "--n", "40", *extra]) == 0
+        return capsys.readouterr().out
+
+    first = draw("--seed", "1")
+    assert first == draw("--seed", "1") != draw("--seed", "2")
+    narrow = ["--top-k", "1", "--top-p", "0.9", "--min-p", "0.1", "--repetition-penalty", "1.2"]
+    likely = draw("--temperature", "0", "--repetition-penalty", "1.2")
+    assert draw(*narrow) == likely
+    stop, other = first[20:22], first[30:33]
+    for stops in (["--stop", stop, other], ["--stop", other, "--stop", stop]):
+        stopped = draw("--seed", "1", *stops)
+        ends = [first.index(one, 1) + len(one) for one in (stop, other)]
+        assert stopped == f"{first[: min(ends)]}\n"
+
+
+def test_the_context_is_the_trained_one_unless_the_table_is_shorter():
+    assert sample.fitting(SEED, None) is None
+    assert sample.fitting(SEED, 32) == 32
+    assert sample.fitting(NAMED["classic"], 32) == 9
+    assert sample.fitting(NAMED["classic"], 4) == 4
+    assert sample.fitting(NAMED["classic"], None) == 9
+
+
+def test_sample_continues_from_a_run(corpus: Path, capsys):
+    assert main(options(corpus, "done", 10)) == 0
+    capsys.readouterr()
+    folder = corpus.parent / "runs" / "done"
+    texts = []
+    for where in ([folder], [folder, "--context", "12"], [folder / "model"]):
+        command = [*map(str, where), "--prompt", "To be", "--n", "30"]
+        assert sample.main(command) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
+    assert len(texts[0]) == len("To be") + 30 + 1
+    assert sample.main([f"{folder}-not"]) == 1
+    assert "done-not is not here; give a model's folder" in capsys.readouterr().err
+
+
+REFUSED = {
+    ("--prompt", "Zebra"): "the character 'Z' at position 0 is not in the alphabet",
+    ("--prompt", ""): "a prompt is empty",
+    ("--n", "0"): "n_tokens=0 must be a whole number of at least 1",
+    ("--n", "-1"): "n_tokens=-1 must be",
+    ("--n", "1000001"): "n=1000001 tokens are too many to see at once; choose a --context",
+    (
+        "--temperature",
+        "-1",
+    ): "temperature=-1.0 must be 0 (the likeliest token) or a positive number",
+    ("--temperature", "nan"): "temperature=nan must be",
+    ("--top-k", "0"): "top_k=0 must be a whole number",
+    ("--top-k", "12"): "top_k=12 is more than the vocabulary's 11 entries",
+    ("--top-p", "0"): "top_p=0.0 must be above 0 and at most 1",
+    ("--top-p", "1.1"): "top_p=1.1 must be above 0 and at most 1",
+    ("--temperature", "0", "--top-p", "0.9"): "so top_p=0.9 would change nothing",
+    ("--min-p", "2"): "min_p=2.0 must be from 0 to 1",
+    ("--repetition-penalty", "0"): "repetition_penalty=0.0 must be a positive number",
+    ("--context", "0"): "context=0 must be a whole number of at least 1",
+    ("--stop", "a", ""): "the text to stop at, '', is empty",
+    ("--stop", "Zebra"): "the text to stop at, 'Zebra', cannot come: the character 'Z' at",
+    ("--seed", str(2**70)): f"seed={2**70} has more than 64 bits",
+}
+
+
+@pytest.mark.parametrize("extra", REFUSED)
+def test_what_cannot_be_is_refused_in_one_sentence(extra: tuple[str, ...], tmp_path: Path, capsys):
+    folder = folder_with(tmp_path, SEED)
+    assert sample.main([folder, "--prompt", "abc", *extra]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert REFUSED[extra] in err
+
+
+def test_parameters_that_are_nan_are_named(tmp_path: Path, capsys):
+    params = jax.tree.map(lambda array: array * jnp.nan, init(SEED, jax.random.key(5)))
+    save(tmp_path, SEED, params, ALPHABET)
+    assert sample.main([str(tmp_path), "--prompt", "abc"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "abc\n"
+    assert err.startswith("error: the logits are NaN at generated token 0")
+    assert err.count("\n") == 1
+
+
+def test_bytes_come_as_the_text_of_them_all(tmp_path: Path, capsys):
+    config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_vocab=256)
+    folder = folder_with(tmp_path, config, Bytes())
+    assert sample.main([folder, "--prompt", "né", "--n", "60", "--temperature", "1"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("né")
+    assert "\ufffd" in text  # untrained bytes are no text
+
+
+@pytest.fixture
+def endless(tmp_path: Path):
+    """An endless text that has begun, in a process of its own that two minutes end."""
+    env = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+    command = ["--prompt", "abc", "--n", "100000000", "--context", "8"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train.sample", folder_with(tmp_path, SEED), *command],
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    guard = threading.Timer(120, process.kill)
+    guard.start()
+    assert process.stdout.read(10).startswith(b"abc")
+    yield process
+    guard.cancel()
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_ends_the_line(endless: subprocess.Popen[bytes]):
+    endless.send_signal(signal.SIGINT)
+    out, error = endless.communicate()
+    assert (endless.returncode, error) == (130, b"")
+    assert out.endswith(b"\n")
+
+
+def test_a_closed_pipe_ends_the_text_without_a_word(endless: subprocess.Popen[bytes]):
+    assert endless.stdout is not None
+    assert endless.stderr is not None
+    endless.stdout.close()
+    assert endless.stderr.read() == b""
+    assert endless.wait() == 141
+    endless.stdout = None
+
+
+def test_a_piece_for_which_something_was_compiled_is_known():
+    noted: list[Piece] = []
+    add = jax.jit(lambda x: x + 1)
+
+    def pieces():
+        for _ in range(3):
+            yield np.asarray(add(np.arange(5)))
+
+    assert [len(piece) for piece in timed(pieces(), noted)] == [5, 5, 5]
+    assert [piece.compiled for piece in noted] == [True, False, False]
+    assert all(piece.tokens == 5 and piece.seconds > 0 for piece in noted)
+
+
+def test_words_are_parted_from_the_prompt(tmp_path: Path, capsys):
+    save(tmp_path / "model", SEED, init(SEED, jax.random.key(0)), Words(list("abcdefghijk")))
+    assert sample.main([str(tmp_path / "model"), "--prompt", "a b", "--n", "3"]) == 0
+    assert len(capsys.readouterr().out.split()) == 5
+
+
+def test_an_ensemble_s_members_are_found_with_their_context(tmp_path: Path, capsys):
+    (tmp_path / "run.json").write_text('{"corpus_sha256": "", "recipe": {"context": 9}}')
+    (tmp_path / "models" / "0").mkdir(parents=True)
+    assert sample.find_model(tmp_path / "models" / "0") == (tmp_path / "models" / "0", 9)
+    assert sample.main([str(tmp_path)]) == 1
+    assert "is an ensemble's; name one of its models" in capsys.readouterr().err

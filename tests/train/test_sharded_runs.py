@@ -1,0 +1,149 @@
+"""Runs on a mesh: their batches, their checkpoints, their command line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.helpers.meshes import (
+    MODERN_8,
+    batches_for,
+    layout_of,
+    recipe_of,
+    size_of,
+    trained,
+)
+from tests.helpers.runs import check_refused, folder_of, numbers, options, stop_at
+from tests.helpers.tuned import foreign, text_at, tuning
+from train.__main__ import main, parse
+from train.checkpoints import Checkpoints
+from train.data import open_data
+from train.layout import Layout
+from train.optimizer import make_optimizer
+from train.run import Run, draw, fresh_state, how_of, state_shapes
+from train.start import open_recipe
+from train.step import many_steps
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def run_of(corpus: Path, layout: Layout, *extra: str) -> Run:
+    recipe = parse(options(corpus, "x", 10, *extra)).recipe
+    data = open_data(recipe)
+    config = recipe.config.for_tokenizer(data.tokenizer)
+    return Run(recipe, config, data, corpus.parent, Console(), layout=layout)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [(), ("--seeds", "2"), ("--order", "shuffled"), ("--corpus", "brackets", "--context", "13")],
+)
+def test_batches_on_a_mesh_are_those_of_one_device(corpus: Path, extra: tuple[str, ...]):
+    layout = layout_of("data=2,fsdp=2")
+    laid, alone = (
+        draw(run_of(corpus, where, *extra), np.arange(3, 6)) for where in (layout, Layout())
+    )
+    jax.tree.map(np.testing.assert_array_equal, laid, alone)
+    parts = [shard.data.shape[-2] for shard in laid.windows.addressable_shards]
+    assert parts == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("data=2,fsdp=4", None), (None, "fsdp=2,tensor=2"), ("fsdp=8", "data=2,tensor=4")],
+    ids=["8 to 1", "1 to 4", "fsdp to tensor"],
+)
+def test_checkpoints_move_between_meshes_bit_by_bit(
+    tmp_path: Path, one: str | None, other: str | None
+):
+    recipe = recipe_of(MODERN_8)
+    state, _ = trained(recipe, layout_of(one))
+    checkpoints = Checkpoints(tmp_path)
+    try:
+        checkpoints.save(state)
+        checkpoints.finish()
+        like = state_shapes(recipe, recipe.config, layout_of(other))
+        restored = checkpoints.restore(like)
+    finally:
+        checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    for array, shape in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+        if other is not None:
+            assert array.sharding == shape.sharding
+        assert len(array.sharding.device_set) == size_of(other)
+
+
+def test_a_run_begun_on_a_mesh_goes_on_without_and_is_the_run_of_one_device(corpus: Path):
+    size = ["--config.d-model", "16", "--batch", "8", "--tokenizer", "bytes"]
+    whole, moved = (options(corpus, name, 20, *size) for name in ("whole", "moved"))
+    assert main(whole) == 0
+    stop_at([*moved, "--mesh", "data=2,fsdp=2,tensor=2"], 3)
+    assert main([*moved, "--resume"]) == 0
+    lines, expected = numbers(folder_of(moved)), numbers(folder_of(whole))
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, own in zip(lines, expected, strict=True):
+        for name in line.keys() & {"loss", "validation_loss", "gradient_norm"}:
+            assert line[name] == pytest.approx(own[name], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (("--mesh", "data=3"), "--mesh data=3 is of 3 devices, and there are 8 (cpu)"),
+        (("--mesh", "data"), "mesh='data' is no mesh; write AXIS=SIZE"),
+        (("--mesh", "data=2,data=4"), "has the axis data twice"),
+        (("--mesh", "data=8"), "leaves 4 sequences, which do not divide among the 8 devices"),
+        (("--mesh", "tensor=8"), "does not divide into 8 parts (tensor=8)"),
+        (("--mesh", "sequence=8"), "context=12 does not divide among the 8 devices along sequence"),
+        (("--mesh", "fsdp=8", "--rules", "d:fsdp"), "'d:fsdp' is no rule; write AXIS=MESH-AXIS"),
+        (("--mesh", "fsdp=8", "--rules", "d=x"), "the rule d=x asks for a mesh axis x"),
+        (("--rules", "d=fsdp"), "give --mesh too"),
+        (
+            ("--mesh", "dat=8"),
+            "nothing lies along dat of --mesh dat=8; the axes with rules of their own are data",
+        ),
+        (("--mesh", "data=8", "--rules", "batch=data+data"), "names a mesh axis twice"),
+        (("--mesh", "data=8", "--rules", "t=data"), "lay both t and batch along data"),
+        (("--mesh", "data=4294967296,fsdp=4294967296"), "is of 18446744073709551616 devices"),
+    ],
+)
+def test_what_does_not_fit_is_refused(corpus: Path, capsys: Any, extra: Any, sentence: str):
+    command = options(corpus, "refused", 10, "--tokenizer", "bytes", *extra)
+    check_refused(capsys, command, sentence)
+    assert not folder_of(command).exists()
+
+
+def test_a_model_without_layers_trains_on_a_mesh_and_goes_on(tmp_path: Path):
+    flat = dataclasses.replace(MODERN_8, n_layers=0)
+    recipe, layout = recipe_of(flat), layout_of("data=2,fsdp=4")
+    state, history = trained(recipe, layout)
+    np.testing.assert_allclose(history["loss"], trained(recipe, Layout())[1]["loss"], rtol=1e-5)
+    checkpoints = Checkpoints(tmp_path)
+    try:
+        checkpoints.save(state)
+        checkpoints.finish()
+        restored = checkpoints.restore(state_shapes(recipe, flat, layout))
+    finally:
+        checkpoints.close()
+    batches = layout.put(batches_for(recipe), None, layout.batch)
+    optimizer = make_optimizer(flat, recipe.optimizer, recipe.steps)
+    program: Any = many_steps(flat, optimizer, how_of(recipe, layout)).lower(restored, batches)  # pyright: ignore[reportFunctionMemberAccess]
+    steps = program.compile()
+    after, _ = steps(restored, batches)
+    assert int(steps(after, batches)[0].step) == 12
+
+
+def test_a_model_to_start_from_is_laid_on_the_mesh_too(tmp_path: Path):
+    start, text = foreign(tmp_path / "model", "llama-plain"), text_at(tmp_path)
+    recipe = parse(tuning(start, text, tmp_path, "x", "--steps", "10")).recipe
+    layout = layout_of("data=4,tensor=2")
+    laid, alone = open_recipe(recipe, layout), open_recipe(recipe)
+    assert laid.sha256 == alone.sha256
+    state = fresh_state(laid.recipe, laid.config, laid.first, layout)
+    jax.tree.map(np.testing.assert_array_equal, state.params, alone.first)
+    W_Q = state.params.blocks.attn.W_Q
+    assert {shard.data.size * 2 for shard in W_Q.addressable_shards} == {W_Q.size}

@@ -1,0 +1,124 @@
+"""Training on a mesh of eight virtual devices: the numbers of one device, in the memory of an eighth of it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers.meshes import (
+    CLASSIC_8,
+    LAYOUTS,
+    MODERN_8,
+    batches_for,
+    layout_of,
+    recipe_of,
+    trained,
+)
+from tests.helpers.models import SEED
+from train.costs.collectives import collectives, compile_to_text, totals, with_reduce_scatter
+from train.layout import Layout
+from train.optimizer import make_optimizer
+from train.recipe import Architecture, Optimizer
+from train.run import batch_shapes, fresh_state, how_of, state_shapes
+from train.step import many_steps
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_loss_curve_is_that_of_one_device(name: str):
+    recipe, layout = recipe_of(MODERN_8), layout_of(*LAYOUTS[name])
+    layout.check(recipe, recipe.config)
+    state, history = trained(recipe, layout)
+    alone, expected = trained(recipe, Layout())
+    for metric in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(history[metric], expected[metric], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        state.params, alone.params,
+    )  # fmt: skip
+    for array in jax.tree.leaves(state):
+        assert array.sharding.device_set == set(jax.devices())
+
+
+def test_first_values_do_not_depend_on_the_mesh():
+    recipe = recipe_of(CLASSIC_8)
+    laid, alone = (
+        fresh_state(recipe, recipe.config, layout=where)
+        for where in (layout_of("fsdp=4,tensor=2"), Layout())
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), laid, alone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "config"),
+    [
+        ({"optimizer": Optimizer(name="muon", warmup=1), "accumulate": 2}, CLASSIC_8),
+        ({"seeds": 2}, CLASSIC_8),
+    ],
+)
+def test_so_it_is_with_muon_in_parts_and_side_by_side(
+    changes: dict[str, Any], config: Architecture
+):
+    recipe, layout = recipe_of(config, **changes), layout_of(*LAYOUTS["all three"])
+    history, expected = (trained(recipe, where)[1] for where in (layout, Layout()))
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_in_64_bits_many_steps_leave_the_very_same_parameters():
+    """In 32 bits training amplifies rounding, on a mesh as anywhere."""
+    recipe = dataclasses.replace(recipe_of(MODERN_8), steps=24, validate_every=24, chunk=24)
+    optimizer = make_optimizer(recipe.config, recipe.optimizer, recipe.steps)
+    after = []
+    for layout in (Layout(), layout_of("data=2,fsdp=2,tensor=2")):
+        state = fresh_state(recipe, recipe.config)
+        params: Any = jax.tree.map(lambda x: x.astype(jnp.float64), state.params)
+        state = dataclasses.replace(state, params=params, optimizer=optimizer.init(params))
+        if layout.mesh is not None:
+            state = jax.device_put(state, layout.state(recipe.config, state))
+        batches = layout.put(batches_for(recipe), None, layout.batch)
+        after.append(many_steps(recipe.config, optimizer, how_of(recipe, layout))(state, batches))
+    (alone, history), (laid, other) = after
+    np.testing.assert_allclose(other["loss"], history["loss"], rtol=1e-6)
+    for one, same in zip(*map(jax.tree.leaves, (laid.params, alone.params)), strict=True):
+        np.testing.assert_allclose(one, same, rtol=1e-8, atol=1e-10)
+
+
+def test_fully_sharded_each_device_holds_an_eighth_of_parameters_and_moments():
+    recipe = recipe_of(MODERN_8)
+    state, _ = trained(recipe, layout_of(*LAYOUTS["fully sharded"]))
+    for tree in (state.params, state.optimizer):
+        with_d = [x for x in jax.tree.leaves(tree) if 16 in x.shape]
+        assert len(with_d) >= 10
+        for array in with_d:
+            assert array.addressable_shards[0].data.size * 8 == array.size
+
+
+def test_without_a_mesh_a_step_has_no_constraint_at_all():
+    recipe = recipe_of(dataclasses.replace(Architecture(**dataclasses.asdict(SEED)), n_vocab=24))
+    optimizer = make_optimizer(recipe.config, recipe.optimizer, recipe.steps)
+    state, batches = fresh_state(recipe, recipe.config), batches_for(recipe)
+    text = str(jax.make_jaxpr(many_steps(recipe.config, optimizer))(state, batches))
+    assert "sharding_constraint" not in text
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_fully_sharded_gradients_are_summed_once_a_part_and_matrices_fetched_twice(accumulate: int):
+    """Of the blocks, in whose loops an array of d is gathered for each pass and no more."""
+    recipe, layout = recipe_of(MODERN_8, accumulate=accumulate), layout_of("fsdp=4")
+    recipe = dataclasses.replace(recipe, steps=1, chunk=1, validate_every=1)
+    optimizer = make_optimizer(recipe.config, recipe.optimizer, 1)
+    state, batches = state_shapes(recipe, recipe.config, layout), batch_shapes(recipe, layout)
+    steps: Any = many_steps(recipe.config, optimizer, how_of(recipe, layout))
+    found = collectives(compile_to_text(steps.lower(state, batches))[1])
+    blocks = jax.tree.leaves(state.params.blocks)
+    whole = sum(4 * x.size for x in blocks if 16 in x.shape)
+    looped = [one for one in found if one.times == accumulate * recipe.config.n_layers]
+    moved = totals(with_reduce_scatter(looped))
+    assert moved["all-gather"].payload_bytes <= accumulate * 2.1 * whole
+    assert moved["reduce-scatter"].payload_bytes <= accumulate * 1.01 * whole
+    assert moved["reduce-scatter"].payload_bytes >= accumulate * 0.9 * whole

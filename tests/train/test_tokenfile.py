@@ -1,0 +1,225 @@
+"""Token files: the corpus's own tokens, whatever the pieces, and no more memory than a batch needs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer import Bytes, Characters, tokenizer
+from tests.helpers.crashes import Crash
+from train import tokenfile
+from train.corpora import read_pieces
+from train.tokenfile import check_tokens, open_tokens, pack_header, write_tokens
+
+KEY = jax.random.key(0)
+ROOT = Path(__file__).parents[2]
+TEXT = "Der Käse – 3 €, 😀 sagte sie;\nnothing  more \n than words, words. " * 30
+TEXTS = st.text(st.sampled_from("ab é€😀\r\n"), min_size=1, max_size=40)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.tokens"
+    write_tokens(path, Characters.of(TEXT), [TEXT])
+    return path
+
+
+# --- what is written ---
+
+
+@given(text=TEXTS, size=st.integers(1, 9), block=st.integers(1, 9))
+def test_pieces_of_every_size_give_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, size: int, block: int
+):
+    path = tmp_path / "some.txt"
+    path.write_bytes(text.encode())
+    assert "".join(read_pieces(path, size)) == path.read_text(encoding="utf-8")
+    files = [tmp_path / "whole", tmp_path / "pieces"]
+    write_tokens(files[0], Characters.of(text), [text])
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenfile, "BLOCK", block)
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        write_tokens(files[1], Characters.of(text), pieces)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+class Words(Bytes):
+    """A tokenizer that looks at more than one character, as those of GPT-2 and its heirs do."""
+
+    n_vocab = 70_000
+
+    def encode(self, text: str):
+        words = re.findall(r" ?\w+| ?[^\s\w]+|\s+(?!\S)|\s+", text)
+        ids = [sum(ord(c) * 31**i for i, c in enumerate(word)) % self.n_vocab for word in words]
+        return np.array(ids, np.int32)
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "words"})
+
+
+@pytest.mark.parametrize("block", [1, 7, 50])
+def test_words_are_not_cut_and_a_large_vocabulary_takes_four_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+):
+    monkeypatch.setitem(tokenizer.KINDS, "words", lambda fields: Words())
+    monkeypatch.setattr(tokenfile, "BLOCK", max(block, 20))  # room for a place to cut
+    pieces = [TEXT[i : i + block] for i in range(0, len(TEXT), block)]
+    file = write_tokens(tmp_path / "words.tokens", Words(), pieces)
+    assert file.tokens.dtype == np.dtype("<u4")
+    np.testing.assert_array_equal(file.tokens, Words().encode(TEXT))
+
+
+# --- what it costs ---
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from jaxformer import Bytes
+from train.batches import draw_windows, held_out_starts, host_starts
+from train.tokenfile import open_tokens, pack_header, write_tokens
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+def sample(path):
+    file = open_tokens(path)
+    before = None
+    for step in range(60):
+        starts = host_starts(jax.random.key(0), np.array([step]), len(file.tokens) - 256, 64)
+        assert draw_windows(file.tokens, starts, 256).shape == (1, 64, 257)
+        before = before or anonymous()
+    draw_windows(file.tokens, held_out_starts(len(file.tokens), 256, 2**16), 256)
+    return anonymous() - before
+
+folder = Path(sys.argv[1])
+for size in (2**20, 10 * 2**30):
+    path = folder / str(size)
+    with path.open("wb") as file:
+        file.write(pack_header(Bytes(), size // 2, size // 2, bytes(32)))
+        file.truncate(file.tell() + size)
+    print(sample(path))
+
+def pieces(n):
+    for _ in range(n):
+        levels.append(anonymous())
+        yield "one more line of text to write\\n" * 8192
+
+write_tokens(folder / "little", Bytes(), pieces((levels := []) or 4))
+before = anonymous()
+write_tokens(folder / "much", Bytes(), pieces((levels := []) or 64))
+print(max(levels) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells RssAnon")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    small, large, writing = (float(line) for line in done.stdout.split())
+    assert small < 16
+    assert large < 16
+    assert writing < 16
+    assert (tmp_path / str(10 * 2**30)).stat().st_blocks * 512 < 2**20  # a hole, not a disk full
+
+
+# --- what goes wrong ---
+
+
+@pytest.mark.parametrize("moment", ["reading", "fsync", "replace"])
+def test_interrupted_writing_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    def crash(*args: object) -> None:
+        raise Crash
+
+    def pieces() -> Iterator[str]:
+        yield TEXT
+        if moment == "reading":
+            crash()
+
+    with monkeypatch.context() as patch:
+        if moment != "reading":
+            patch.setattr(os if moment == "fsync" else Path, moment, crash)
+        with pytest.raises(Crash):
+            write_tokens(tmp_path / "corpus.tokens", Bytes(), pieces())
+    assert not list(tmp_path.iterdir())
+
+
+def changed(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+class Liar(Bytes):
+    """A tokenizer whose JSON makes another one."""
+
+    n_vocab = 300
+
+
+class Mute(Bytes):
+    """A tokenizer whose JSON makes none."""
+
+    def to_json(self) -> str:
+        return "{}"
+
+
+def empty(tokenizer: Bytes) -> bytes:
+    return pack_header(tokenizer, 2, 2, bytes(32)) + bytes(4)
+
+
+DAMAGES = {
+    "foreign": (lambda data: b"PK" + data, "is no token file; python -m train.prepare writes one"),
+    "empty": (lambda data: b"", "is no token file"),
+    "short header": (lambda data: data[:50], "is cut short inside its header"),
+    "version": (lambda data: changed(data, 16), "is a token file of version 0, not 1"),
+    "header": (lambda data: changed(data, 32), "is damaged: its header changed"),
+    "tokenizer": (lambda data: changed(data, 110), "is damaged: its tokenizer changed"),
+    "cut short": (lambda data: data[:-1], "is cut short or has grown: it is"),
+    "grown": (lambda data: data + b"\0", "is cut short or has grown: it is"),
+    "vocabulary": (lambda data: empty(Liar()), "says 300 entries in 2 bytes, the tokenizer has 256"),
+    "no tokenizer": (lambda data: empty(Mute()), "that can be read: not a tokenizer of ours"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_file_that_is_not_as_written_is_refused(written: Path, what: str):
+    damage, sentence = DAMAGES[what]
+    written.write_bytes(damage(written.read_bytes()))
+    with pytest.raises(ValueError, match=sentence):
+        open_tokens(written)
+
+
+def test_no_part_of_a_file_opens_and_no_byte_of_its_header_may_change(written: Path):
+    data = written.read_bytes()
+    header = tokenfile.HEADER.size + len(Characters.of(TEXT).to_json())
+    for bad in [data[:i] for i in range(0, len(data), 97)] + [
+        changed(data, i) for i in range(header)
+    ]:
+        written.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"corpus\.tokens"):
+            open_tokens(written)
+
+
+def test_changed_tokens_are_found_by_reading_them_all(written: Path):
+    written.write_bytes(changed(written.read_bytes(), 5000))
+    with pytest.raises(ValueError, match="is damaged: its tokens changed"):
+        check_tokens(open_tokens(written))
+
+
+def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="there is no token file"):
+        open_tokens(tmp_path / "gone.tokens")
