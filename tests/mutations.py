@@ -1,0 +1,287 @@
+"""How much the tests can see: twenty faults that would hurt a user, each put into a copy of the code and tested.
+
+    python -m tests.mutations                        # the fast tier, which `python -m pytest` runs
+    python -m tests.mutations --tier all             # every test
+    python -m tests.mutations --only rotary-sign     # one fault
+
+A fault is caught when a test fails. The tests nearest to it run first; only if they all pass does the rest of the tier
+run. The unchanged code runs before the faults: where that fails, catching means nothing.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+TIERS = {"fast": [], "all": ["-m", ""]}
+"""What each tier adds to `python -m pytest`."""
+
+
+class Mutation(NamedTuple):
+    """One fault: in a file, a text that occurs there once becomes another."""
+
+    name: str
+    file: str
+    text: str
+    becomes: str
+    near: str
+    """the folder of tests to run first"""
+
+
+MUTATIONS = [
+    Mutation(
+        "mask",  # a window shows one token too many
+        "jaxformer/attention.py",
+        "within = back < config.window",
+        "within = back <= config.window",
+        "tests/model",
+    ),
+    Mutation(
+        "score-scale",  # scores are divided by another width's root
+        "jaxformer/config.py",
+        "self.d_head**-0.5 if",
+        "self.d_model**-0.5 if",
+        "tests/model",
+    ),
+    Mutation(
+        "rotary-sign",  # queries and keys turn the other way
+        "jaxformer/position.py",
+        "[(a * cos - b * sin), (a * sin + b * cos)]",
+        "[(a * cos + b * sin), (b * cos - a * sin)]",
+        "tests/model",
+    ),
+    Mutation(
+        "norm-epsilon",  # added to the root in place of the mean square
+        "jaxformer/norm.py",
+        "keepdims=True) + config.norm_epsilon)",
+        "keepdims=True)) + config.norm_epsilon",
+        "tests/model",
+    ),
+    Mutation(
+        "tied-gradient",  # a tied embedding learns nothing from its use as the unembedding
+        "jaxformer/transformer.py",
+        'product("td,vd->tv", final, params.W_E)',
+        'product("td,vd->tv", final, jax.lax.stop_gradient(params.W_E))',
+        "tests/model",
+    ),
+    Mutation(
+        "softmax-gradient",  # a mean where the derivative has a sum
+        "jaxformer/attention.py",
+        "(pattern * change).sum(axis=-1, keepdims=True)",
+        "(pattern * change).mean(axis=-1, keepdims=True)",
+        "tests/model",
+    ),
+    Mutation(
+        "logits-dtype",  # narrow parameters give narrow logits
+        "jaxformer/transformer.py",
+        "return capped(biased(logits, params.b_U), config.logit_cap)",
+        "return capped(biased(logits.astype(final.dtype), params.b_U), config.logit_cap)",
+        "tests/model",
+    ),
+    Mutation(
+        "cache-index",  # in a ragged batch, everybody's keys go where the first sequence ends
+        "jaxformer/cache.py",
+        "place = (index, *[zero] * (old.ndim - 3), start[index], zero)",
+        "place = (index, *[zero] * (old.ndim - 3), start[0], zero)",
+        "tests/decoding",
+    ),
+    Mutation(
+        "top-p-edge",  # p=1 drops tokens where fewer already add up to 1 by rounding
+        "jaxformer/sampling.py",
+        "jnp.where(p < 1, _largest",
+        "jnp.where(p <= 1, _largest",
+        "tests/decoding",
+    ),
+    Mutation(
+        "sampling-key",  # every token of a text is drawn with the same random numbers
+        "jaxformer/decode.py",
+        "(wish.keys, state.drawn)",
+        "(wish.keys, state.drawn * 0)",
+        "tests/decoding",
+    ),
+    Mutation(
+        "tokenizer-offset",  # streaming forgets a character's first byte before its fourth comes
+        "jaxformer/tokenizer.py",
+        "latest = latest[-LONGEST - held :]",
+        "latest = latest[1 - LONGEST - held :]",
+        "tests/text",
+    ),
+    Mutation(
+        "weight-folding",  # a norm's bias is multiplied by the norm's weight
+        "jaxformer/interp/fold.py",
+        'jnp.einsum("d,d...->...", norm.b, W)',
+        'jnp.einsum("d,d...->...", norm.b * norm.w, W)',
+        "tests/interp",
+    ),
+    Mutation(
+        "patch-index",  # each layer is patched with the value of the layer before it
+        "jaxformer/interp/change.py",
+        "own = jnp.asarray(stacked)[layer]",
+        "own = jnp.asarray(stacked)[layer - 1]",
+        "tests/interp",
+    ),
+    Mutation(
+        "loss-shift",  # the filling behind a corpus's end counts in the validation loss
+        "train/batches.py",
+        "real = reach[:, 1:] < len(tokens)",
+        "real = reach[:, :-1] < len(tokens)",
+        "tests/train",
+    ),
+    Mutation(
+        "accumulated-mean",  # gradient accumulation multiplies the gradient by the number of parts
+        "train/step.py",
+        "summed_loss(params, config, part, how) / number",
+        "summed_loss(params, config, part, how) / part.counted.sum()",
+        "tests/train",
+    ),
+    Mutation(
+        "optimizer-mask",  # weight decay shrinks norms and biases too
+        "train/optimizer.py",
+        "lambda spec: bool(spec.reads)",
+        "lambda spec: True",
+        "tests/train",
+    ),
+    Mutation(
+        "batch-key",  # every batch comes twice
+        "train/batches.py",
+        "jax.random.randint(jax.random.fold_in(key, step),",
+        "jax.random.randint(jax.random.fold_in(key, step // 2),",
+        "tests/train",
+    ),
+    Mutation(
+        "resume-step",  # a resumed run forgets the metrics of the step it goes on from
+        "train/metrics.py",
+        'if line["step"] <= step]',
+        'if line["step"] < step]',
+        "tests/train",
+    ),
+    Mutation(
+        "checkpoint-order",  # a run resumes from the oldest checkpoint that is kept
+        "train/checkpoints.py",
+        "return self._read(steps[-1], like)",
+        "return self._read(steps[0], like)",
+        "tests/train",
+    ),
+    Mutation(
+        "sharding-axis",  # on a mesh with a tensor axis every device holds all neurons
+        "jaxformer/sharding.py",
+        '"f": "tensor",\n    "v"',
+        '"f": None,\n    "v"',
+        "tests/train",
+    ),
+]
+
+
+class Verdict(NamedTuple):
+    """What the tests said of one copy: the first test that failed, None where all passed."""
+
+    failed: str | None
+    seconds: float
+
+
+def mutated(mutation: Mutation, tree: Path) -> str:
+    """The text of the mutated file.
+
+    Raises:
+        ValueError: the text to replace is not there, or more than once.
+    """
+    text = (tree / mutation.file).read_text(encoding="utf-8")
+    if (times := text.count(mutation.text)) != 1:
+        raise ValueError(
+            f"{mutation.name}: {mutation.text!r} occurs {times} times in {mutation.file}"
+        )
+    return text.replace(mutation.text, mutation.becomes)
+
+
+def copy(tree: Path, to: Path) -> None:
+    """The files that git tracks, or would, as they are now."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=tree, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if (tree / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(tree / name, to / name)
+    subprocess.run(["git", "init", "-q"], cwd=to, check=True)  # a test asks git what is there
+    subprocess.run(["git", "add", "-A"], cwd=to, check=True)
+
+
+def run_tests(tree: Path, *arguments: str) -> Verdict:
+    """The tests of a tree, until the first one fails.
+
+    Raises:
+        RuntimeError: pytest could not run them.
+    """
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", *arguments],
+        cwd=tree, capture_output=True, text=True, check=False,
+        env=os.environ
+        | {"PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    if done.returncode not in (0, 1, 2) or (done.returncode and not failures):
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return Verdict(failures[0].split(" ")[1] if done.returncode else None, seconds)
+
+
+def try_out(mutation: Mutation, tree: Path, tier: str) -> Verdict:
+    """The tests of a tree with one fault in it; the file is put back afterwards."""
+    path = tree / mutation.file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(mutated(mutation, tree), encoding="utf-8")
+    try:
+        near = run_tests(tree, *TIERS[tier], mutation.near)
+        if near.failed:
+            return near
+        rest = run_tests(tree, *TIERS[tier])
+        return Verdict(rest.failed, near.seconds + rest.seconds)
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a line per fault; the exit status is the number of faults that no test caught."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    names = [mutation.name for mutation in MUTATIONS]
+    parser.add_argument("--tier", choices=TIERS, default="fast", help="which tests run")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
+                        help=f"which faults: {', '.join(names)}")  # fmt: skip
+    parser.add_argument("--unchecked", action="store_true",
+                        help="do not run the unchanged code first")  # fmt: skip
+    options = parser.parse_args(arguments)
+    chosen = [mutation for mutation in MUTATIONS if mutation.name in options.only]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy(ROOT, tree)
+        if not options.unchecked:
+            verdict = run_tests(tree, *TIERS[options.tier])
+            if verdict.failed:
+                print(f"the unchanged code fails {verdict.failed}; mend that first")
+                return 1
+            print(f"{'unchanged':<18} passes                {verdict.seconds:6.0f} s", flush=True)
+        missed = 0
+        for mutation in chosen:
+            verdict = try_out(mutation, tree, options.tier)
+            missed += verdict.failed is None
+            said = "MISSED" if verdict.failed is None else "caught"
+            print(
+                f"{mutation.name:<18} {said} {verdict.seconds:6.0f} s  {verdict.failed or ''}",
+                flush=True,
+            )
+    print(f"{len(chosen) - missed} of {len(chosen)} caught by the {options.tier} tier")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
