@@ -12,10 +12,13 @@ from benchmarks.contest import Setting
 from benchmarks.memory import ways
 from benchmarks.options import Options
 from tests.helpers.benches import CEILINGS, TINY
+from tests.helpers.errors import check_names, raises
 
 
-def named(size: str, changes: dict[str, Any] | None = None, **options: Any) -> list[str]:
-    """The ways for a size, and what is said of others."""
+def named(
+    size: str, changes: dict[str, Any] | None = None, **options: Any
+) -> tuple[list[str], list[str]]:
+    """The ways for a size, and what is said of those that are left out."""
     config, batch, seq = SIZES[size]
     heard: list[str] = []
     given: Any = {"workload": "memory", **options}
@@ -23,23 +26,26 @@ def named(size: str, changes: dict[str, Any] | None = None, **options: Any) -> l
         Options(**given), jax.devices()[0], "float32", CEILINGS, [], lambda text: heard.append(text)
     )
     config = dataclasses.replace(config, **(changes or {}))
-    return [*ways(Case(size, config, batch, seq), setting), *heard]
+    return [*ways(Case(size, config, batch, seq), setting)], heard
 
 
 def test_a_small_vocabulary_is_in_no_chunks_and_a_large_one_is():
-    assert named("baby") == [
+    small, (why,) = named("baby")
+    assert small == [
         "jaxformer", "remat dots", "remat sites resid_mid z pre", "remat sites resid_mid z",
         "remat sites resid_mid", "remat block", "accumulate 4",
-        "vocab_chunk skipped at baby: it has 65 entries, not more than 4096",
     ]  # fmt: skip
-    assert named("gpt2-124m", saved=("z",), vocab_chunk=99) == [
+    check_names(why, "vocab_chunk", "baby", 65, 4096)
+    large, none = named("gpt2-124m", saved=("z",), vocab_chunk=99)
+    assert large == [
         "jaxformer", "remat dots", "remat sites z", "remat block",
         "vocab_chunk 99", "vocab_chunk 99, remat sites z", "vocab_chunk 99, remat block",
     ]  # fmt: skip
+    assert not none
 
 
 def test_sites_are_those_that_the_model_has():
-    found = named("baby", {"parallel": True, "gated": True})
+    found, _ = named("baby", {"parallel": True, "gated": True})
     assert [way for way in found if "sites" in way] == [
         "remat sites z pre pre_linear",
         "remat sites z",
@@ -47,10 +53,10 @@ def test_sites_are_those_that_the_model_has():
 
 
 def test_a_batch_that_does_not_divide_is_left_out():
-    assert "accumulate 6" in named("baby", accumulate=6)
-    assert named("baby", accumulate=5)[-1] == (
-        "accumulate skipped at baby: 5 does not divide 12 sequences"
-    )
+    assert "accumulate 6" in named("baby", accumulate=6)[0]
+    found, why = named("baby", accumulate=5)
+    assert "accumulate 5" not in found
+    check_names(why[-1], "accumulate", "baby", 5, 12)
 
 
 def test_every_way_s_losses_agree_and_what_it_holds_is_said(bench, monkeypatch):
@@ -83,18 +89,17 @@ def test_every_way_s_losses_agree_and_what_it_holds_is_said(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "named"),
     [
-        ({"workload": "forward", "saved": ("z",)}, "--saved is for memory; forward does not"),
-        ({"workload": "train-step", "vocab_chunk": 9}, "--vocab-chunk is for memory; train-step"),
-        ({"workload": "memory", "vocab_chunk": 0}, "vocab_chunk=0 must be at least 1"),
+        ({"workload": "forward", "saved": ("z",)}, ("--saved", "memory", "forward")),
+        ({"workload": "train-step", "vocab_chunk": 9}, ("--vocab-chunk", "memory", "train-step")),
+        ({"workload": "memory", "vocab_chunk": 0}, ("vocab_chunk=0", 1)),
     ],
 )
-def test_options_that_nothing_would_read_are_refused(options: dict[str, Any], sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+def test_options_that_nothing_would_read_are_refused(options: dict[str, Any], named: tuple):
+    with raises(ValueError, *named):
         Options(**options).check()
 
 
 def test_a_site_that_the_kernel_never_forms_is_a_sentence(bench):
-    _, out = bench("memory", *TINY, "--saved", "pattern", status=1)
-    assert "kernel='blocked' never forms 'pattern'" in out
+    check_names(bench.refusal("memory", *TINY, "--saved", "pattern"), "kernel='blocked'", "pattern")

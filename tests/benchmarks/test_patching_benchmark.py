@@ -8,6 +8,7 @@ from benchmarks.cases import SIZES, Case
 from benchmarks.options import Options
 from benchmarks.patching import most_patches, pairs_of_heads, per_patch, prompted
 from tests.helpers.benches import TINY
+from tests.helpers.errors import check_names
 
 SMALL = [*TINY, "--batch", "1", "--seq", "5", "--set", "n_layers=2", "d_model=8", "n_heads=2", "d_head=4",
          "d_mlp=8", "n_vocab=11"]  # fmt: skip
@@ -57,8 +58,8 @@ def test_each_task_is_timed_within_its_budget(bench):
 
 
 def test_too_small_a_budget_is_refused(bench):
-    _, out = bench("patching", *SMALL, "--seq", "900", "--peers", "none", "--budget", "1", status=1)
-    assert "bytes are too few" in out
+    refusal = bench.refusal("patching", *SMALL, "--seq", "900", "--peers", "none", "--budget", "1")
+    check_names(refusal, f"memory={2**20}")
 
 
 @pytest.mark.skipif(

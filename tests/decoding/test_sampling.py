@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from jaxformer import Sampling
 from jaxformer.sampling import choose, heat, min_p, penalize, process, top_k, top_p
+from tests.helpers.errors import raises
 from tests.helpers.models import SEED
 
 V = 9
@@ -247,45 +248,42 @@ def test_temperatures_can_be_batched():
 
 
 @pytest.mark.parametrize(
-    ("fields", "sentence"),
+    ("fields", "named"),
     [
-        (
-            {"temperature": -0.1},
-            r"temperature=-0.1 must be 0 \(the likeliest token\) or a positive",
-        ),
-        ({"temperature": float("inf")}, "temperature=inf must be 0"),
-        ({"temperature": float("nan")}, "temperature=nan must be 0"),
-        ({"temperature": "hot"}, "temperature='hot' must be 0"),
-        ({"temperature": True}, "temperature=True must be 0"),
-        ({"top_k": 0}, "top_k=0 must be a whole number of at least 1"),
-        ({"top_k": 1.5}, "top_k=1.5 must be a whole number"),
-        ({"top_k": float("inf")}, "top_k=inf must be a whole number"),
-        ({"top_k": float("nan")}, "top_k=nan must be a whole number"),
-        ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
-        ({"top_p": 1.1}, "top_p=1.1 must be above 0 and at most 1"),
-        ({"min_p": -0.1}, "min_p=-0.1 must be from 0 to 1"),
-        ({"min_p": 2}, "min_p=2 must be from 0 to 1"),
-        ({"repetition_penalty": 0}, "repetition_penalty=0 must be a positive number"),
-        ({"repetition_penalty": float("inf")}, "repetition_penalty=inf must be a positive number"),
-        ({"temperature": [1.0]}, r"temperature=\[1.0\] must be 0"),
-        ({"temperature": np.float32("nan")}, "temperature=nan must be 0"),
-        ({"top_k": np.int64(0)}, "top_k=0 must be a whole number"),
-        ({"top_k": jnp.int32(0)}, "top_k=0 must be a whole number"),
-        ({"top_p": np.float32(0)}, "top_p=0.0 must be above 0"),
-        ({"min_p": np.array(2.0)}, "min_p=2.0 must be from 0 to 1"),
-        ({"temperature": np.float32(0), "top_k": 3}, "so top_k=3 would change nothing"),
-        ({"temperature": 0, "top_k": 3}, "so top_k=3 would change nothing"),
-        ({"temperature": None, "top_p": 0.5}, "so top_p=0.5 would change nothing"),
-        ({"temperature": 0.0, "min_p": 0.5}, "so min_p=0.5 would change nothing"),
+        ({"temperature": -0.1}, ("temperature=-0.1", 0)),
+        ({"temperature": float("inf")}, ("temperature=inf", 0)),
+        ({"temperature": float("nan")}, ("temperature=nan", 0)),
+        ({"temperature": "hot"}, ("temperature='hot'", 0)),
+        ({"temperature": True}, ("temperature=True", 0)),
+        ({"top_k": 0}, ("top_k=0", 1)),
+        ({"top_k": 1.5}, ("top_k=1.5",)),
+        ({"top_k": float("inf")}, ("top_k=inf", 1)),
+        ({"top_k": float("nan")}, ("top_k=nan", 1)),
+        ({"top_p": 0.0}, ("top_p=0.0", 1)),
+        ({"top_p": 1.1}, ("top_p=1.1",)),
+        ({"min_p": -0.1}, ("min_p=-0.1", 1)),
+        ({"min_p": 2}, ("min_p=2", 0, 1)),
+        ({"repetition_penalty": 0}, ("repetition_penalty=0",)),
+        ({"repetition_penalty": float("inf")}, ("repetition_penalty=inf",)),
+        ({"temperature": [1.0]}, ("temperature=[1.0]",)),
+        ({"temperature": np.float32("nan")}, ("temperature=nan", 0)),
+        ({"top_k": np.int64(0)}, ("top_k=0", 1)),
+        ({"top_k": jnp.int32(0)}, ("top_k=0", 1)),
+        ({"top_p": np.float32(0)}, ("top_p=0.0", 1)),
+        ({"min_p": np.array(2.0)}, ("min_p=2.0", 1)),
+        ({"temperature": np.float32(0), "top_k": 3}, ("temperature=0", "top_k=3")),
+        ({"temperature": 0, "top_k": 3}, ("temperature=0", "top_k=3")),
+        ({"temperature": None, "top_p": 0.5}, ("temperature=0", "top_p=0.5")),
+        ({"temperature": 0.0, "min_p": 0.5}, ("temperature=0", "min_p=0.5")),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(fields: dict, sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+def test_numbers_that_make_no_sense_are_refused(fields: dict, named: tuple):
+    with raises(ValueError, *named):
         Sampling(**fields)
 
 
 @pytest.mark.parametrize("k", [12, 12.0])
 def test_more_than_the_vocabulary_cannot_be_kept(k):
-    with pytest.raises(ValueError, match="is more than the vocabulary's 11 entries; leave it out"):
+    with raises(ValueError, f"top_k={k}", 11):
         Sampling(top_k=k).fitted(SEED)
     assert Sampling(top_k=11).fitted(SEED) == Sampling(top_k=11)

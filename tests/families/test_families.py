@@ -12,6 +12,7 @@ import pytest
 from jaxformer import Config, Sampling, export, forward, generate, load
 from jaxformer.families import FAMILIES
 from jaxformer.families.export import foreign_tensors
+from tests.helpers.errors import raises
 from tests.helpers.families import (
     CASES,
     ONE_EACH,
@@ -116,78 +117,75 @@ DAMAGED = {
     "missing": (
         "llama-plain",
         without("model.norm.weight"),
-        r"lacks model.norm.weight, of shape \(16,\)",
+        ("model.norm.weight", "(16,)"),
     ),
     "missing head": (
         "llama-plain",
         without("lm_head.weight"),
-        r"lacks lm_head.weight, of shape \(24, 16\)",
+        ("lm_head.weight", "(24, 16)"),
     ),
     "extra": (
         "llama-plain",
         also("model.layers.3.mlp.up_proj.weight", np.ones((20, 16), np.float32)),
-        "model.safetensors holds model.layers.3.mlp.up_proj.weight, which a llama model",
+        ("model.safetensors", "model.layers.3.mlp.up_proj.weight", "llama"),
     ),
     "extra bias": (
         "llama-plain",
         also("model.layers.0.self_attn.q_proj.bias", np.ones(16, np.float32)),
-        "holds model.layers.0.self_attn.q_proj.bias",
+        ("model.layers.0.self_attn.q_proj.bias",),
     ),
     "a shape": (
         "llama-plain",
         also("model.norm.weight", np.ones(17, np.float32)),
-        r"model.norm.weight of shape \(17,\); its config asks for \(16,\)",
+        ("model.norm.weight", "(17,)", "(16,)"),
     ),
     "no float": (
         "llama-plain",
         also("model.norm.weight", np.ones(16, np.int32)),
-        "model.norm.weight as int32; jaxformer reads float16",
+        ("model.norm.weight", "int32", "float16"),
     ),
     "twice": (
         "gpt2-plain",
         also("wte.weight", np.ones((24, 16), np.float32)),
-        "both .*wte.weight and .*wte.weight, which are one tensor",
+        ("wte.weight", "transformer.wte.weight"),
     ),
     "another head": (
         "gpt2-plain",
         also("lm_head.weight", np.ones((24, 16), np.float32)),
-        "lm_head.weight that is not transformer.wte.weight",
+        ("lm_head.weight", "transformer.wte.weight"),
     ),
 }
 
 
 @pytest.mark.parametrize("what", DAMAGED)
 def test_tensors_that_are_not_the_config_s_are_one_clear_error(what: str, folder: Path):
-    case, change, sentence = DAMAGED[what]
+    case, change, named = DAMAGED[what]
     record = golden(case)
     record._replace(tensors=change(record.tensors)).write(folder)
-    with pytest.raises(ValueError, match=sentence) as error:
+    with raises(ValueError, folder, *named):
         load(folder)
-    assert str(folder) in str(error.value)
 
 
 def test_numbers_that_a_dtype_has_no_room_for_are_refused(folder: Path):
     record = golden("llama-plain")
     large = record.tensors["model.norm.weight"] * np.float32(1e6)
     record._replace(tensors=record.tensors | {"model.norm.weight": large}).write(folder)
-    with pytest.raises(
-        ValueError, match="model.norm.weight with numbers that float16 has no room for"
-    ):
+    with raises(ValueError, folder, "model.norm.weight", "float16"):
         load(folder, dtype="float16")
     assert load(folder, dtype="bfloat16")[1].W_E.dtype == jnp.bfloat16
 
 
 CANNOT = {
-    "gpt2": ({"norm": "rms"}, "a gpt2 model cannot have norm='rms'"),
-    "gpt_neo": ({"attention_scale": None}, "a gpt_neo model cannot have attention_scale=None"),
-    "gpt_neox": ({"bias": "qkv"}, "a gpt_neox model cannot have bias='qkv'"),
-    "llama": ({"window": 3}, "a llama model cannot have window=3"),
-    "mistral": ({"window": 3, "window_pattern": "LG"}, "a mistral model cannot have window_pattern='LG'"),
-    "qwen2": ({"bias": "all"}, "a qwen2 model cannot have bias='all'"),
-    "qwen3": ({"qk_norm": "none"}, "a qwen3 model cannot have qk_norm='none'"),
-    "gemma2": ({"embedding_scale": 1.0}, "a gemma2 model cannot have embedding_scale=1.0"),
-    "gemma3_text": ({"attention_cap": 3.0}, "a gemma3_text model cannot be of this Config: .*softcapping=3.0"),
-    "olmo2": ({"norm_place": "before"}, "a olmo2 model cannot have norm_place='before'"),
+    "gpt2": ({"norm": "rms"}, "norm='rms'"),
+    "gpt_neo": ({"attention_scale": None}, "attention_scale=None"),
+    "gpt_neox": ({"bias": "qkv"}, "bias='qkv'"),
+    "llama": ({"window": 3}, "window=3"),
+    "mistral": ({"window": 3, "window_pattern": "LG"}, "window_pattern='LG'"),
+    "qwen2": ({"bias": "all"}, "bias='all'"),
+    "qwen3": ({"qk_norm": "none"}, "qk_norm='none'"),
+    "gemma2": ({"embedding_scale": 1.0}, "embedding_scale=1.0"),
+    "gemma3_text": ({"attention_cap": 3.0}, "attn_logit_softcapping=3.0"),
+    "olmo2": ({"norm_place": "before"}, "norm_place='before'"),
 }  # fmt: skip
 
 
@@ -196,10 +194,10 @@ def test_a_config_that_a_family_cannot_have_is_not_exported(
     case: str, folder: Path, tmp_path: Path
 ):
     family = CASES[case][0]
-    change, sentence = CANNOT[family]
+    change, named = CANNOT[family]
     golden(case).write(folder)
     config = dataclasses.replace(load(folder)[0], **change)
-    with pytest.raises(ValueError, match=sentence):
+    with raises(ValueError, family, named):
         export(tmp_path / "out", config, random_params(config), None, family)
     assert not (tmp_path / "out").exists()
 

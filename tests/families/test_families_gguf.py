@@ -10,6 +10,7 @@ import pytest
 
 from jaxformer import forward, load
 from tests.helpers import ggufs
+from tests.helpers.errors import raises
 from tests.helpers.families import CASES, TOKENS, close, golden
 from tests.helpers.models import same
 
@@ -42,7 +43,7 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path):
     same(load(tmp_path)[1], load(tmp_path / "model.gguf")[1])
     (tmp_path / "config.json").unlink()
     ggufs.write(tmp_path / "other.gguf", golden("qwen3-plain"))
-    with pytest.raises(FileNotFoundError, match="name one of its 2 GGUF files"):
+    with raises(FileNotFoundError, tmp_path, 2):
         load(tmp_path)
 
 
@@ -76,7 +77,7 @@ def test_llama_3_s_scaling_is_recognised_by_its_factors(factor: float, tmp_path:
     ggufs.write(
         tmp_path / "b.gguf", record, lambda w: w.add_tensor("rope_freqs.weight", factors**2)
     )
-    with pytest.raises(ValueError, match=r"b.gguf.*factors that are not Llama 3's"):
+    with raises(ValueError, tmp_path / "b.gguf", "rope_freqs.weight"):
         load(tmp_path / "b.gguf")
 
 
@@ -113,68 +114,67 @@ REFUSED = {
     "experts": (
         "llama-plain",
         lambda w: w.add_expert_count(8),
-        "llama.expert_count=8: a mixture of experts",
+        ("llama.expert_count=8",),
     ),
     "a field": (
         "llama-plain",
         lambda w: w.add_logit_scale(2.0),
-        "llama.logit_scale=2.0; jaxformer does not know",
+        ("llama.logit_scale=2.0",),
     ),
     "scaling": (
         "llama-plain",
         lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
-        "rope.scaling.type='yarn'",
+        ("llama.rope.scaling.type='yarn'", "'linear'"),
     ),
     "a scaling's field": (
         "llama-plain",
         lambda w: w.add_rope_scaling_attn_factors(2.0),
-        "rope.scaling.attn_factor",
+        ("llama.rope.scaling.attn_factor=2.0",),
     ),
     "a window": (
         "qwen2-plain",
         lambda w: w.add_sliding_window(3),
-        "qwen2.attention.sliding_window",
+        ("qwen2.attention.sliding_window=3",),
     ),
     "part of a head": (
         "qwen2-plain",
         lambda w: w.add_rope_dimension_count(2),
-        "qwen2.rope.dimension_count=2, which jaxformer cannot compute; only 4",
+        ("qwen2.rope.dimension_count=2", 4),
     ),
     "wider values": (
         "qwen2-plain",
         lambda w: w.add_value_length(8),
-        "qwen2.attention.value_length=8, which",
+        ("qwen2.attention.value_length=8",),
     ),
     "not causal": (
         "qwen2-plain",
         lambda w: w.add_causal_attention(False),
-        "qwen2.attention.causal=False, which",
+        ("qwen2.attention.causal=False",),
     ),
     "two scalings": (
         "llama-linear",
         lambda w: w.add_tensor("rope_freqs.weight", np.ones(2, np.float32)),
-        "rope.scaling and rope_freqs.weight",
+        ("rope.scaling", "rope_freqs.weight"),
     ),
     "other factors": (
         "llama-plain",
         lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, np.float32)),
-        r"rope_freqs.weight of shape \(3,\), and heads of width 4",
+        ("rope_freqs.weight", "(3,)", 4),
     ),
     "a tensor": (
         "qwen2-plain",
         lambda w: w.add_tensor("blk.0.attn_q_norm.weight", np.ones(4, np.float32)),
-        "holds blk.0.attn_q_norm.weight",
+        ("blk.0.attn_q_norm.weight",),
     ),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_gguf_file_that_cannot_be_computed_is_one_clear_error(what: str, tmp_path: Path):
-    case, edit, sentence = REFUSED[what]
+    case, edit, named = REFUSED[what]
     ggufs.write(tmp_path / "a.gguf", golden(case), edit)
-    with pytest.raises(ValueError, match=sentence) as error:
+    with raises(ValueError, tmp_path / "a.gguf", *named):
         load(tmp_path / "a.gguf")
-    assert str(tmp_path / "a.gguf") in str(error.value)
 
 
 HARMLESS = {
@@ -206,7 +206,7 @@ NEEDED = {
 @pytest.mark.parametrize(("case", "key"), [(case, key) for case in NEEDED for key in NEEDED[case]])
 def test_a_field_that_llama_cpp_must_have_is_not_guessed(case: str, key: str, tmp_path: Path):
     ggufs.write(tmp_path / "a.gguf", golden(case), lambda w: drop(w, key))
-    with pytest.raises(ValueError, match=rf"a.gguf .* lacks \w+.{key}"):
+    with raises(ValueError, tmp_path / "a.gguf", f"{CASES[case][0]}.{key}"):
         load(tmp_path / "a.gguf")
 
 
@@ -257,9 +257,7 @@ def test_fields_of_another_kind_are_named_as_the_file_names_them(tmp_path: Path)
             tmp_path / "a.gguf", golden("llama-plain"), lambda w, k=key: drop(w, k),
             lambda w, k=key, v=value: w.add_string(f"llama.{k}", v),
         )  # fmt: skip
-        with pytest.raises(
-            ValueError, match=rf"a.gguf .* has llama.{key}='{value}'; it must be of the kind"
-        ):
+        with raises(ValueError, tmp_path / "a.gguf", f"llama.{key}='{value}'"):
             load(tmp_path / "a.gguf")
 
 
@@ -270,9 +268,7 @@ def test_an_architecture_that_is_none_of_ours(tmp_path: Path):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        with pytest.raises(
-            ValueError, match=f"general.architecture='{name}'; of GGUF files jaxformer reads llama"
-        ):
+        with raises(ValueError, tmp_path / "a.gguf", f"general.architecture='{name}'", "llama"):
             load(tmp_path / "a.gguf")
 
 

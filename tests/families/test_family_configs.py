@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from jaxformer import Config, load, load_config
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.families import ONE_EACH, golden
 from tests.helpers.hub_configs import CONFIGS
 
@@ -46,9 +48,7 @@ def test_configs_as_transformers_4_wrote_them(case: str, tmp_path: Path):
 
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_a_field_that_nobody_knows_is_refused_by_name(case: str, tmp_path: Path):
-    with pytest.raises(
-        ValueError, match="config.json.* has attention_sinks=4; jaxformer does not know"
-    ):
+    with raises(ValueError, tmp_path / "config.json", "attention_sinks=4"):
         read_config(case, {"attention_sinks": 4}, tmp_path)
 
 
@@ -61,7 +61,7 @@ NEVER = {
 @pytest.mark.parametrize("name", NEVER)
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_what_no_family_here_computes_is_refused_by_name(case: str, name: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=f"has {name}="):
+    with raises(ValueError, f"{name}={NEVER[name]!r}"):
         read_config(case, {name: NEVER[name]}, tmp_path)
 
 
@@ -69,124 +69,131 @@ REFUSED = {
     "an activation": (
         "llama-plain",
         {"hidden_act": "quick_gelu"},
-        "hidden_act='quick_gelu'; known are 'relu'",
+        ("hidden_act='quick_gelu'", "'relu'"),
     ),
     "a kind": (
         "llama-plain",
         {"hidden_size": "16"},
-        "hidden_size='16'; it must be of the kind int",
+        ("hidden_size='16'", "int"),
     ),
-    "layers": ("qwen2-plain", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; no"),
+    "layers": (
+        "qwen2-plain",
+        {"num_hidden_layers": 10**9},
+        ("num_hidden_layers=1000000000", 10000),
+    ),
     "a null": (
         "llama-plain",
         {"hidden_size": None},
-        "hidden_size=None; it must be of the kind int",
+        ("hidden_size=None", "int"),
     ),
-    "no number": ("llama-plain", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
+    "no number": ("llama-plain", {"rms_norm_eps": float("nan")}, ("rms_norm_eps=nan",)),
     "a boolean": (
         "gpt2-plain",
         {"scale_attn_weights": 1},
-        "scale_attn_weights=1; it must be of the kind bool",
+        ("scale_attn_weights=1", "bool"),
     ),
     "yarn": (
         "llama-plain",
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
-        "rope_type='yarn'",
+        ("rope_type='yarn'", "'linear'"),
     ),
     "two scalings": (
         "llama-linear",
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
-        "both rope_scaling and rope_parameters",
+        ("rope_scaling", "rope_parameters"),
     ),
     "an unknown turn": (
         "llama-plain",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "beta_fast": 3}},
-        "rope_parameters has beta_fast=3",
+        ("rope_parameters", "beta_fast=3"),
     ),
     "part of a head": (
         "llama-plain",
         {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-        "partial_rotary_factor=0.5",
+        ("partial_rotary_factor=0.5",),
     ),
     "pairs": (
         "llama-plain",
         {"rope_interleaved": True},
-        "rope_interleaved=True, which jaxformer cannot compute",
+        ("rope_interleaved=True", "False"),
     ),
     "heads": (
         "llama-plain",
         {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None},
-        "hidden_size=16, which is not a multiple of num_attention_heads=5",
+        ("hidden_size=16", "num_attention_heads=5"),
     ),
-    "gpt2's heads": ("gpt2-plain", {"n_head": 0}, "n_head=0; it must be at least 1"),
+    "gpt2's heads": ("gpt2-plain", {"n_head": 0}, ("n_head=0", 1)),
     "groups": (
         "llama-plain",
         {"num_key_value_heads": 3},
-        "n_heads=4 is not a multiple of n_kv_heads=3",
+        ("n_heads=4", "n_kv_heads=3"),
     ),
     "layer types": (
         "qwen2-types",
         {"layer_types": ["full_attention"]},
-        "1 layer_types, and num_hidden_layers=3",
+        ("layer_types", 1, "num_hidden_layers=3"),
     ),
     "a layer type": (
         "gemma2-plain",
         {"layer_types": ["chunked_attention"] * 3},
-        "'chunked_attention' in layer_types",
+        ("'chunked_attention'", "layer_types"),
     ),
     "no window": (
         "gemma2-plain",
         {"sliding_window": None},
-        "layers with a window in layer_types, but no window",
+        ("layer_types",),
     ),
     "neo's layers": (
         "gpt_neo-plain",
         {"attention_types": [[["global"], 2]]},
-        "attention_types for 2 layers, and num_layers=3",
+        ("attention_types", 2, "num_layers=3"),
     ),
     "neo's form": (
         "gpt_neo-plain",
         {"attention_types": [3]},
-        "attention_types=.3.; it must be like",
+        ("attention_types=[3]", "[[['global', 'local'], 12]]"),
     ),
     "neo's lists": (
         "gpt_neo-plain",
         {"attention_layers": ["global"] * 3},
-        "not those of attention_types",
+        ("attention_layers", "attention_types"),
     ),
-    "a cap": ("gemma3_text-plain", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+    "a cap": (
+        "gemma3_text-plain",
+        {"attn_logit_softcapping": 50.0},
+        ("attn_logit_softcapping=50.0",),
+    ),
     "both ways": (
         "gemma2-plain",
         {"use_bidirectional_attention": True},
-        "use_bidirectional_attention=True",
+        ("use_bidirectional_attention=True",),
     ),
     "both ways 3": (
         "gemma3_text-plain",
         {"use_bidirectional_attention": True},
-        "use_bidirectional_attention=True",
+        ("use_bidirectional_attention=True",),
     ),
-    "experts": ("llama-plain", {"model_type": "mixtral"}, "a mixtral model, a mixture of experts"),
+    "experts": ("llama-plain", {"model_type": "mixtral"}, ("mixtral", "gpt_neox")),
     "more experts": (
         "llama-plain",
         {"model_type": "qwen3_moe"},
-        "a qwen3_moe model, a mixture of experts",
+        ("qwen3_moe", "gpt_neox"),
     ),
     "an unknown family": (
         "llama-plain",
         {"model_type": "bert"},
-        "model_type='bert'; jaxformer has gpt2, gpt_neo",
+        ("model_type='bert'", "gpt2", "gpt_neo"),
     ),
-    "no family": ("llama-plain", {"model_type": None}, "model_type=None"),
-    "pictures": ("gemma3_text-plain", {"model_type": "gemma3"}, "texts and pictures"),
+    "no family": ("llama-plain", {"model_type": None}, ("model_type=None",)),
+    "pictures": ("gemma3_text-plain", {"model_type": "gemma3"}, ("gemma3", "gemma3_text")),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_config_that_cannot_be_computed_is_one_clear_error(what: str, tmp_path: Path):
-    case, change, sentence = REFUSED[what]
-    with pytest.raises(ValueError, match=sentence) as error:
+    case, change, named = REFUSED[what]
+    with raises(ValueError, tmp_path, *named):
         read_config(case, change, tmp_path)
-    assert str(tmp_path) in str(error.value)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -210,9 +217,7 @@ def test_a_part_of_a_head_is_rounded_down_and_must_be_pairs(
     (tmp_path / "config.json").write_text(json.dumps(fields))
     turned = int(width * part)
     if turned % 2:
-        with pytest.raises(
-            ValueError, match=f"turns {turned} of the {width} coordinates of a head"
-        ):
+        with raises(ValueError, tmp_path, turned, width, part):
             load_config(tmp_path)
     else:
         assert load_config(tmp_path).rotary_width == turned
@@ -226,7 +231,7 @@ VALUES = st.one_of(
 
 
 @given(data=st.data())
-@settings(max_examples=200)
+@examples(50)
 def test_any_value_of_any_field_is_a_config_or_a_clear_error(tmp_path: Path, data):
     case = data.draw(st.sampled_from(ONE_EACH))
     fields = dict(golden(case).config)

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from jaxformer.formats import Source, Tensor, ggufs, open_folder, open_gguf
 from jaxformer.formats.source import copy_checked
+from tests.helpers.errors import raises
 from tests.helpers.weightfiles import FORMS, HUGGING_FACE, bits, reopen, to_torch, write_gguf
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -72,7 +73,7 @@ def test_rows_of_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatch, kind
         try:
             whole = {name: source.read(name) for name in raw}
         except ValueError:  # which the gguf package cannot dequantise
-            with pytest.raises(ValueError, match=f"m.gguf holds 'w' as {kind.name}, which"):
+            with raises(ValueError, tmp_path / "m.gguf", "'w'", kind.name):
                 source.read_rows("w", 0, 1)
             return
         for start, stop in ROWS:
@@ -90,24 +91,20 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path, form: str):
     FORMS[form](tmp_path, {"w": np.ones((5, 2), np.float32), "n": np.ones(5, np.int64)})
     with reopen(tmp_path) as source:
         for start, stop in [(-1, 2), (0, 6), (6, 6), (3, 2), (-2, -1)]:
-            with pytest.raises(
-                ValueError,
-                match=rf"holds 'w' of shape \[5, 2\], without rows {start} to {stop}; ask for",
-            ) as error:
+            with raises(ValueError, source.tensors["w"].file, "'w'", [5, 2], start, stop):
                 source.read_rows("w", start, stop)
-            assert str(source.tensors["w"].file) in str(error.value)
-        with pytest.raises(ValueError, match="holds 'n' as int64"):
+        with raises(ValueError, tmp_path, "'n'", "int64"):
             source.read_rows("n", 0, 1)
-        with pytest.raises(ValueError, match="holds no tensor 'x'"):
+        with raises(ValueError, tmp_path, "'x'"):
             source.read_rows("x", 0, 1)
-    with pytest.raises(ValueError, match="is closed; read 'w' inside the `with` block"):
+    with raises(ValueError, tmp_path, "'w'", "`with`"):
         source.read_rows("w", 0, 1)
 
 
 def test_a_number_has_no_rows(tmp_path: Path):
     save_file({"x": np.array(1.0)}, tmp_path / "model.safetensors")
     source = open_folder(tmp_path)
-    with source, pytest.raises(ValueError, match="without rows 0 to 0; ask for the whole of it"):
+    with source, raises(ValueError, tmp_path / "model.safetensors", "'x'", []):
         source.read_rows("x", 0, 0)
 
 
@@ -117,9 +114,9 @@ def test_numbers_are_copied_where_a_dtype_has_room_for_them():
         copy_checked(np.array(part, np.float32), into, "m holds w")
         np.testing.assert_array_equal(into, np.array(part, np.float32).astype(np.float16))
     for part in ([1, 65520, 2], [np.inf, 1e6, 1], [np.nan, 1, -1e6]):
-        with pytest.raises(ValueError, match="m holds w with numbers that float16 has no room"):
+        with raises(ValueError, "m holds w", "float16"):
             copy_checked(np.array(part, np.float32), into, "m holds w")
-    with pytest.raises(ValueError, match="that bfloat16 has no room for; choose another dtype"):
+    with raises(ValueError, "m holds w", "bfloat16"):
         copy_checked(np.full(3, 3.4e38, np.float32), into.view(ml_dtypes.bfloat16), "m holds w")
 
 
@@ -134,7 +131,7 @@ def test_blocks_are_dequantised_as_the_gguf_package_does(tmp_path: Path, monkeyp
         try:
             expected = gguf.quants.dequantize(raw, kind)
         except NotImplementedError:
-            with pytest.raises(ValueError, match=rf"m.gguf holds 'w' as {kind.name}, which"):
+            with raises(ValueError, tmp_path / "m.gguf", "'w'", kind.name):
                 source.read("w")
         else:
             np.testing.assert_array_equal(source.read("w"), expected)
@@ -205,11 +202,11 @@ def test_only_floats_that_are_there_are_read_and_only_while_open(tmp_path: Path,
     FORMS[form](tmp_path, {"w": np.ones(2, np.float32), "n": np.ones(2, np.int64)})
     with reopen(tmp_path) as source:
         assert source.tensors["n"].dtype == np.int64
-        with pytest.raises(ValueError, match="holds 'n' as int64; weights are read from floats"):
+        with raises(ValueError, tmp_path, "'n'", "int64"):
             source.read("n")
-        with pytest.raises(ValueError, match="holds no tensor 'x'; .tensors lists those"):
+        with raises(ValueError, tmp_path, "'x'", ".tensors"):
             source.read("x")
-    with pytest.raises(ValueError, match="is closed; read 'w' inside the `with` block"):
+    with raises(ValueError, tmp_path, "'w'", "`with`"):
         source.read("w")
     if MAPS.exists():  # nor is a file mapped any longer, though the source lives on
         assert str(tmp_path) not in MAPS.read_text()
@@ -231,7 +228,7 @@ def test_small_floats_are_listed_though_numpy_alone_has_none(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(data)
     with open_folder(tmp_path) as source:
         assert source.tensors["w"].dtype == ml_dtypes.float8_e4m3fn
-        with pytest.raises(ValueError, match="holds 'w' as float8_e4m3fn"):
+        with raises(ValueError, tmp_path, "'w'", "float8_e4m3fn"):
             source.read("w")
 
 
@@ -243,31 +240,38 @@ def test_the_first_whole_set_is_opened(tmp_path: Path):
         with open_folder(tmp_path) as source:
             assert source.read("w")[0] == value
     (tmp_path / "model.safetensors").unlink()
-    next(tmp_path.glob("model-*.safetensors")).unlink()  # the shards are not whole: the next set
+    lost = next(tmp_path.glob("model-*.safetensors"))
+    lost.unlink()  # the shards are not whole: the next set
     with open_folder(tmp_path) as source:
         assert source.read("w")[0] == 2
     for path in tmp_path.glob("pytorch_model*"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="index.json names the shard 'model-0"):
+    with raises(FileNotFoundError, tmp_path / "model.safetensors.index.json", lost.name):
         open_folder(tmp_path)
 
 
 def test_a_folder_without_weights_says_what_is_expected(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(FileNotFoundError, match="holds no weights: expected model.safetensors"):
+        with raises(FileNotFoundError, folder, "model.safetensors", "pytorch_model.bin"):
             open_folder(folder)
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(FileNotFoundError, match="there is no file"):
+        with raises(FileNotFoundError, path):
             open_gguf(path)
 
 
-@pytest.mark.parametrize("package", ["torch", "gguf"])
+REPAIRS = {
+    "torch": ("pytorch_model.bin", "pip install torch"),
+    "gguf": ("m.gguf", "pip install 'jaxformer[hf]'"),
+}
+
+
+@pytest.mark.parametrize("package", REPAIRS)
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch, package: str):
     monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / "pytorch_model.bin").touch()
-    (tmp_path / "m.gguf").touch()
-    with pytest.raises(ValueError, match="needs .*; pip install"):
-        open_folder(tmp_path) if package == "torch" else open_gguf(tmp_path / "m.gguf")
+    name, repair = REPAIRS[package]
+    (tmp_path / name).touch()
+    with raises(ValueError, tmp_path / name, repair):
+        reopen(tmp_path)
 
 
 class Evil:
@@ -285,7 +289,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, zip
     torch = pytest.importorskip("torch")
     path, trace = tmp_path / "pytorch_model.bin", tmp_path / "was-run"
     torch.save({"w": Evil(trace)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"pytorch_model.bin is no .* nothing in it was run"):
+    with raises(ValueError, path):
         open_folder(tmp_path)
     assert not trace.exists()
     torch.load(path, weights_only=False)
@@ -295,16 +299,16 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, zip
 def test_a_pickle_of_anything_but_plain_tensors_is_refused(tmp_path: Path):
     torch = pytest.importorskip("torch")
     one = torch.ones(1)
-    for held, message in [
-        ([one], "holds a list; expected a dict of tensors"),
-        ({1: one}, "holds the key 1"),
-        ({"a": one, "b": {"w": one}}, "holds 'b', a dict; expected a tensor"),
-        ({"a": torch.eye(2).to_sparse()}, "holds 'a', a sparse or nested tensor"),
-        ({"a": torch.ones(2, device="meta")}, "holds 'a', a tensor without data"),
-        ({"a": one.expand(9)}, r"holds 'a', of shape \[9\], with more elements than were stored"),
+    for held, named in [
+        ([one], ("list",)),
+        ({1: one}, (1,)),
+        ({"a": one, "b": {"w": one}}, ("'b'", "dict")),
+        ({"a": torch.eye(2).to_sparse()}, ("'a'",)),
+        ({"a": torch.ones(2, device="meta")}, ("'a'",)),
+        ({"a": one.expand(9)}, ("'a'", "[9]")),
     ]:
         torch.save(held, tmp_path / "pytorch_model.bin")
-        with pytest.raises(ValueError, match=f"pytorch_model.bin {message}"):
+        with raises(ValueError, tmp_path / "pytorch_model.bin", *named):
             open_folder(tmp_path)
 
 

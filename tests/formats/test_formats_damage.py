@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import struct
 import time
 from pathlib import Path
@@ -10,11 +9,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.formats import open_folder, open_gguf
 from tests.helpers.damage import write
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.weightfiles import FORMS, reopen, write_gguf
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -51,7 +52,7 @@ def read_all(folder: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@examples(50)
 def test_any_bytes_are_tensors_or_an_error_that_names_the_file(written, tmp_path: Path, data):
     name = data.draw(st.sampled_from(sorted(written)))
     content = bytearray(written[name])
@@ -75,7 +76,7 @@ JSON = st.recursive(
 
 
 @given(index=JSON | st.fixed_dictionaries({"weight_map": JSON}))
-@settings(max_examples=60)
+@examples(50)
 def test_any_index_is_right_or_refused(tmp_path: Path, index):
     FORMS["safetensors in shards"](tmp_path, WEIGHTS)
     (tmp_path / INDEX).write_text(json.dumps(index))
@@ -88,28 +89,27 @@ def test_any_index_is_right_or_refused(tmp_path: Path, index):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "kind", "named"),
     [
-        (lambda m: m.pop("a"), f"{A} holds 'a'; .* places it in no shard"),
-        (lambda m: m.update(x=A), f"{INDEX} places 'x' in '{A}', which does not hold it"),
-        (lambda m: m.update(a=B), f"{INDEX} places 'n' in '{A}'|{A} holds 'a'|places 'a' in '{B}'"),
-        (
-            lambda m: m.update(a="../" + A),
-            r"places 'a' in '\.\./model.*; expected the name of a file",
-        ),
-        (lambda m: m.update(a="/etc/passwd"), "places 'a' in '/etc/passwd'; expected the name"),
-        (lambda m: m.update(a="C:x"), "places 'a' in 'C:x'; expected the name"),
-        (lambda m: m.update(a=3), "places 'a' in 3; expected the name of a file"),
-        (lambda m: m.update(a="x" * 999), "names the shard 'xxx"),
-        (lambda m: m.clear(), 'has no "weight_map" from the names of tensors'),
+        (lambda m: m.pop("a"), ValueError, (A, "'a'")),
+        (lambda m: m.update(x=A), ValueError, ("'x'", A)),
+        (lambda m: m.update(a=B), ValueError, (A, "'a'", B)),
+        (lambda m: m.update(a="../" + A), ValueError, ("'a'", f"'../{A}'")),
+        (lambda m: m.update(a="/etc/passwd"), ValueError, ("'a'", "'/etc/passwd'")),
+        (lambda m: m.update(a="C:x"), ValueError, ("'a'", "'C:x'")),
+        (lambda m: m.update(a=3), ValueError, ("'a'", 3)),
+        (lambda m: m.update(a="x" * 999), FileNotFoundError, ("x" * 999,)),
+        (lambda m: m.clear(), ValueError, ("weight_map",)),
     ],
 )
-def test_an_index_agrees_with_its_shards(tmp_path: Path, change, message: str):
+def test_an_index_agrees_with_its_shards(
+    tmp_path: Path, change, kind: type[Exception], named: tuple[object, ...]
+):
     FORMS["safetensors in shards"](tmp_path, WEIGHTS)
     index = json.loads((tmp_path / INDEX).read_text())
     change(index["weight_map"])
     (tmp_path / INDEX).write_text(json.dumps(index))
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with raises(kind, tmp_path / INDEX, *named):
         open_folder(tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path):
     FORMS["safetensors in shards"](tmp_path, WEIGHTS)
     FORMS["safetensors"](tmp_path, WEIGHTS)
     (tmp_path / "model.safetensors").rename(tmp_path / A)
-    with pytest.raises(ValueError, match=f"{A} holds 'b'; .* places it in '{B}'"):
+    with raises(ValueError, tmp_path / A, "'b'", tmp_path / INDEX, B):
         open_folder(tmp_path)
 
 
@@ -127,9 +127,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path):
 )
 def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str):
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(
-        ValueError, match=f"{INDEX} (is cut short or is no JSON|must be a JSON object|has no)"
-    ):
+    with raises(ValueError, tmp_path / INDEX):
         open_folder(tmp_path)
 
 
@@ -138,7 +136,7 @@ def test_a_pointer_to_the_file_says_how_to_fetch_it(tmp_path: Path, name: str):
     if name.endswith(".bin"):
         pytest.importorskip("torch")
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer .* run `git lfs pull`"):
+    with raises(ValueError, tmp_path / name, "git lfs pull"):
         reopen(tmp_path)
 
 
@@ -148,7 +146,7 @@ def test_a_shape_that_no_array_has_is_refused(tmp_path: Path):
         header = json.dumps({"w": tensor}).encode()
         data = struct.pack("<Q", len(header)) + header + bytes(4 * (shape[0] > 0))
         (tmp_path / "model.safetensors").write_bytes(data)
-        with pytest.raises(ValueError, match="model.safetensors is damaged: .* its tensor 'w'"):
+        with raises(ValueError, tmp_path / "model.safetensors", "'w'", shape):
             open_folder(tmp_path)
 
 
@@ -176,41 +174,43 @@ W = tensor("w", [8], 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        (b"GGML" + whole(0, 0)[4:], "begins with b'GGML' and version 3"),
-        (whole(0, 0, version=1), "and version 1"),
-        (whole(0, 0, version=3 << 24), "or it is big-endian"),
-        (whole(0, 0)[:20], "the number of keys would take 8 bytes, 4 are left"),
-        (whole(2**60, 0, W), "the number of tensors would be 1152921504606846976"),
-        (whole(0, 2**30), "the number of keys would be 1073741824"),
-        (whole(0, 1, struct.pack("<Q", 2**40)), "the length of a key would be 1099511627776"),
-        (whole(0, 1, text(b"\xff"), bytes(8)), "a key is no UTF-8"),
-        (whole(0, 1, text("k"), struct.pack("<I", 13)), "'k' is of the unknown type 13"),
-        (whole(0, 1, text("k"), struct.pack("<IIQ", 9, 9, 1)), "'k' is a list of the type 9"),
-        (whole(0, 1, text("k"), struct.pack("<IIQ", 9, 4, 2**33)), "the length of 'k' would be"),
-        (whole(0, 1, text("k"), struct.pack("<IIQ", 9, 8, 99)), "the length of 'k' would be 99"),
-        (whole(0, 2, number("k", 1), number("k", 1)), "it has the key 'k' twice"),
-        (whole(0, 1, number("general.alignment", 12)), "general.alignment=12 is no power of two"),
-        (whole(0, 1, number("split.count", 3)), "one of the 3 parts of a GGUF file; join them"),
-        (whole(2, 0, W, W), "it has two tensors 'w'"),
-        (whole(2, 0, W, tensor("v", [8], 0, 0)), "'v' at byte 96 is unaligned or lies in another"),
-        (whole(1, 0, tensor("w", [8], 0, 8)), "'w' at byte 72 is unaligned"),
-        (whole(1, 0, tensor("w", [64], 0, 0)), "'w' would end at byte 320 of 192"),
-        (whole(1, 0, tensor("w", [2**40, 2**40], 0, 0)), "no array can have the shape"),
-        (whole(1, 0, tensor("w", [8], 0, 2**63)), "'w' would end at byte 922"),
-        (whole(1, 0, tensor("w", [1] * 5, 0, 0)), "'w' would have 5 axes"),
-        (whole(1, 0, tensor("w", [8], 99, 0)), "'w' is of type 99, which the gguf package"),
-        (whole(1, 0, tensor("w", [8], 2, 0)), r"'w' of \[8\] has no whole blocks of Q4_0"),
+        (b"GGML" + whole(0, 0)[4:], ("b'GGML'",)),
+        (whole(0, 0, version=1), ("version", 1)),
+        (whole(0, 0, version=3 << 24), (3 << 24, "big-endian")),
+        (whole(0, 0)[:20], (8, 4)),
+        (whole(2**60, 0, W), (2**60,)),
+        (whole(0, 2**30), (2**30,)),
+        (whole(0, 1, struct.pack("<Q", 2**40)), (2**40,)),
+        (whole(0, 1, text(b"\xff"), bytes(8)), ("UTF-8",)),
+        (whole(0, 1, text("k"), struct.pack("<I", 13)), ("'k'", 13)),
+        (whole(0, 1, text("k"), struct.pack("<IIQ", 9, 9, 1)), ("'k'", 9)),
+        (whole(0, 1, text("k"), struct.pack("<IIQ", 9, 4, 2**33)), ("'k'", 2**33)),
+        (whole(0, 1, text("k"), struct.pack("<IIQ", 9, 8, 99)), ("'k'", 99)),
+        (whole(0, 2, number("k", 1), number("k", 1)), ("'k'",)),
+        (whole(0, 1, number("general.alignment", 12)), ("general.alignment=12",)),
+        (whole(0, 1, number("split.count", 3)), (3, "llama-gguf-split --merge")),
+        (whole(2, 0, W, W), ("'w'",)),
+        (whole(2, 0, W, tensor("v", [8], 0, 0)), ("'v'", 96)),
+        (whole(1, 0, tensor("w", [8], 0, 8)), ("'w'", 72)),
+        (whole(1, 0, tensor("w", [64], 0, 0)), ("'w'", 320, 192)),
+        (whole(1, 0, tensor("w", [2**40, 2**40], 0, 0)), ("'w'", [2**40, 2**40])),
+        (whole(1, 0, tensor("w", [8], 0, 2**63)), ("'w'", 2**63 + 96, 192)),
+        (whole(1, 0, tensor("w", [1] * 5, 0, 0)), ("'w'", 5)),
+        (whole(1, 0, tensor("w", [8], 99, 0)), ("'w'", 99)),
+        (whole(1, 0, tensor("w", [8], 2, 0)), ("'w'", [8], "Q4_0")),
     ],
 )
-def test_a_damaged_gguf_header_is_refused_at_once(tmp_path: Path, content: bytes, message: str):
+def test_a_damaged_gguf_header_is_refused_at_once(
+    tmp_path: Path, content: bytes, named: tuple[object, ...]
+):
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    if re.search("number of .* would be", message):  # a count is absurd in a file of any size
+    if named[-1] in (2**60, 2**30):  # a count that is absurd in a file of any size
         os.truncate(path, 2**34)
     start = time.perf_counter()
-    with pytest.raises(ValueError, match=f"m.gguf .*{message}"):
+    with raises(ValueError, path, *named):
         open_gguf(path)
     assert time.perf_counter() - start < 5
 

@@ -27,3 +27,9 @@ class Bench:
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         out, err = self.capsys.readouterr()
         return [json.loads(line) for line in text.splitlines()], out + err
+
+    def refusal(self, *arguments: str) -> str:
+        """The one line that says what is wrong with these arguments."""
+        _, said = self(*arguments, status=1)
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        return line

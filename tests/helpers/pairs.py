@@ -1,5 +1,6 @@
 """Two texts of one length, and a metric of both: what sweeps are tested on."""
 
+import re
 from typing import Any
 
 import jax
@@ -23,3 +24,8 @@ def texts(config: Config, *batch: int) -> tuple[jax.Array, jax.Array]:
 def metric(logits: jax.Array) -> jax.Array:
     """Not linear, and of all positions."""
     return jnp.sin(logits).sum() + logits[..., -1, 2].mean() - logits[..., -1, 1].mean()
+
+
+def enough(refused: ValueError) -> int:
+    """How much memory is enough, by what a sweep that was given too little says: the largest number it names."""
+    return max(map(int, re.findall(r"\d+", str(refused))))

@@ -1,17 +1,20 @@
 """Whole runs for the tests: a tiny one, its folder, and what makes two runs the same."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
+from tests.helpers.errors import check_names
 from train import loop
 from train.__main__ import main, parse
 from train.batches import Batch, draw_windows, host_starts
@@ -28,6 +31,14 @@ TINY = [
 ]  # fmt: skip
 
 
+def write_corpus(folder: Path) -> Path:
+    """A text to train on, in this folder."""
+    line = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
+    path = folder / "notes.txt"
+    path.write_text(line * 40)
+    return path
+
+
 def options(corpus: Path, name: str, steps: int = 40, *extra: str) -> list[str]:
     """The command line of a tiny run on this text."""
     where = ["--corpus", str(corpus), "--runs", str(corpus.parent / "runs"), "--name", name]
@@ -38,6 +49,27 @@ def folder_of(command: list[str]) -> Path:
     """Where a command's run goes."""
     parsed = parse(command)
     return parsed.runs / parsed.name
+
+
+class Finished(NamedTuple):
+    """A whole run that many tests read and none changes."""
+
+    command: list[str]
+    """`options` without extra ones"""
+    said: str
+    """what it printed"""
+
+
+def copied_run(finished: Finished, corpus: Path, name: str) -> list[str]:
+    """A copy, as if the run had been trained under this name on this text, which is the same; its command."""
+    command = options(corpus, name)
+    folder = folder_of(command)
+    shutil.copytree(folder_of(finished.command), folder)
+    path = folder / "run.json"
+    about = json.loads(path.read_text())
+    about["recipe"]["corpus"] = str(corpus)
+    path.write_text(json.dumps(about))
+    return command
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
@@ -74,14 +106,13 @@ def assert_same_run(one: list[str], other: list[str]) -> None:
     assert models[0] == models[1]
 
 
-def check_refused(capsys: Any, command: list[str], *sentences: str) -> str:
-    """The one line that a command says in place of doing something."""
+def check_refused(capsys: Any, command: list[str], *named: object) -> str:
+    """The one line that a command says in place of doing something, and which names these fields and values."""
     assert main(command) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-    for sentence in sentences:
-        assert sentence in error
+    check_names(error, *named)
     return error
 
 

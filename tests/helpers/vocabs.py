@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from jaxformer.subwords import Subwords, added_token, bpe, byte_level, sentencepiece
 from jaxformer.vocabularies import from_folder
+from tests.helpers.examples import examples
 
 CORPUS = [
     "the cat sat on the mat, the cat's hat isn't flat; they'll see we've 12 cats and 345 hats.",
@@ -265,9 +265,7 @@ def agree(tokenizer: Subwords, other: Any, text: str):
     assert tokenizer.decode(ids) == other.decode(ids.tolist())
 
 
-several = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+several = examples(40)
 
 
 SMALL = {"a": 0, "b": 1, "ab": 2, END: 3}

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from jaxformer import Compute, Config, forward, shown, unstack
 from jaxformer.interp.attribution import attribution_patch, check_pair, gradients, summed
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.models import (
     ATTENTION_ONLY,
     CLASSIC,
@@ -39,7 +41,7 @@ def pair(config: Config):
 
 
 @given(config=configs())
-@settings(max_examples=6)
+@examples(6)
 def test_the_gradient_of_every_site_is_that_by_an_edit_that_adds_there(config: Config, x64):
     """The edit picks its slice of a stack by the traced layer: slower, and written without a loop of its own."""
     params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
@@ -270,62 +272,62 @@ seed = random_params(SEED)
 REFUSED = {
     "an unknown site": (
         lambda: gradients(seed, SEED, tokens, metric, ("zz",)),
-        "unknown site 'zz'; this model shows embed, resid_pre",
+        ("zz", "embed", "resid_pre"),
     ),
     "a string of sites": (
         lambda: gradients(seed, SEED, tokens, metric, "z"),
-        r"sites='z' is one string; give a tuple of sites: \('z',\)",
+        ("sites='z'", "('z',)"),
     ),
     "a vector": (
         lambda: gradients(seed, SEED, tokens, lambda logits: logits[-1], ("z",)),
-        r"the metric gives shape \(11,\) and dtype float32 for logits of shape \(5, 11\)",
+        ("metric", "(11,)", "float32", "(5, 11)"),
     ),
     "an integer": (
         lambda: gradients(seed, SEED, tokens, lambda logits: logits[-1].argmax(), ("z",)),
-        r"the metric gives shape \(\) and dtype int32",
+        ("metric", "()", "int32"),
     ),
     "a hidden site": (
         lambda: gradients(seed, SEED, tokens, metric, ("z", "scores"), compute=Compute(kernel="fused")),
-        "kernel='fused' never forms 'scores'",
+        ("kernel='fused'", "scores", "kernel='einsum'"),
     ),
     "a list of layers": (
         lambda: gradients(unstack(seed), SEED, tokens, metric, ("z",)),
-        "the layers are listed; give them stacked",
+        ("init",),
     ),
     "a token outside": (
         lambda: gradients(seed, SEED, tokens.at[1].set(11), metric, ("z",)),
-        "token 11 at position 1 is outside the vocabulary",
+        (11, 1),
     ),
     "other lengths": (
         lambda: attribution_patch(seed, SEED, tokens, tokens[1:], metric, ("z",)),
-        r"clean has shape \(5,\), corrupted \(4,\)",
+        ("clean", "(5,)", "corrupted", "(4,)"),
     ),
     "no steps": (
         lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), steps=0),
-        "steps=0 must be a whole number of at least 1",
+        ("steps=0", 1),
     ),
-    "half a step": (lambda: check_pair(tokens, tokens, 1.5), "steps=1.5 must be a whole number"),
+    "half a step": (lambda: check_pair(tokens, tokens, 1.5), ("steps=1.5",)),
     "an unknown axis": (
         lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), by=("heads",)),
-        r"z \[t n h\] has no 'heads'; choose from layer, position, head",
+        ("z", "heads", "layer", "position", "head"),
     ),
     "an axis that is not there": (
         lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z", "embed"), by=("layer",)),
-        "embed belongs to no layer; leave 'layer' out of by=",
+        ("embed", "by=('layer',)"),
     ),
     "an axis twice": (
         lambda: summed({"z": jnp.ones((1, 2, 3, 4))}, by=("head", "head")),
-        "names 'head' twice",
+        ("by", "head"),
     ),
     "one axis": (
         lambda: summed({"z": jnp.ones((1, 2, 3, 4))}, by="head"),
-        r"by='head' is one string; give a tuple of names: \('head',\)",
+        ("by='head'", "('head',)"),
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_right_is_refused(what: str):
-    call, sentence = REFUSED[what]
-    with pytest.raises(ValueError, match=sentence):
+    call, named = REFUSED[what]
+    with raises(ValueError, *named):
         call()

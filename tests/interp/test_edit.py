@@ -22,6 +22,7 @@ from jaxformer.interp.edit import (
 )
 from jaxformer.interp.parts import checked, part
 from jaxformer.sites import SITES
+from tests.helpers.errors import raises
 from tests.helpers.models import ATTENTION_ONLY, MODERN, SEED, random_params, random_tokens
 
 PARAMS = random_params(MODERN)
@@ -134,89 +135,89 @@ def test_generation_takes_such_an_edit():
 
 
 def test_generation_refuses_what_a_pass_would():
-    for edit in (ablate("z", 7), ablate("pos_embed")):
-        with pytest.raises(ValueError, match=r"layer=7 is out of range|no site 'pos_embed'"):
+    for edit, named in ((ablate("z", 7), "layer=7"), (ablate("pos_embed"), "pos_embed")):
+        with raises(ValueError, named):
             generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=edit, edit_from=1)
-        with pytest.raises(ValueError, match=r"layer=7 is out of range|no site 'pos_embed'"):
+        with raises(ValueError, named):
             stream_tokens(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=edit)
 
 
 @pytest.mark.parametrize(
-    ("build", "sentence"),
+    ("build", "named"),
     [
-        (lambda: at("patern", 0, abs), f"unknown site 'patern'; the sites are {SITES[0]}"),
-        (lambda: at("embed", 0, abs), "embed belongs to no layer; give layer=None, not 0"),
-        (lambda: at("z", 1.0, abs), "layer=1.0 must be a whole number"),
-        (lambda: ablate("z", True), "layer=True must be a whole number"),
-        (lambda: ablate("z", 0, neuron=1), "z .t n h. has no 'neuron'; choose from position, head"),
-        (lambda: patch("z", 0, {"hed": 1}, 0.0), "has no 'hed'"),
-        (lambda: ablate("z", 0, head=1.5), "head=1.5 must be a whole number"),
-        (
-            lambda: ablate("z", 0, head=[0, 1]),
-            r"head=\[0, 1\] must be a whole number, or a one-axis",
-        ),
-        (lambda: ablate("z", jnp.array([0, 1])), "layer=.* must be a whole number, or None"),
-        (lambda: ablate("z", [0]), r"layer=\[0\] must be a whole number"),
-        (
-            lambda: steer(0, jnp.ones(8), jnp.ones(5)),
-            r"strength has shape \(5,\) and .* give one real number",
-        ),
-        (lambda: steer(0, jnp.ones(8), 1j), "give one real number"),
-        (
-            lambda: inspect.unwrap(at)("z", 0, 3.0),
-            "fn=3.0 is no function; to put a value there use patch",
-        ),
-        (lambda: checked("z", 0), "index=0 must name what it is of"),
-        (lambda: knock_out("a", 0), "position='a' must be a whole number"),
-        (lambda: knock_out(2, 3), "key=3 comes after query=2"),
-        (
-            lambda: knock_out(jnp.array([1, 2]), jnp.array([3, 4])),
-            "to keep it from that does nothing",
-        ),
-        (
-            lambda: patch_layers("embed", None, jnp.ones((5, 8))),
-            "embed belongs to no layer; use patch",
-        ),
+        (lambda: at("patern", 0, abs), ("patern", SITES[0])),
+        (lambda: at("embed", 0, abs), ("embed", "layer=None", 0)),
+        (lambda: at("z", 1.0, abs), ("layer=1.0",)),
+        (lambda: ablate("z", True), ("layer=True",)),
+        (lambda: ablate("z", 0, neuron=1), ("z", "neuron", "position", "head")),
+        (lambda: patch("z", 0, {"hed": 1}, 0.0), ("z", "hed", "position", "head")),
+        (lambda: ablate("z", 0, head=1.5), ("head=1.5",)),
+        (lambda: ablate("z", 0, head=[0, 1]), ("head=[0, 1]",)),
+        (lambda: ablate("z", jnp.array([0, 1])), ("layer", "[0, 1]")),
+        (lambda: ablate("z", [0]), ("layer=[0]",)),
+        (lambda: steer(0, jnp.ones(8), jnp.ones(5)), ("strength", "(5,)", "jax.vmap")),
+        (lambda: steer(0, jnp.ones(8), 1j), ("strength", "complex64")),
+        (lambda: inspect.unwrap(at)("z", 0, 3.0), ("fn=3.0", "patch")),
+        (lambda: checked("z", 0), ("index=0",)),
+        (lambda: knock_out("a", 0), ("'a'",)),
+        (lambda: knock_out(2, 3), ("key=3", "query=2")),
+        (lambda: knock_out(jnp.array([1, 2]), jnp.array([3, 4])), ("key=[3 4]", "query=[1 2]")),
+        (lambda: patch_layers("embed", None, jnp.ones((5, 8))), ("embed", "patch")),
     ],
 )
-def test_what_cannot_be_is_refused_where_it_is_built(build, sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+def test_what_cannot_be_is_refused_where_it_is_built(build, named: tuple):
+    with raises(ValueError, *named):
         build()
 
 
 @pytest.mark.parametrize(
-    ("edit", "config", "compute", "sentence"),
+    ("edit", "config", "compute", "named"),
     [
+        (ablate("z", 2), MODERN, Compute(), ("layer=2", 0, 1)),
+        (ablate("z", -1), MODERN, Compute(), ("layer=-1", 0, 1)),
+        (ablate("rot_q"), SEED, Compute(), ("rot_q",)),
+        (ablate("z"), replace(MODERN, n_layers=0), Compute(), ("z", "n_layers=0")),
         (
-            ablate("z", 2),
+            freeze_pattern(jnp.ones((2, 4, 1, 1))),
             MODERN,
             Compute(),
-            "layer=2 is out of range: this model has layers 0 to 1",
+            ("(4, 1, 1)", "pattern", "(4, 5, 5)"),
         ),
-        (ablate("z", -1), MODERN, Compute(), "layer=-1 is out of range"),
-        (ablate("rot_q"), SEED, Compute(), "this Config has no site 'rot_q'"),
-        (ablate("z"), replace(MODERN, n_layers=0), Compute(), "no layer has a z: .* n_layers=0"),
-        (freeze_pattern(jnp.ones((2, 4, 1, 1))), MODERN, Compute(), "does not fit pattern"),
-        (freeze_pattern(jnp.ones((2, 1, 5, 5))), MODERN, Compute(), "does not fit pattern"),
-        (patch("z", 1, None, 1 + 2j), MODERN, Compute(), "complex64 does not fit z"),
+        (
+            freeze_pattern(jnp.ones((2, 1, 5, 5))),
+            MODERN,
+            Compute(),
+            ("(1, 5, 5)", "pattern", "(4, 5, 5)"),
+        ),
+        (patch("z", 1, None, 1 + 2j), MODERN, Compute(), ("complex64", "z", "float32")),
         (
             at("z", 1, lambda value: value.astype(jnp.complex64)),
             MODERN,
             Compute(),
-            "the edit returned complex64",
+            ("complex64", "z", "float32"),
         ),
-        (freeze_pattern(jnp.ones((3, 4, 5, 5))), MODERN, Compute(), "not one for each of 2 layers"),
-        (ablate("mlp_out", 0), ATTENTION_ONLY, Compute(), "no site 'mlp_out'"),
-        (knock_out(1, 0), MODERN, Compute(kernel="fused"), "never forms 'scores'"),
-        (chain(ablate("z"), ablate("pos_embed")), MODERN, Compute(), "no site 'pos_embed'"),
-        (ablate("z", 0, head=4), MODERN, Compute(), "head=4 is out of range: z has 4"),
-        (ablate("z", 0, position=5), MODERN, Compute(), "position=5 is out of range"),
-        (patch("z", 0, None, jnp.ones((3, 4, 4))), MODERN, Compute(), "does not fit z"),
-        (patch_layers("z", None, jnp.ones((2, 5, 4, 5))), MODERN, Compute(), "does not fit z"),
-        (at("z", 0, lambda value: value[0]), MODERN, Compute(), "returned shape"),
+        (freeze_pattern(jnp.ones((3, 4, 5, 5))), MODERN, Compute(), ("(3, 4, 5, 5)", 2)),
+        (ablate("mlp_out", 0), ATTENTION_ONLY, Compute(), ("mlp_out",)),
+        (knock_out(1, 0), MODERN, Compute(kernel="fused"), ("kernel='fused'", "scores")),
+        (chain(ablate("z"), ablate("pos_embed")), MODERN, Compute(), ("pos_embed",)),
+        (ablate("z", 0, head=4), MODERN, Compute(), ("head=4", "z", 4)),
+        (ablate("z", 0, position=5), MODERN, Compute(), ("position=5", "z", 5)),
+        (
+            patch("z", 0, None, jnp.ones((3, 4, 4))),
+            MODERN,
+            Compute(),
+            ("(3, 4, 4)", "z", "(5, 4, 4)"),
+        ),
+        (
+            patch_layers("z", None, jnp.ones((2, 5, 4, 5))),
+            MODERN,
+            Compute(),
+            ("(5, 4, 5)", "z", "(5, 4, 4)"),
+        ),
+        (at("z", 0, lambda value: value[0]), MODERN, Compute(), ("(4, 4)", "z", "(5, 4, 4)")),
     ],
 )
-def test_a_pass_that_never_comes_there_says_so(edit, config, compute, sentence: str):
+def test_a_pass_that_never_comes_there_says_so(edit, config, compute, named: tuple):
     params, tokens = random_params(config), random_tokens(config, 5)
-    with pytest.raises(ValueError, match=sentence):
+    with raises(ValueError, *named):
         forward(params, config, tokens, edit=edit, compute=compute)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer.interp.factored import FactoredMatrix, quotient
+from tests.helpers.errors import raises
 
 SHAPES = {
     "tall": ((), 6, 2, 4),
@@ -160,34 +161,22 @@ def test_its_norm_has_the_dense_matrix_s_derivative(name: str, x64):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "sentence"),
+    ("wrong", "error", "named"),
     [
-        (
-            lambda m: FactoredMatrix(m.A, m.A),
-            ValueError,
-            r"A of shape \(3, 1\) and B of shape \(3, 1\) are no product",
-        ),
-        (lambda m: m * jnp.ones(3), ValueError, r"one number, not by an array of shape \(3,\)"),
-        (
-            lambda m: m.trace,
-            ValueError,
-            r"a matrix of shape \(3, 4\) has no trace; it must be square",
-        ),
-        (lambda m: m.eigenvalues, ValueError, r"shape \(3, 4\) has no eigenvalues"),
-        (lambda m: m[3], IndexError, r"index 3 is outside an axis of 3 in shape \(3, 4\)"),
-        (lambda m: m[:, -5], IndexError, "index -5 is outside an axis of 4"),
-        (lambda m: m[0, 0, 0], IndexError, r"\(0, 0, 0\) does not index the axes"),
-        (lambda m: m[None], IndexError, "does not index the axes"),
-        (lambda m: m[jnp.int32(7)], IndexError, "index 7 is outside an axis of 3"),
-        (
-            lambda m: m[jnp.array([[0, 1]])],
-            IndexError,
-            r"shape \(1, 2\); give an array of one axis",
-        ),
+        (lambda m: FactoredMatrix(m.A, m.A), ValueError, ("A", "B", "(3, 1)")),
+        (lambda m: m * jnp.ones(3), ValueError, ("(3,)", "@")),
+        (lambda m: m.trace, ValueError, ("(3, 4)", "trace")),
+        (lambda m: m.eigenvalues, ValueError, ("(3, 4)", "eigenvalues")),
+        (lambda m: m[3], IndexError, (3, "(3, 4)")),
+        (lambda m: m[:, -5], IndexError, (-5, "(3, 4)")),
+        (lambda m: m[0, 0, 0], IndexError, ("(0, 0, 0)", "(3, 4)")),
+        (lambda m: m[None], IndexError, ("(None,)", "(3, 4)")),
+        (lambda m: m[jnp.int32(7)], IndexError, (7, "(3, 4)")),
+        (lambda m: m[jnp.array([[0, 1]])], IndexError, ("(1, 2)",)),
     ],
 )
-def test_what_has_no_meaning_is_refused(wrong, error, sentence: str):
-    with pytest.raises(error, match=sentence):
+def test_what_has_no_meaning_is_refused(wrong, error, named: tuple):
+    with raises(error, *named):
         wrong(factored((), 3, 1, 4))
 
 

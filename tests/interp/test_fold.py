@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 
 from jaxformer import Config, Params, forward, unstack
 from jaxformer.interp.fold import (
@@ -22,7 +22,9 @@ from jaxformer.interp.fold import (
 )
 from jaxformer.interp.refactor import svd_of_product
 from jaxformer.params import check_params
+from tests.helpers.errors import raises
 from tests.helpers.exact import agree, tame
+from tests.helpers.examples import examples
 from tests.helpers.models import (
     ATTENTION_ONLY,
     CLASSIC,
@@ -71,7 +73,7 @@ def folds(config: Config) -> dict[str, Any]:
 @example(config=dataclasses.replace(NAMED["olmo"], norm="layer", norm_plus_one=True))
 @example(config=BIGRAM)
 @given(config=configs())
-@settings(max_examples=6)
+@examples(6)
 def test_every_fold_keeps_what_the_model_says(config: Config, x64):
     params, tokens = tame(config), random_tokens(config, LENGTH)
 
@@ -259,27 +261,27 @@ def test_narrow_parameters_stay_narrow():
 def test_a_fold_that_cannot_act_is_refused(x64):
     untied = dataclasses.replace(CLASSIC, tied=False)
     cases = [
-        (fold_norm, SEED, 'norm="none" has no norm to fold'),
-        (fold_norm, CLASSIC, r"tied=True shares one array, .*: config, params = foldable\(params, config\)"),
-        (fold_norm, untied, "unembed_bias=False has no room for the final norm's bias; .*foldable"),
-        (center_writing, MODERN, 'norm="rms" sees the mean of the stream; .* needs norm="layer"'),
-        (center_writing, CLASSIC, "tied=True .*foldable"),
-        (center_unembed, CLASSIC, "tied=True .*foldable"),
-        (fold_value_bias, WINDOWED, 'bias="qkv" has no output bias to fold them into; .*foldable'),
-        (fold_value_bias, SEED, 'bias="none" has no value biases to fold; .*foldable'),
-        (refactor_qk, MODERN, 'position="rotary" turns pairs of coordinates .* by refactor_ov'),
-        (fold_norm, dataclasses.replace(LAYER_NORM, bias="all_but_qkv"),
-         'bias="all_but_qkv" has norms with biases and no qkv biases .*foldable'),
-        (center_writing, dataclasses.replace(LAYER_NORM, norm_place="both"), 'norm_place="both" lets norms write'),
-        (center_unembed, dataclasses.replace(LAYER_NORM, logit_cap=9.0), "logit_cap=9.0 bends"),
-        (refactor_qk, dataclasses.replace(SEED, qk_norm="head"), 'qk_norm="head" weighs .* by refactor_ov'),
-        (refactor_qk_ov, MODERN, 'position="rotary" turns pairs of coordinates .* by refactor_ov'),
+        (fold_norm, SEED, ('norm="none"',)),
+        (fold_norm, CLASSIC, ("tied=True", "foldable(params, config)")),
+        (fold_norm, untied, ("unembed_bias=False", "foldable")),
+        (center_writing, MODERN, ('norm="rms"', "center_writing", 'norm="layer"')),
+        (center_writing, CLASSIC, ("tied=True", "foldable")),
+        (center_unembed, CLASSIC, ("tied=True", "foldable")),
+        (fold_value_bias, WINDOWED, ('bias="qkv"', "foldable")),
+        (fold_value_bias, SEED, ('bias="none"', "foldable")),
+        (refactor_qk, MODERN, ('position="rotary"', "refactor_ov")),
+        (fold_norm, dataclasses.replace(LAYER_NORM, bias="all_but_qkv"), ('bias="all_but_qkv"', "qkv", "foldable")),
+        (center_writing, dataclasses.replace(LAYER_NORM, norm_place="both"),
+         ('norm_place="both"', 'norm_place="before"')),
+        (center_unembed, dataclasses.replace(LAYER_NORM, logit_cap=9.0), ("logit_cap=9.0",)),
+        (refactor_qk, dataclasses.replace(SEED, qk_norm="head"), ('qk_norm="head"', "refactor_ov")),
+        (refactor_qk_ov, MODERN, ('position="rotary"', "refactor_ov")),
     ]  # fmt: skip
-    for fold, config, sentence in cases:
-        with pytest.raises(ValueError, match=sentence):
+    for fold, config, named in cases:
+        with raises(ValueError, *named):
             fold(tame(config), config)
     for fold in (foldable, fold_value_bias, refactor_ov):
-        with pytest.raises(ValueError, match="the layers are listed; give them stacked"):
+        with raises(ValueError, "init"):
             fold(unstack(tame(CLASSIC)), CLASSIC)
-        with pytest.raises(ValueError, match="both must come from one model"):
+        with raises(ValueError, "W_pos", "(9, 8)", None):
             fold(tame(SEED), CLASSIC)

@@ -1,5 +1,6 @@
 """Derivatives between sites: products agree with the whole Jacobian and with small steps; what is refused."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxformer import forward
-from jaxformer.interp.jacobian import _like, _place, jacobian, jvp_between, vjp_between
+from jaxformer.interp.jacobian import _place, jacobian, jvp_between, vjp_between
 from jaxformer.sites import WHOLE
+from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, SEED, random_params, random_tokens
 
 LENGTH = 5
@@ -97,41 +99,43 @@ seed = random_params(SEED)
 REFUSED = {
     "an earlier target": (
         lambda: jacobian(seed, SEED, tokens, ("resid_post", 1), ("z", 1)),
-        r"the pass reaches \('z', 1\) before \('resid_post', 1\)",
+        ("('z', 1)", "('resid_post', 1)"),
     ),
     "a layer outside": (
         lambda: jacobian(seed, SEED, tokens, ("z", 2), ("logits", None)),
-        "layer=2 for 'z', but there are 2 layers",
+        ("layer=2", "z"),
     ),
     "no layer": (
         lambda: jacobian(seed, SEED, tokens, ("z", None), ("logits", None)),
-        "layer=None for 'z', which needs a layer",
+        ("layer=None", "z"),
     ),
     "a layer of the logits": (
         lambda: jacobian(seed, SEED, tokens, ("z", 0), ("logits", 1)),
-        "layer=1 for 'logits', which belongs to no layer",
+        ("layer=1", "logits"),
     ),
-    "no place": (lambda: _place("embed"), "'embed' is no place; give a site and its layer"),
-    "half a layer": (lambda: _place(("z", 1.0)), "layer=1.0 for 'z' must be a whole number"),
+    "no place": (lambda: _place("embed"), ("embed",)),
+    "half a layer": (lambda: _place(("z", 1.0)), ("layer=1.0", "z")),
     "a complex direction": (
-        lambda: _like(jnp.ones(3, jnp.complex64), jnp.ones(3), "source"),
-        "the direction is complex64",
+        lambda: inspect.unwrap(jvp_between)(
+            seed, SEED, tokens, ("z", 0), ("logits", None), jnp.ones((5, 4, 4), jnp.complex64)
+        ),
+        ("complex64", "source", "float32"),
     ),
     "a position outside": (
         lambda: jacobian(seed, SEED, tokens, ("z", 0), ("z", 1), source_position=5),
-        "position 5 is not there: there are 5 tokens",
+        (5,),
     ),
     "a direction of another shape": (
         lambda: jvp_between(seed, SEED, tokens, ("z", 0), ("logits", None), jnp.ones(3)),
-        r"the direction has shape \(3,\), the source has \(5, 4, 4\)",
+        ("(3,)", "source", "(5, 4, 4)"),
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_right_is_refused(what: str):
-    call, sentence = REFUSED[what]
-    with pytest.raises(ValueError, match=sentence):
+    call, named = REFUSED[what]
+    with raises(ValueError, *named):
         call()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer.interp.plots import MOST_TICKS, heat_map, path_map
+from tests.helpers.errors import raises
 
 ROOT = Path(__file__).parents[2]
 VALUES = np.random.default_rng(0).standard_normal((5, 3, 4))
@@ -94,32 +95,28 @@ def test_a_path_map_names_writers_and_readers():
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "sentence"),
+    ("values", "options", "named"),
     [
-        (np.zeros((1, 2, 3, 4)), {}, "a heat map has 1 to 3 axes"),
-        (np.float64(1.0), {}, r"shape \(\): a heat map has 1 to 3 axes"),
-        (np.zeros((2, 3)), {"by": ("layer",)}, r"by=\('layer',\) names 1 axes, values of shape"),
-        (np.zeros((2, 3)), {"by": ("head", "head")}, "names 1 axes"),
-        (np.zeros((2, 0)), {}, "nothing to draw"),
-        (np.zeros((2, 2), complex), {}, "complex128; give its real part"),
-        (np.zeros((2, 3)), {"labels": {"head": ["a"]}}, "1 labels do not fit the 3 places of 'head'"),
-        (np.zeros((2, 3)), {"labels": {"neuron": ["a"]}}, "'neuron', but the axes are layer, head"),
-        (
-            np.zeros((2, 3)),
-            {"by": ("layer", "position"), "tokens": ["a"]},
-            "1 labels do not fit the 3 places of 'position'",
-        ),
-        (np.eye(3), {"tokens": ["a"] * 3}, "position or source, but the axes are layer, head"),
+        (np.zeros((1, 2, 3, 4)), {}, ("values", "(1, 2, 3, 4)", 3)),
+        (np.float64(1.0), {}, ("values", "()", 1)),
+        (np.zeros((2, 3)), {"by": ("layer",)}, ("by=('layer',)", "(2, 3)")),
+        (np.zeros((2, 3)), {"by": ("head", "head")}, ("by=('head', 'head')", "(2, 3)")),
+        (np.zeros((2, 0)), {}, ("values", "(2, 0)")),
+        (np.zeros((2, 2), complex), {}, ("values", "complex128", "np.abs")),
+        (np.zeros((2, 3)), {"labels": {"head": ["a"]}}, ("labels", 1, 3, "head")),
+        (np.zeros((2, 3)), {"labels": {"neuron": ["a"]}}, ("labels", "neuron", "layer", "head")),
+        (np.zeros((2, 3)), {"by": ("layer", "position"), "tokens": ["a"]}, (1, 3, "position")),
+        (np.eye(3), {"tokens": ["a"] * 3}, ("tokens", "position", "source", "layer", "head")),
     ],
-)  # fmt: skip
-def test_what_cannot_be_drawn_is_refused(values: Any, options: dict[str, Any], sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+)
+def test_what_cannot_be_drawn_is_refused(values: Any, options: dict[str, Any], named: tuple):
+    with raises(ValueError, *named):
         heat_map(np.asarray(values), **options)
 
 
 def test_a_path_map_takes_pairs_of_heads_alone():
     for shape in ((2, 2), (2, 2, 3, 2)):
-        with pytest.raises(ValueError, match=r"give \[layer, head, layer, head\]"):
+        with raises(ValueError, "values", shape, "[layer, head, layer, head]"):
             path_map(np.zeros(shape))
 
 

@@ -18,8 +18,9 @@ from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
 from jaxformer.interp.sweep import LANDINGS, _columns
 from jaxformer.sharding import fitting
+from tests.helpers.errors import raises
 from tests.helpers.models import NAMED, random_params
-from tests.helpers.pairs import close, metric, texts
+from tests.helpers.pairs import close, enough, metric, texts
 
 CONFIG = dataclasses.replace(NAMED["modern"], n_vocab=12)
 HEADS = ("layer", "position", "head")
@@ -153,16 +154,13 @@ def test_the_devices_divide_the_work_and_what_it_takes_to_hold():
     assert shared.cost_analysis()["flops"] < alone.cost_analysis()["flops"] / 5
     held = [program.memory_analysis().temp_size_in_bytes for program in (shared, alone)]
     assert held[0] < held[1] / 4
-    # All cells' streams together:
-    assert "f32[60,1,30,32]" in alone.as_text()
-    assert "f32[60,1,30,32]" not in shared.as_text()
 
 
 def test_memory_is_each_device_s():
     params, pair = random_params(WIDE), long_texts()
-    with pytest.raises(ValueError, match="are too few") as refused:
+    with raises(ValueError, "memory=1") as refused:
         streams(params, pair, memory=1, mesh=ALL)
-    least = int(str(refused.value).split("give at least ")[1].split(",")[0])
+    least = enough(refused.value)
     params = placed(WIDE, params, ALL)
     program = compiled(params, pair, memory=least, mesh=ALL)
     analysis = program.memory_analysis()
@@ -182,17 +180,17 @@ def test_every_cell_is_on_one_device_and_each_has_as_many():
 
 
 REFUSED = [
-    (3, r"mesh=3 is no jax.sharding.Mesh; make one by jax.make_mesh\(\(8,\), \('data',\)\)"),
-    (Mesh(np.array(jax.devices()), ("tensor",)), "along a mesh axis 'data', and .* has tensor"),
-    (Mesh(np.array(jax.devices()[0]), ()), "and this mesh has no axes; name one of them so"),
-    (mesh(4), r"params.W_E lies on 8 devices, .* and mesh is of 4 devices, .* jax.device_put"),
+    (3, ("mesh=3", "jax.sharding.Mesh", "jax.make_mesh((8,), ('data',))")),
+    (Mesh(np.array(jax.devices()), ("tensor",)), ("mesh", "data", "tensor")),
+    (Mesh(np.array(jax.devices()[0]), ()), ("mesh", "data")),
+    (mesh(4), ("mesh", "params.W_E", 8, 4, "jax.device_put")),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "sentence"), REFUSED)
-def test_what_is_no_mesh_for_patches_is_refused(wrong: Any, sentence: str):
+@pytest.mark.parametrize(("wrong", "named"), REFUSED)
+def test_what_is_no_mesh_for_patches_is_refused(wrong: Any, named: tuple):
     params, pair = placed(CONFIG, random_params(CONFIG), ALL), texts(CONFIG)
     given = params, CONFIG, *pair, metric
     for swept in (partial(inspect.unwrap(patch_sweep), site="z"), inspect.unwrap(path_patch)):
-        with pytest.raises(ValueError, match=sentence):
+        with raises(ValueError, *named):
             swept(*given, mesh=wrong)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from jaxformer import Compute, Config
 from jaxformer.attention import KERNELS
@@ -15,6 +15,7 @@ from jaxformer.interp.edit import at, chain
 from jaxformer.interp.sweep import LANDINGS, _columns
 from jaxformer.sites import WHOLE, Edit, Tap, keep, shown
 from jaxformer.transformer import block
+from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, compiled_flops, configs, random_params
 
 LENGTH = 5
@@ -32,7 +33,7 @@ def last_block(params, config: Config, state, edit: Edit, at=None, kernel: Any =
     return block(own, config, state, positions, None, tap=tap, at=at, **how)[0]
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(config=configs().filter(lambda config: config.n_layers > 0))
 def test_an_edit_of_all_sites_acts_in_a_narrow_layer_as_in_a_whole_one(config: Config):
     with jax.enable_x64(True):

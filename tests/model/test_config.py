@@ -1,4 +1,4 @@
-"""Config and Compute: plain data, every invalid one refused by a sentence."""
+"""Config and Compute: plain data, every invalid one refused by naming what is wrong in it."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from jaxformer import Compute, Config
+from tests.helpers.errors import raises
 from tests.helpers.models import CLASSIC, LATE, MODERN, SEED, WINDOWED, configs
 
 LLAMA = {
@@ -17,62 +18,62 @@ LLAMA = {
     "rotary_context": 99,
 }
 REFUSED = [
-    ({"n_heads": 0}, "n_heads=0 must be at least 1"),
-    ({"n_layers": -1}, "n_layers=-1 must be at least 0"),
-    ({"d_model": 8.0}, "d_model=8.0 must be an integer"),
-    ({"d_mlp": True}, "d_mlp=True must be an integer"),
-    ({"n_kv_heads": 3}, r"n_heads=4 is not a multiple of n_kv_heads=3; choose n_kv_heads from \[1, 2, 4\]"),
-    ({"n_kv_heads": 0}, "n_kv_heads=0 must be at least 1"),
-    ({"position": "rotatory"}, "position='rotatory' must be one of 'none', 'sinusoidal'"),
-    ({"norm": None}, "norm=None must be one of"),
-    ({"activation": "swish"}, "activation='swish' must be one of"),
-    ({"bias": "some"}, "bias='some' must be one of"),
-    ({"gated": 1}, "gated=1 must be True or False"),
-    ({"position": "learned"}, "needs n_context"),
-    ({"position": "learned", "n_context": 0}, "n_context=0 must be at least 1"),
-    ({"n_context": 8}, "n_context=8 is read only with position=\"learned\""),
-    ({"position": "sinusoidal", "d_model": 7}, "choose an even d_model, not 7"),
-    ({"position": "rotary", "d_head": 3}, "d_head=3 times rotary_fraction=1.0 gives 3, not an even number"),
-    ({"position": "rotary", "rotary_fraction": 0.1}, "gives 0, not an even number"),
-    ({"position": "rotary", "rotary_fraction": 1.5}, "rotary_fraction=1.5 must be above 0"),
-    ({"position": "rotary", "rotary_base": 1.0}, "rotary_base=1.0 must be above 1"),
-    ({"rotary_base": 5e5}, "rotary_base=500000.0 is read only with position=\"rotary\""),
-    ({"rotary_fraction": 0.5}, "rotary_fraction=0.5 is read only"),
-    ({"norm_epsilon": 1e-6}, "norm_epsilon=1e-06 is read only with norm"),
-    ({"norm": "rms", "norm_epsilon": 0.0}, "norm_epsilon=0.0 must be a positive number; 1e-5 is usual"),
-    ({"norm": "rms", "norm_epsilon": float("inf")}, "norm_epsilon=inf must be a positive number"),
-    ({"norm_place": "after"}, "norm_place='after' is read only with norm=\"layer\" or \"rms\"; leave it at 'before'"),
-    ({"norm": "rms", "norm_place": "between"}, "norm_place='between' must be one of 'before', 'after', 'both'"),
-    ({"norm_plus_one": True}, "norm_plus_one=True is read only with norm=.* or a qk_norm"),
-    ({"qk_norm": "heads"}, "qk_norm='heads' must be one of 'none', 'head', 'all'"),
-    ({"qk_norm": "head", "norm_place": "both"}, "norm_place='both' is read only"),
-    ({"qk_norm": "head", "norm_epsilon": -1.0}, "norm_epsilon=-1.0 must be a positive number"),
-    ({"embedding_scale": 0.0}, "embedding_scale=0.0 must be a positive number; 1.0 leaves"),
-    ({"embedding_scale": None}, "embedding_scale=None must be a number"),
-    ({"attention_cap": 0.0}, "attention_cap=0.0 must be a positive number; leave it None for no cap"),
-    ({"logit_cap": -30.0}, "logit_cap=-30.0 must be a positive number"),
-    ({"scale_by_depth": 1}, "scale_by_depth=1 must be True or False"),
-    ({"window": 0}, "window=0 must be at least 1"),
-    ({"window": 2, "window_pattern": ""}, "window_pattern='' must be one or more of the letters L and G"),
-    ({"window": 2, "window_pattern": "LX"}, "window_pattern='LX' must be one or more of the letters"),
-    ({"window_pattern": "LG"}, "window_pattern='LG' is read only with a window; leave it at 'L'"),
-    ({"rotary_scaling": "linear"}, "rotary_scaling='linear' is read only with position=\"rotary\""),
-    ({"position": "rotary", "rotary_scaling": "yarn"}, "rotary_scaling='yarn' must be one of 'none', 'linear'"),
-    ({"position": "rotary", "rotary_factor": 2.0}, "rotary_factor=2.0 is read only with rotary_scaling="),
-    ({"position": "rotary", "rotary_scaling": "linear", "rotary_factor": 0.0}, "rotary_factor=0.0 must be a positive"),
-    ({"position": "rotary", "rotary_scaling": "linear", "rotary_context": 9}, "rotary_context=9 is read only"),
-    ({"position": "rotary", "rotary_low": 2.0}, "rotary_low=2.0 is read only with rotary_scaling=\"llama3\""),
-    ({"position": "rotary", "rotary_high": 2.0}, "rotary_high=2.0 is read only with rotary_scaling=\"llama3\""),
-    (LLAMA | {"rotary_context": None}, "rotary_scaling=\"llama3\" needs rotary_context, 8192 in Llama 3"),
-    (LLAMA | {"rotary_context": 0}, "rotary_context=0 must be at least 1"),
-    (LLAMA | {"rotary_low": 4.0}, "rotary_low=4.0 must be above 0 and below rotary_high=4.0"),
-    ({"position": "rotary", "local_rotary_base": 9.0}, "local_rotary_base=9.0 is read only with .* and a window"),
-    ({"window": 2, "local_rotary_base": 9.0}, "local_rotary_base=9.0 is read only with position"),
-    ({"position": "rotary", "window": 2, "local_rotary_base": 1.0}, "local_rotary_base=1.0 must be above 1"),
-    ({"d_mlp": 0, "gated": True}, "gated=True is read only with d_mlp above 0"),
-    ({"d_mlp": 0, "parallel": True}, "parallel=True is read only with d_mlp above 0"),
-    ({"attention_scale": 0.0}, "attention_scale=0.0 must be a positive number"),
-    ({"attention_scale": float("nan")}, "attention_scale=nan must be a positive number"),
+    ({"n_heads": 0}, ("n_heads=0", 1)),
+    ({"n_layers": -1}, ("n_layers=-1", 0)),
+    ({"d_model": 8.0}, ("d_model=8.0",)),
+    ({"d_mlp": True}, ("d_mlp=True",)),
+    ({"n_kv_heads": 3}, ("n_heads=4", "n_kv_heads=3", [1, 2, 4])),
+    ({"n_kv_heads": 0}, ("n_kv_heads=0", 1)),
+    ({"position": "rotatory"}, ("position='rotatory'", "'none'", "'sinusoidal'")),
+    ({"norm": None}, ("norm=None", "'layer'")),
+    ({"activation": "swish"}, ("activation='swish'", "'silu'")),
+    ({"bias": "some"}, ("bias='some'", "'all'")),
+    ({"gated": 1}, ("gated=1", True, False)),
+    ({"position": "learned"}, ('position="learned"', "n_context")),
+    ({"position": "learned", "n_context": 0}, ("n_context=0", 1)),
+    ({"n_context": 8}, ("n_context=8", 'position="learned"')),
+    ({"position": "sinusoidal", "d_model": 7}, ('position="sinusoidal"', "d_model", 7)),
+    ({"position": "rotary", "d_head": 3}, ("d_head=3", "rotary_fraction=1.0")),
+    ({"position": "rotary", "rotary_fraction": 0.1}, ("d_head=4", "rotary_fraction=0.1")),
+    ({"position": "rotary", "rotary_fraction": 1.5}, ("rotary_fraction=1.5",)),
+    ({"position": "rotary", "rotary_base": 1.0}, ("rotary_base=1.0", 1)),
+    ({"rotary_base": 5e5}, ("rotary_base=500000.0", 'position="rotary"')),
+    ({"rotary_fraction": 0.5}, ("rotary_fraction=0.5", 'position="rotary"')),
+    ({"norm_epsilon": 1e-6}, ("norm_epsilon=1e-06", 'norm="layer"')),
+    ({"norm": "rms", "norm_epsilon": 0.0}, ("norm_epsilon=0.0", "1e-5")),
+    ({"norm": "rms", "norm_epsilon": float("inf")}, ("norm_epsilon=inf",)),
+    ({"norm_place": "after"}, ("norm_place='after'", 'norm="layer"', "'before'")),
+    ({"norm": "rms", "norm_place": "between"}, ("norm_place='between'", "'before'", "'after'", "'both'")),
+    ({"norm_plus_one": True}, ("norm_plus_one=True", 'norm="layer"', "qk_norm")),
+    ({"qk_norm": "heads"}, ("qk_norm='heads'", "'none'", "'head'", "'all'")),
+    ({"qk_norm": "head", "norm_place": "both"}, ("norm_place='both'", 'norm="layer"')),
+    ({"qk_norm": "head", "norm_epsilon": -1.0}, ("norm_epsilon=-1.0",)),
+    ({"embedding_scale": 0.0}, ("embedding_scale=0.0", "1.0")),
+    ({"embedding_scale": None}, ("embedding_scale=None",)),
+    ({"attention_cap": 0.0}, ("attention_cap=0.0", None)),
+    ({"logit_cap": -30.0}, ("logit_cap=-30.0",)),
+    ({"scale_by_depth": 1}, ("scale_by_depth=1", True, False)),
+    ({"window": 0}, ("window=0", 1)),
+    ({"window": 2, "window_pattern": ""}, ("window_pattern=''", "L", "G")),
+    ({"window": 2, "window_pattern": "LX"}, ("window_pattern='LX'", "L", "G")),
+    ({"window_pattern": "LG"}, ("window_pattern='LG'", "window", "'L'")),
+    ({"rotary_scaling": "linear"}, ("rotary_scaling='linear'", 'position="rotary"')),
+    ({"position": "rotary", "rotary_scaling": "yarn"}, ("rotary_scaling='yarn'", "'none'", "'linear'")),
+    ({"position": "rotary", "rotary_factor": 2.0}, ("rotary_factor=2.0", 'rotary_scaling="linear"')),
+    ({"position": "rotary", "rotary_scaling": "linear", "rotary_factor": 0.0}, ("rotary_factor=0.0",)),
+    ({"position": "rotary", "rotary_scaling": "linear", "rotary_context": 9}, ("rotary_context=9",)),
+    ({"position": "rotary", "rotary_low": 2.0}, ("rotary_low=2.0", 'rotary_scaling="llama3"')),
+    ({"position": "rotary", "rotary_high": 2.0}, ("rotary_high=2.0", 'rotary_scaling="llama3"')),
+    (LLAMA | {"rotary_context": None}, ('rotary_scaling="llama3"', "rotary_context", 8192)),
+    (LLAMA | {"rotary_context": 0}, ("rotary_context=0", 1)),
+    (LLAMA | {"rotary_low": 4.0}, ("rotary_low=4.0", "rotary_high=4.0")),
+    ({"position": "rotary", "local_rotary_base": 9.0}, ("local_rotary_base=9.0", "window")),
+    ({"window": 2, "local_rotary_base": 9.0}, ("local_rotary_base=9.0", 'position="rotary"')),
+    ({"position": "rotary", "window": 2, "local_rotary_base": 1.0}, ("local_rotary_base=1.0", 1)),
+    ({"d_mlp": 0, "gated": True}, ("gated=True", "d_mlp")),
+    ({"d_mlp": 0, "parallel": True}, ("parallel=True", "d_mlp")),
+    ({"attention_scale": 0.0}, ("attention_scale=0.0",)),
+    ({"attention_scale": float("nan")}, ("attention_scale=nan",)),
 ]  # fmt: skip
 
 
@@ -85,9 +86,9 @@ def validated(record, **change):
     return made
 
 
-@pytest.mark.parametrize(("change", "sentence"), REFUSED, ids=lambda x: str(x)[:40])
-def test_an_invalid_config_is_one_clear_error(change: dict, sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.parametrize(("change", "named"), REFUSED, ids=lambda x: str(x)[:40])
+def test_an_invalid_config_is_one_clear_error(change: dict, named: tuple):
+    with raises(ValueError, *named):
         validated(SEED, **change)
     assert validated(SEED) == SEED
 
@@ -124,17 +125,17 @@ def test_json_round_trip_keeps_value_and_hash(config: Config):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "named"),
     [
-        ("{", "must be JSON"),
-        ("[1]", "must be a JSON object, not list"),
-        ('{"n_layer": 2}', "unknown Config field 'n_layer'"),
-        ('{"n_layers": 2}', "lacks d_head, d_mlp, d_model, n_heads, n_vocab"),
-        (SEED.to_json().replace('"n_heads": 4', '"n_heads": 0'), "n_heads=0 must be at least 1"),
+        ("{", ("Config",)),
+        ("[1]", ("Config", "list")),
+        ('{"n_layer": 2}', ("'n_layer'", "n_layers")),
+        ('{"n_layers": 2}', ("d_head", "d_mlp", "d_model", "n_heads", "n_vocab")),
+        (SEED.to_json().replace('"n_heads": 4', '"n_heads": 0'), ("n_heads=0", 1)),
     ],
 )
-def test_json_that_is_no_config_is_one_clear_error(text: str, sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+def test_json_that_is_no_config_is_one_clear_error(text: str, named: tuple):
+    with raises(ValueError, *named):
         Config.from_json(text)
 
 
@@ -158,15 +159,15 @@ def test_a_config_is_static_under_jit_and_compiles_once_per_value():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "named"),
     [
-        ({"dtype": "float8"}, "dtype='float8' must be one of"),
-        ({"dtype": "float64"}, "needs 64-bit JAX"),
-        ({"kernel": "flash"}, "kernel='flash' must be one of 'einsum', 'blocked', 'fused'"),
-        ({"unroll": 0}, "unroll=0 must be at least 1"),
-        ({"remat": True}, "remat=True must be one of"),
+        ({"dtype": "float8"}, ("dtype='float8'", "'bfloat16'")),
+        ({"dtype": "float64"}, ('dtype="float64"', "jax_enable_x64")),
+        ({"kernel": "flash"}, ("kernel='flash'", "'einsum'", "'blocked'", "'fused'")),
+        ({"unroll": 0}, ("unroll=0", 1)),
+        ({"remat": True}, ("remat=True", "'block'")),
     ],
 )
-def test_an_invalid_compute_is_one_clear_error(options: dict, sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+def test_an_invalid_compute_is_one_clear_error(options: dict, named: tuple):
+    with raises(ValueError, *named):
         validated(Compute(), **options)

@@ -11,6 +11,7 @@ import pytest
 
 from jaxformer import Compute, empty_cache, forward, shown
 from jaxformer.sites import WHOLE
+from tests.helpers.errors import raises
 from tests.helpers.models import (
     ATTENTION_ONLY,
     CLASSIC,
@@ -139,7 +140,7 @@ MANY = ["classic", "modern", "parallel", "gemma", "olmo"]
 @pytest.mark.parametrize("how", COMPUTES)
 def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
     if (name, how) == ("gemma", "fused"):
-        with pytest.raises(ValueError, match="has no attention_cap; use Compute"):
+        with raises(ValueError, 'kernel="fused"', "attention_cap", 'kernel="einsum"'):
             loss_and_gradient(name, COMPUTES[how])
         return
     logits, gradient = plain(name)
@@ -185,9 +186,7 @@ def test_an_attention_only_model_has_no_mlp():
 def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int):
     params, config, tokens = model("seed")
     tokens = tokens.at[3].set(token)
-    with pytest.raises(
-        ValueError, match=rf"token {token} at position 3 is outside the vocabulary of 11"
-    ):
+    with raises(ValueError, token, 3, 11):
         forward(params, config, tokens)
     logits = jax.jit(forward)(params, config, tokens).logits
     assert np.isnan(logits[3:]).all()
@@ -202,9 +201,7 @@ def test_a_wide_token_is_not_taken_modulo_what_an_index_holds(x64):
 def test_a_position_outside_the_table_is_refused_or_gives_nan():
     params = random_params(CLASSIC)
     tokens = random_tokens(CLASSIC, 10)
-    with pytest.raises(
-        ValueError, match="10 tokens are too many: the position table holds n_context=9"
-    ):
+    with raises(ValueError, 10, "n_context=9"):
         forward(params, CLASSIC, tokens)
     first = forward(params, CLASSIC, tokens[:6], empty_cache(CLASSIC, 12))
     later = forward(params, CLASSIC, tokens[6:], first.cache).logits
@@ -212,30 +209,25 @@ def test_a_position_outside_the_table_is_refused_or_gives_nan():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "sentence"),
+    ("tokens", "named"),
     [
-        (np.zeros((2, 3), np.int32), r"one sequence, not tokens of shape \(2, 3\).*jax.vmap"),
-        (np.zeros(3, np.float32), "tokens are float32; they must be integers"),
+        (np.zeros((2, 3), np.int32), ((2, 3), "jax.vmap")),
+        (np.zeros(3, np.float32), ("tokens", "float32")),
     ],
 )
-def test_tokens_of_another_kind_are_refused(tokens, sentence: str):
+def test_tokens_of_another_kind_are_refused(tokens, named: tuple):
     door = inspect.unwrap(forward)  # without the tests' own shape checks, as users have it
-    with pytest.raises(ValueError, match=sentence):
+    with raises(ValueError, *named):
         door(random_params(SEED), SEED, tokens)
 
 
 def test_parameters_of_another_architecture_are_refused():
     tokens = random_tokens(SEED, 3)
-    with pytest.raises(
-        ValueError,
-        match=r"blocks.attn.W_Q of shape \(2, 8, 4, 4\), the parameters have \(2, 8, 2, 4\)",
-    ):
+    with raises(ValueError, "blocks.attn.W_Q", (2, 8, 4, 4), (2, 8, 2, 4)):
         forward(random_params(dataclasses.replace(SEED, n_heads=2)), SEED, tokens)
-    with pytest.raises(
-        ValueError, match="the parameters have blocks.attn.b_Q, this Config does not"
-    ):
+    with raises(ValueError, "blocks.attn.b_Q"):
         forward(random_params(dataclasses.replace(SEED, bias="qkv")), SEED, tokens)
-    with pytest.raises(ValueError, match="blocks.mlp.W_gate of shape .*, the parameters have None"):
+    with raises(ValueError, "blocks.mlp.W_gate", None):
         forward(random_params(SEED), dataclasses.replace(SEED, gated=True), tokens)
 
 
@@ -258,9 +250,9 @@ def test_a_cache_may_have_another_dtype(kernel, cached, computed, standard_promo
 def test_a_cache_of_another_model_is_refused_and_one_s_buffers_can_be_donated():
     params, config, tokens = model("modern")
     other = empty_cache(dataclasses.replace(config, n_layers=3), LENGTH)
-    with pytest.raises(ValueError, match="make it by empty_cache"):
+    with raises(ValueError, "k", "empty_cache"):
         forward(params, config, tokens, other)
-    with pytest.raises(ValueError, match="capacity=0 must be at least 1"):
+    with raises(ValueError, "capacity=0", 1):
         empty_cache(config, 0)
     step = jax.jit(lambda cache: forward(params, config, tokens, cache).cache, donate_argnums=0)
     assert int(step(empty_cache(config, LENGTH)).length) == LENGTH
@@ -305,13 +297,13 @@ def test_reading_some_positions_leaves_out_the_logits_of_the_others(x64):
     some = forward(params, config, tokens, capture=("final",), read=places)
     np.testing.assert_allclose(some.logits, whole.logits[places], rtol=0, atol=1e-12)
     assert some.activations["final"].shape == (3, config.d_model)
-    for read, sentence in (
-        ([7], "read holds 7, but there are 7 tokens"),
-        ([-8], "read holds -8"),
-        (2, r"read has shape \(\)"),
-        ([0.5], "give a one-axis array of places"),
+    for read, named in (
+        ([7], (7,)),
+        ([-8], (-8, 7)),
+        (2, ((),)),
+        ([0.5], ((1,), "float64")),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with raises(ValueError, "read", *named):
             inspect.unwrap(forward)(params, config, tokens, read=read)
     traced = jax.jit(lambda read: forward(params, config, tokens, read=read).logits)
     assert np.isnan(traced(jnp.array([7, -8]))).all()

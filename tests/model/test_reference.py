@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from benchmarks.peers import UnsupportedError, flax_nnx
 from jaxformer import Config, forward
 from jaxformer.reference import Transformer
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, SEED, configs, random_params, random_tokens, within
 
 LENGTH = 6
@@ -140,15 +142,16 @@ def test_forward_and_its_gradient_equal_flax_nnx_in_float64(name: str, x64):
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_flax_nnx_refuses_what_it_does_not_have(name: str):
-    with pytest.raises(UnsupportedError, match="flax-nnx has no rotary_scaling='"):
-        flax_nnx.build(NAMED[name], random_params(NAMED[name]))
+    config = NAMED[name]
+    with raises(UnsupportedError, "flax-nnx", f"rotary_scaling={config.rotary_scaling!r}"):
+        flax_nnx.build(config, random_params(config))
 
 
 def one_layer_of_nnx(config: Config) -> Config:
     return dataclasses.replace(within(config, flax_nnx.KNOWN), n_layers=1)
 
 
-@settings(max_examples=4)
+@examples(4)
 @given(config=configs().map(one_layer_of_nnx))
 def test_any_forward_and_its_gradient_equal_flax_nnx_in_float64(config: Config):
     with jax.enable_x64(True):
@@ -169,5 +172,5 @@ def test_forward_and_its_gradient_equal_flax_nnx_in_float32(name: str):
 
 def test_tokens_outside_the_vocabulary_are_refused_by_the_oracle_too():
     params = as_lists(random_params(SEED))
-    with pytest.raises(ValueError, match="outside the vocabulary of 11"):
+    with raises(ValueError, 11):
         Transformer(SEED, params).apply([11])

@@ -14,6 +14,7 @@ import pytest
 from jaxformer import Compute, Config, abstract, forward, shown, unstack
 from jaxformer.config import Saved
 from jaxformer.sites import AXES, SITES, WHOLE
+from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, NAMED, PARALLEL, SEED, random_params, random_tokens
 from tests.helpers.runs import TINY
 from tests.model.test_config import validated
@@ -115,51 +116,37 @@ def test_whatever_is_kept_logits_and_gradients_are_the_same(name: str, x64):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), kept, plain)
 
 
-def test_names_are_in_no_program_but_that_of_sites():
-    params, tokens = random_params(MODERN), random_tokens(MODERN, LENGTH)
-
-    def program(compute: Compute) -> str:
-        return str(jax.make_jaxpr(lambda params: loss(params, MODERN, tokens, compute))(params))
-
-    for remat in ("none", "block", "dots"):
-        assert "name[" not in program(Compute(remat=remat))
-    text = program(saving("z", "pre"))
-    assert [site for site in SITES if f"name[name={site}]" in text] == ["z", "pre"]
-
-
 def test_the_sites_that_can_be_kept_are_those_that_some_backward_pass_reads():
     for_nothing = {"resid_pre", "head_out", "mlp_out", "resid_post"}
     assert set(get_args(Saved)) == {*SITES} - WHOLE - for_nothing
 
 
 REFUSED = [
-    ({"saved": ("z",)}, r"saved=\('z',\) is read only with remat=\"sites\", not 'none'"),
-    ({"remat": "sites"}, 'remat="sites" without any saved .* choose remat="block"'),
-    ({"remat": "sites", "saved": ("z", "q", "z")}, "holds 'z' more than once"),
-    ({"remat": "sites", "saved": ("zz",)}, r"saved=\('zz',\) must be a tuple, each one of 'attn_scale'"),
-    ({"remat": "sites", "saved": ("final",)}, "must be a tuple, each one of"),
-    ({"remat": "sites", "saved": ("head_out",)}, "must be a tuple, each one of"),
-    ({"remat": "sites", "saved": "z"}, "saved='z' must be a tuple"),
-    ({"remat": "sites", "saved": ["z"]}, r"saved=\['z'\] must be a tuple"),
-    ({"remat": "sites", "saved": ("z", "pattern"), "kernel": "blocked"}, "kernel='blocked' never forms 'pattern'"),
+    ({"saved": ("z",)}, ("saved=('z',)", 'remat="sites"', "'none'")),
+    ({"remat": "sites"}, ('remat="sites"', "saved", 'remat="block"')),
+    ({"remat": "sites", "saved": ("z", "q", "z")}, ("saved=('z', 'q', 'z')", "'z'")),
+    ({"remat": "sites", "saved": ("zz",)}, ("saved=('zz',)", "'attn_scale'")),
+    ({"remat": "sites", "saved": ("final",)}, ("saved=('final',)", "'attn_scale'")),
+    ({"remat": "sites", "saved": ("head_out",)}, ("saved=('head_out',)", "'attn_scale'")),
+    ({"remat": "sites", "saved": "z"}, ("saved='z'", "'attn_scale'")),
+    ({"remat": "sites", "saved": ["z"]}, ("saved=['z']", "'attn_scale'")),
+    ({"remat": "sites", "saved": ("z", "pattern"), "kernel": "blocked"}, ("kernel='blocked'", "'pattern'", "saved")),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "sentence"), REFUSED, ids=lambda x: str(x)[:40])
-def test_names_that_nothing_would_read_are_refused(options: dict, sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.parametrize(("options", "named"), REFUSED, ids=lambda x: str(x)[:40])
+def test_names_that_nothing_would_read_are_refused(options: dict, named: tuple):
+    with raises(ValueError, *named):
         validated(Compute(), **options)
 
 
 def test_a_site_that_this_config_lacks_is_refused():
     params, tokens = random_params(PARALLEL), random_tokens(PARALLEL, LENGTH)
-    with pytest.raises(
-        ValueError, match="holds 'resid_mid', a site that this Config does not have"
-    ):
+    with raises(ValueError, "saved=('z', 'resid_mid')", "'resid_mid'"):
         forward(params, PARALLEL, tokens, compute=saving("z", "resid_mid"))
-    with pytest.raises(ValueError, match="holds 'rot_q', a site .* choose from q, k, v, scores"):
+    with raises(ValueError, "saved=('rot_q',)", "q", "scores"):
         forward(random_params(SEED), SEED, tokens, compute=saving("rot_q"))
-    with pytest.raises(ValueError, match="holds 'rot_q'"):
+    with raises(ValueError, "saved=('rot_q',)"):
         dataclasses.replace(PRESETS["seed"](), compute=saving("rot_q"))
 
 
@@ -170,7 +157,5 @@ def test_a_run_s_sites_come_from_its_command_and_are_part_of_its_recipe(tmp_path
     open_run(tmp_path / "run", recipe, "text", resume=False, overwrite=False)
     open_run(tmp_path / "run", recipe, "text", resume=True, overwrite=False)
     other = dataclasses.replace(recipe, compute=saving("z"))
-    with pytest.raises(
-        RunError, match=r"recipe.compute.saved was \['resid_mid', 'z'\], is \['z'\]"
-    ):
+    with raises(RunError, "recipe.compute.saved", ["resid_mid", "z"], ["z"]):
         open_run(tmp_path / "run", other, "text", resume=True, overwrite=False)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxformer import Compute, forward, perplexity, score
+from tests.helpers.errors import raises
 from tests.helpers.models import NAMED, SEED, random_params, random_tokens
 
 every_model = pytest.mark.parametrize("name", NAMED)
@@ -51,7 +52,7 @@ def test_a_position_table_limits_what_is_read_and_the_last_token_is_not():
     config = NAMED["classic"]
     params = random_params(config)
     assert np.isfinite(score(params, config, random_tokens(config, 10))).all()
-    with pytest.raises(ValueError, match="10 tokens are too many"):
+    with raises(ValueError, 10, "n_context=9"):
         score(params, config, random_tokens(config, 11))
 
 
@@ -59,8 +60,7 @@ def test_a_position_table_limits_what_is_read_and_the_last_token_is_not():
 @pytest.mark.parametrize("place", [2, 5])
 def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int, place: int):
     params, tokens = random_params(SEED), random_tokens(SEED, 6).at[place].set(token)
-    sentence = f"token {token} at position {place} is outside the vocabulary of 11"
-    with pytest.raises(ValueError, match=sentence):
+    with raises(ValueError, token, place, 11):
         score(params, SEED, tokens)
     traced = jax.jit(score)(params, SEED, tokens)
     assert np.isnan(traced[place - 1 :]).all()
@@ -69,12 +69,12 @@ def test_a_token_outside_the_vocabulary_is_refused_or_gives_nan(token: int, plac
 @pytest.mark.parametrize("length", [0, 1])
 @pytest.mark.parametrize("door", [score, perplexity])
 def test_one_token_cannot_be_scored(door, length: int):
-    with pytest.raises(ValueError, match=f"{length} tokens cannot be scored.*give at least two"):
+    with raises(ValueError, length):
         door(random_params(SEED), SEED, jnp.zeros(length, jnp.int32))
 
 
 def test_a_lone_number_cannot_be_scored():
-    with pytest.raises(ValueError, match="1 tokens cannot be scored"):
+    with raises(ValueError, 1):
         inspect.unwrap(score)(random_params(SEED), SEED, 3)
 
 

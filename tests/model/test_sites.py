@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from jaxformer import SITES, Compute, Config, forward, shown
 from jaxformer.config import Kernel
 from jaxformer.sites import WHOLE
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.models import (
     ATTENTION_ONLY,
     CLASSIC,
@@ -43,7 +45,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 @given(config=configs())
-@settings(max_examples=6)
+@examples(6)
 def test_every_site_is_captured_in_its_shape_and_shown_to_the_edit(config: Config):
     visited = []
 
@@ -192,57 +194,52 @@ def test_the_gradient_goes_through_an_edit_under_jit_and_vmap(x64):
 
 
 @pytest.mark.parametrize(
-    ("config", "kernel", "capture", "sentence"),
+    ("config", "kernel", "capture", "named"),
     [
-        (SEED, "einsum", ("patern",), "unknown site 'patern'; this model shows embed, resid_pre"),
-        (
-            SEED,
-            "einsum",
-            "pattern",
-            r"capture='pattern' is one string; give a tuple of sites: \('pattern',\)",
-        ),
-        (SEED, "einsum", ("rot_q",), "this Config has no site 'rot_q'"),
-        (PARALLEL, "einsum", ("resid_mid",), "this Config has no site 'resid_mid'"),
-        (ATTENTION_ONLY, "einsum", ("mlp_out",), "this Config has no site 'mlp_out'"),
-        (CLASSIC, "einsum", ("pre_linear",), "this Config has no site 'pre_linear'"),
-        (SEED, "fused", ("pattern",), "kernel='fused' never forms 'pattern'; .*kernel='einsum'"),
+        (SEED, "einsum", ("patern",), ("'patern'", "embed", "resid_pre")),
+        (SEED, "einsum", "pattern", ("capture='pattern'", "('pattern',)")),
+        (SEED, "einsum", ("rot_q",), ("'rot_q'", "embed")),
+        (PARALLEL, "einsum", ("resid_mid",), ("'resid_mid'", "embed")),
+        (ATTENTION_ONLY, "einsum", ("mlp_out",), ("'mlp_out'", "embed")),
+        (CLASSIC, "einsum", ("pre_linear",), ("'pre_linear'", "embed")),
+        (SEED, "fused", ("pattern",), ("kernel='fused'", "'pattern'", "kernel='einsum'")),
     ],
 )
-def test_a_site_that_cannot_be_shown_is_refused(config, kernel, capture, sentence):
+def test_a_site_that_cannot_be_shown_is_refused(config, kernel, capture, named):
     params, tokens = random_params(config), random_tokens(config, LENGTH)
-    with pytest.raises(ValueError, match=sentence):
+    with raises(ValueError, *named):
         forward(params, config, tokens, capture=capture, compute=Compute(kernel=kernel))
 
 
 EDITS = {
     "another shape": (
         lambda site, layer, value: value[:1] if site == "z" else value,
-        r"shape \(1, 4, 4\) at site 'z', which holds \(5, 4, 4\)",
+        ("'z'", (1, 4, 4), (5, 4, 4)),
     ),
     "a broadcast": (
         lambda site, layer, value: 0.0 if site == "attn_out" else value,
-        r"shape \(\) at site 'attn_out', which holds \(5, 8\)",
+        ("'attn_out'", (), (5, 8)),
     ),
     "complex": (
         lambda site, layer, value: jnp.zeros(value.shape, jnp.complex64) if site == "z" else value,
-        "complex64 at site 'z', which holds float32",
+        ("'z'", "complex64", "float32"),
     ),
     "a misspelt site": (
         lambda site, layer, value: value * 0 if site == "patern" else value,
-        "unknown site 'patern'; the sites are embed",
+        ("'patern'", "embed"),
     ),
     "a misspelt site in a list": (
         lambda site, layer, value: value * 0 if site in ("z", "head_uot") else value,
-        "unknown site 'head_uot'",
+        ("'head_uot'", "embed"),
     ),
 }
 
 
 @pytest.mark.parametrize("what", EDITS)
 def test_an_edit_that_cannot_be_right_is_refused(what: str):
-    edit, sentence = EDITS[what]
+    edit, named = EDITS[what]
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
-    with pytest.raises(ValueError, match=sentence):
+    with raises(ValueError, *named):
         forward(params, SEED, tokens, edit=edit)
 
 
@@ -251,9 +248,7 @@ def test_an_edit_that_cannot_be_right_is_refused(what: str):
 def test_an_edit_of_what_the_kernel_hides_is_refused(target: str, kernel: Kernel):
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
     run = partial(forward, params, SEED, tokens, compute=Compute(kernel=kernel))
-    with pytest.raises(
-        ValueError, match=f"the edit acts on '{target}', which kernel=\"{kernel}\" never forms"
-    ):
+    with raises(ValueError, f"'{target}'", f'kernel="{kernel}"'):
         run(edit=lambda site, layer, value: {target: value * 2}.get(site, value))
     run(edit=lambda site, layer, value: value * 2 if site == "z" else value)
 

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from jaxformer import Bytes, Characters, load, save
 from tests.helpers.crashes import crashes
 from tests.helpers.damage import damaged, write
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.models import CLASSIC, LATE, MODERN, NAMED, SEED, WINDOWED, random_params, same
 
 
@@ -48,7 +50,7 @@ def test_float64_needs_64_bit_jax(tmp_path: Path):
     with jax.enable_x64(True):
         save(tmp_path, SEED, random_params(SEED, dtype=jnp.float64))
         assert load(tmp_path)[1].W_E.dtype == jnp.float64
-    with pytest.raises(ValueError, match="as float64; call jax.config.update"):
+    with raises(ValueError, tmp_path, "W_E", "float64", "jax_enable_x64"):
         load(tmp_path)
 
 
@@ -75,7 +77,7 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with raises(OSError, 28):
             save(tmp_path, MODERN, random_params(MODERN))
     assert load(tmp_path)[0] == SEED
     assert not list(tmp_path.glob(".*"))
@@ -89,7 +91,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@examples(50)
 def test_a_damaged_file_is_a_clear_error_or_the_right_model(saved, tmp_path: Path, data):
     name = data.draw(st.sampled_from(sorted(saved)))
     write(tmp_path, saved | {name: data.draw(damaged(saved[name]))})
@@ -113,28 +115,28 @@ def edit_json(folder: Path, change) -> None:
 
 
 FOREIGN = {
-    "another format": (lambda m: m.update(format="other"), 'lacks "format": "jaxformer-1"'),
-    "no config": (lambda m: m.pop("config"), "lacks 'config'"),
-    "unknown field": (lambda m: m["config"].update(n_experts=8), "unknown Config field 'n_experts'"),
-    "wrong config": (lambda m: m["config"].update(d_mlp=13), r"W_in of shape \(2, 8, 12\); .*\(2, 8, 13\)"),
-    "missing array": (lambda m: m["config"].update(gated=True), "lacks blocks.mlp.W_gate"),
-    "extra array": (lambda m: m["config"].update(tied=True), "holds W_U, which the Config does not have"),
-    "lost file": (lambda m: m["parameters"].update(file="params-0.safetensors"), "params-0.safetensors is missing"),
-    "a path": (lambda m: m["parameters"].update(file="../../etc/passwd"), "passwd is missing"),
+    "another format": (lambda m: m.update(format="other"), ("format", "jaxformer-1")),
+    "no config": (lambda m: m.pop("config"), ("'config'",)),
+    "unknown field": (lambda m: m["config"].update(n_experts=8), ("'n_experts'",)),
+    "wrong config": (lambda m: m["config"].update(d_mlp=13), ("W_in", (2, 8, 12), (2, 8, 13))),
+    "missing array": (lambda m: m["config"].update(gated=True), ("blocks.mlp.W_gate",)),
+    "extra array": (lambda m: m["config"].update(tied=True), ("W_U",)),
+    "lost file": (lambda m: m["parameters"].update(file="params-0.safetensors"), ("params-0.safetensors",)),
+    "a path": (lambda m: m["parameters"].update(file="../../etc/passwd"), ("passwd",)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", FOREIGN)
 def test_a_foreign_model_is_a_clear_error(tmp_path: Path, what: str):
-    change, sentence = FOREIGN[what]
+    change, named = FOREIGN[what]
     save(tmp_path, SEED, random_params(SEED))
     edit_json(tmp_path, change)
-    with pytest.raises(ValueError, match=sentence):
+    with raises(ValueError, tmp_path, *named):
         load(tmp_path)
 
 
 def test_a_folder_without_a_model_is_a_clear_error(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="holds no model: there is no model.json of ours"):
+    with raises(FileNotFoundError, tmp_path, "model.json"):
         load(tmp_path)
 
 
@@ -146,9 +148,9 @@ def test_a_folder_that_cannot_be_made_is_an_oserror(tmp_path: Path):
 
 def test_parts_of_two_models_are_not_saved_over_a_good_one(tmp_path: Path):
     save(tmp_path, SEED, random_params(SEED))
-    with pytest.raises(ValueError, match="both must come from one model"):
+    with raises(ValueError, "blocks.attn_norm.w", (2, 8)):
         save(tmp_path, MODERN, random_params(SEED))
-    with pytest.raises(ValueError, match="the tokenizer has 256 entries, the Config n_vocab=11"):
+    with raises(ValueError, 256, "n_vocab=11"):
         save(tmp_path, SEED, random_params(SEED), Bytes())
     same(load(tmp_path)[1], random_params(SEED))
 

@@ -9,6 +9,7 @@ import pytest
 from jaxformer import Characters, load, load_config, save
 from jaxformer.hub import choose
 from jaxformer.pretrained import load_tokenizer
+from tests.helpers.errors import raises
 from tests.helpers.families import golden
 from tests.helpers.models import SEED, random_params, same
 
@@ -96,19 +97,15 @@ def test_a_repository_without_a_model_in_a_folder_says_what_to_do(
     hub = Hub(fetched.parent / "none", "a-Q4.gguf", "a-Q8.gguf")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     for read in (load, load_config):
-        with pytest.raises(
-            FileNotFoundError,
-            match=r"has no model\.json or config\.json; .*: hf download a/b a-Q4\.gguf$",
-        ):
+        with raises(FileNotFoundError, "model.json", "config.json", "hf download a/b a-Q4.gguf"):
             read("a/b")
     hub.files = ["config.json", "a-Q8.gguf"]
-    with pytest.raises(FileNotFoundError, match=r"has no weights .*: hf download a/b a-Q8\.gguf$"):
+    with raises(FileNotFoundError, "hf download a/b a-Q8.gguf"):
         load("a/b")
     hub.files = ["config.json", "tf_model.h5"]
-    with pytest.raises(
-        FileNotFoundError, match=r"a/b in .* has no weights in a form that is read$"
-    ):
+    with raises(FileNotFoundError, "a/b") as caught:
         load("a/b")
+    assert "hf download" not in str(caught.value)
     assert hub.asked == []
 
 
@@ -127,18 +124,14 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPa
     assert hub.asked == [("gpt2", "cache")]
     monkeypatch.setattr(hub, "snapshot_download", cannot)
     for read in (load, load_config, load_tokenizer):
-        with pytest.raises(
-            FileNotFoundError,
-            match="gpt2 is not here, and .* hub did not give it: ConnectionError: no network$",
-        ):
+        with raises(FileNotFoundError, "gpt2", "ConnectionError", "no network") as caught:
             read("gpt2")
+        assert "\n" not in str(caught.value)
     monkeypatch.setattr(hub, "list_repo_files", lambda name: ["config.json", "model.safetensors"])
-    with pytest.raises(FileNotFoundError, match="did not give it: OSError: not in the cache$"):
+    with raises(FileNotFoundError, "gpt2", "OSError", "not in the cache"):
         load("gpt2")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(
-        FileNotFoundError, match=r"gpt2 is not here; .* pip install 'jaxformer\[hf\]'"
-    ):
+    with raises(FileNotFoundError, "gpt2", "pip install 'jaxformer[hf]'"):
         load("gpt2")
     for path in ("no/such/folder", "/no/such", "lost.gguf", "../gpt2 ", ""):
         with pytest.raises(FileNotFoundError):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,6 +22,8 @@ from jaxformer.formats import Tensor
 from jaxformer.pretrained import load_tokenizer
 from tests.helpers import ggufs
 from tests.helpers.damage import damaged, write
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.families import ONE_EACH, golden
 from tests.helpers.models import MODERN, NAMED, SEED, random_params, same
 
@@ -103,7 +105,7 @@ def test_each_tensor_is_read_once_and_none_before_all_of_them_fit(case: str, tmp
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, abstract(config))
     last = wanted(family, config)[-1].tensors[-1]
     bad = Watched(record.tensors | {last: record.tensors[last][..., :-1]})
-    with pytest.raises(ValueError, match="its config asks for"):
+    with raises(ValueError, last, record.tensors[last].shape, bad.tensors[last].shape):
         read_params(plan(bad, family, config), jnp.dtype("float32"), put)
     assert bad.asked == []
 
@@ -119,25 +121,25 @@ def test_parameters_land_on_the_mesh_that_is_given(tmp_path: Path):
     save(tmp_path / "ours", config, params)
     again = load(tmp_path / "ours", mesh=mesh, rules={"n": "tensor"})[1]
     assert again.blocks.attn.W_Q.sharding == NamedSharding(mesh, P(None, None, "tensor", None))
-    with pytest.raises(ValueError, match="no axis 'heads'"):
+    with raises(ValueError, "'heads'"):
         load(tmp_path, mesh=mesh, rules={"heads": "tensor"})
-    with pytest.raises(ValueError, match="give the mesh too"):
+    with raises(ValueError, "rules", "mesh"):
         load(tmp_path, rules={"n": "tensor"})
 
 
 def test_a_dtype_that_is_none(tmp_path: Path):
     golden("llama-plain").write(tmp_path)
     for dtype in ("int8", "float", "bf16"):
-        with pytest.raises(ValueError, match=f"dtype='{dtype}' must be one of 'float16'"):
+        with raises(ValueError, f"dtype='{dtype}'", "'float16'"):
             load(tmp_path, dtype=dtype)
-    with pytest.raises(ValueError, match="need 64-bit JAX"):
+    with raises(ValueError, "float64", "jax_enable_x64"):
         load(tmp_path, dtype="float64")
 
 
 def test_a_folder_with_a_config_and_no_weights(tmp_path: Path):
     golden("llama-plain").write(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no weights: expected model.safetensors"):
+    with raises(FileNotFoundError, tmp_path, "model.safetensors"):
         load(tmp_path)
 
 
@@ -156,13 +158,11 @@ def test_more_tokens_than_embeddings_are_refused_where_they_are_used(tmp_path: P
     assert tokenizer is not None
     assert config.n_vocab < tokenizer.n_vocab
     assert forward(params, config, jnp.asarray(tokenizer.encode("abcx"))).logits.shape == (4, 24)
-    with pytest.raises(ValueError, match="31"):
+    with raises(ValueError, 31):
         forward(params, config, jnp.asarray(tokenizer.encode("abcF")))
 
 
-def test_a_tokenizer_that_cannot_be_read_costs_no_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_tokenizer_that_cannot_be_read_costs_no_weights(tmp_path: Path):
     golden("gpt2-plain").write(tmp_path / "theirs")
     (tmp_path / "theirs" / "tokenizer.json").write_text("{}")
     save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
@@ -174,20 +174,13 @@ def test_a_tokenizer_that_cannot_be_read_costs_no_weights(
         assert params.W_E.shape == (config.n_vocab, config.d_model)
         for weights in folder.glob("*.safetensors"):  # nothing is asked of them
             weights.unlink()
-        with pytest.raises(
-            ValueError, match=r"; load\(\.\.\., tokenizer=False\) reads the model without it$"
-        ) as caught:
+        with raises(ValueError, folder, "tokenizer=False"):
             load(folder)
-        assert str(folder) in str(caught.value)
-    ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
-
-    def unreadable(fields: object, path: Path) -> None:
-        raise ValueError(f"{path} has a tokenizer of runes")
-
-    monkeypatch.setattr("jaxformer.pretrained.from_gguf", unreadable)
-    assert load(tmp_path / "a.gguf", tokenizer=False)[2] is None
-    with pytest.raises(ValueError, match="of runes; load"):
-        load(tmp_path / "a.gguf")
+    path = tmp_path / "a.gguf"
+    ggufs.write(path, golden("llama-plain"), lambda w: w.add_tokenizer_model("runes"))
+    assert load(path, tokenizer=False)[2] is None
+    with raises(ValueError, path, "'runes'", "tokenizer=False"):
+        load(path)
 
 
 def test_a_tokenizer_is_left_out_if_it_is_not_wanted(tmp_path: Path):
@@ -202,7 +195,7 @@ def test_a_dtype_without_room_for_the_numbers_of_ours_is_refused(tmp_path: Path)
     params = random_params(SEED)
     large = params._replace(W_E=params.W_E.at[0, 0].set(1e5))
     save(tmp_path, SEED, large)
-    with pytest.raises(ValueError, match="holds W_E with numbers that float16 has no room for"):
+    with raises(ValueError, tmp_path, "W_E", "float16"):
         load(tmp_path, dtype="float16")
     assert load(tmp_path, dtype="bfloat16")[1].W_E[0, 0] == jnp.bfloat16(1e5)
     save(tmp_path, SEED, params._replace(W_E=params.W_E.at[0, 0].set(jnp.inf)))
@@ -215,10 +208,10 @@ def test_a_file_of_a_folder_leads_to_the_folder(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("")
     for name in ("model.safetensors", "notes.txt"):
         for read in (load, load_config, load_tokenizer):
-            with pytest.raises(ValueError, match=f"{name} is no GGUF file .*; give its folder, "):
+            with raises(ValueError, tmp_path / name, "GGUF"):
                 read(tmp_path / name)
     (tmp_path / "cut.gguf").write_bytes(b"GG")
-    with pytest.raises(ValueError, match=r"cut\.gguf is no GGUF file.*, or was cut short"):
+    with raises(ValueError, tmp_path / "cut.gguf", "GGUF"):
         load(tmp_path / "cut.gguf")
     ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
     (tmp_path / "a.gguf").rename(tmp_path / "weights")
@@ -234,7 +227,7 @@ def test_a_field_that_is_given_twice_is_refused_and_a_mark_of_utf8_is_not(tmp_pa
     path.write_text(text, encoding="utf-8-sig")
     assert load(tmp_path)[0] == config
     path.write_text(text.replace("{", '{"hidden_size": 32, ', 1), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"config\.json .*'hidden_size' is given twice"):
+    with raises(ValueError, path, "'hidden_size'"):
         load(tmp_path)
 
 
@@ -246,7 +239,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @given(data=st.data())
-@settings(max_examples=100)
+@examples(50)
 def test_a_damaged_folder_is_a_clear_error_or_a_model_of_its_config(whole, tmp_path: Path, data):
     name = data.draw(st.sampled_from(sorted(whole)))
     write(tmp_path, whole | {name: data.draw(damaged(whole[name], within=4000))})

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes, stream_text
 from jaxformer.subwords import Subwords, template
 from jaxformer.tokenizer import Tokenizer, from_json
 from jaxformer.vocabularies import from_folder, save_tokenizer
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.vocabs import (
     END,
     KINDS,
@@ -145,7 +147,7 @@ def test_what_is_saved_is_read_again_by_us_and_by_transformers(
     for again in (ours(tmp_path / "new"), from_json(tokenizer.to_json())):
         np.testing.assert_array_equal(again.encode(ODD), tokenizer.encode(ODD))
         assert again.n_vocab == tokenizer.n_vocab
-    with pytest.raises(ValueError, match="Bytes has no tokenizer.json"):
+    with raises(ValueError, "Bytes", "tokenizer.json", "Subwords"):
         save_tokenizer(tmp_path, Bytes())
 
 
@@ -160,7 +162,6 @@ def test_what_is_saved_is_read_again_by_us_and_by_transformers(
     ],
 )
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_bytes_come_back(folders: dict[str, Path], name: str, text: str):
     tokenizer = cached(folders[name])
     first = "".join(KINDS[name][2]) if name != "gpt_neox" else ""
@@ -178,7 +179,7 @@ def cached(folder: Path) -> Subwords:
 
 @pytest.mark.parametrize("name", KINDS)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_a_streamed_text_joined_is_the_text_of_all_tokens(
     folders: dict[str, Path], name: str, data: st.DataObject
 ):
@@ -205,7 +206,7 @@ def test_a_streamed_text_waits_for_the_bytes_of_a_word_and_no_longer(folders: di
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"pip install 'jaxformer\[hf\]'"):
+    with raises(ValueError, "tokenizers", "jaxformer[hf]"):
         Subwords(small())
 
 

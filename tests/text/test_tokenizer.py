@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes, Characters, Words, stream_text
 from jaxformer.tokenizer import Tokenizer, from_json
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 
 texts = st.text(min_size=1, max_size=40)
 words = st.lists(st.sampled_from(["a", "the", "Cat", "cat", "é", "."]), min_size=1)
@@ -49,7 +51,7 @@ BYTES = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=400)
+@examples(50)
 @given(content=BYTES, data=st.data())
 def test_a_streamed_text_of_bytes_joined_is_the_text_of_them_all(
     content: bytes, data: st.DataObject
@@ -93,32 +95,27 @@ def test_words_come_back_with_one_space_between_them(words: list[str], gap: str)
 
 
 def test_an_unknown_word_is_named_with_its_place():
-    with pytest.raises(
-        ValueError,
-        match="the word 'dog' at position 1 is not in the vocabulary of 3: 'cat sat the'",
-    ):
+    with raises(ValueError, "'dog'", 1, 3, "'cat sat the'"):
         Words.of("the cat sat").encode("the dog sat")
 
 
 @pytest.mark.parametrize("vocabulary", [[], ["a", "b", "a"], ["a b"], [""], ["a\n"]])
 def test_a_vocabulary_is_words_each_once(vocabulary: list[str]):
-    with pytest.raises(ValueError, match="one or more words without white space in them, each"):
+    with raises(ValueError, "Words.of"):
         Words(vocabulary)
-    with pytest.raises(ValueError, match="the text is empty"):
+    with raises(ValueError):
         Words.of(" \n")
 
 
 def test_an_unknown_character_is_named_with_its_place():
-    with pytest.raises(
-        ValueError, match="the character 'x' at position 2 is not in the alphabet of 3: 'abn'"
-    ):
+    with raises(ValueError, "'x'", 2, 3, "'abn'"):
         Characters.of("banana").encode("baxa")
 
 
 @pytest.mark.parametrize("tokens", [[3], [-1]])
 def test_an_id_outside_the_vocabulary_is_refused(tokens: list[int]):
     for tokenizer in (Characters.of("abc"), Words.of("a b c")):
-        with pytest.raises(ValueError, match="outside the vocabulary of 3 entries"):
+        with raises(ValueError, tokens[0], 3):
             tokenizer.decode(np.array(tokens))
 
 
@@ -134,12 +131,12 @@ def test_an_id_outside_the_vocabulary_is_refused(tokens: list[int]):
     ],
 )
 def test_json_of_no_tokenizer_is_refused(text: str):
-    with pytest.raises(ValueError, match="not a tokenizer of ours"):
+    with raises(ValueError, "characters", "subwords", repr(text)):
         from_json(text)
 
 
 def test_an_alphabet_has_each_character_once():
-    with pytest.raises(ValueError, match="each once"):
+    with raises(ValueError, "Characters.of"):
         Characters("aba")
-    with pytest.raises(ValueError, match="the text is empty"):
+    with raises(ValueError):
         Characters.of("")

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.helpers.errors import raises
 from train.costs.collectives import (
     Collective,
     Traffic,
@@ -98,7 +99,7 @@ def test_a_loop_of_unknown_turns_is_a_sentence_or_counts_as_told():
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: over(x, "b"), x)
 
     text = jax.jit(on_mesh(until)).lower(X).compile().as_text() or ""
-    with pytest.raises(ValueError, match="send each other 96 bytes a turn; give turns=N"):
+    with raises(ValueError, 96, "turns=N"):
         collectives(text)
     assert collectives(text, turns=7) == [Collective("all-reduce", LOCAL, 4, times=7)]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.errors import check_names
 from train import compare
 
 
@@ -63,19 +64,22 @@ def test_folders_that_hold_no_run_are_sentences(runs: list[Path], tmp_path: Path
     good, hurt = runs
     (hurt / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
     cases = [
-        ([str(good), str(tmp_path / "nothing")], "nothing is no run's folder: it has no run.json"),
-        ([str(good), str(hurt)], "b has no validation yet; let it run a little longer"),
-        ([], "no run was named"),
-        ([str(good), "--out", str(tmp_path / "no" / "where.png")], "No such file or directory"),
+        ([str(good), str(tmp_path / "nothing")], (tmp_path / "nothing", "run.json")),
+        ([str(good), str(hurt)], (hurt,)),
+        ([], ()),
+        (
+            [str(good), "--out", str(tmp_path / "no" / "where.png")],
+            (tmp_path / "no" / "where.png",),
+        ),
     ]
-    for args, sentence in cases:
+    for args, named in cases:
         assert compare.main(args) == 1, args
         error = capsys.readouterr().err
         assert error.startswith("error: ")
-        assert sentence in error
+        check_names(error, *named)
     (good / "run.json").write_text('{"recipe": {')
     assert compare.main([str(good)]) == 1
-    assert "is cut short or is no JSON" in capsys.readouterr().err
+    check_names(capsys.readouterr().err, good / "run.json")
 
 
 def test_what_looks_like_markup_is_shown_as_it_is(

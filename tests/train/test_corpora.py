@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.errors import raises
 from train import corpora
 
 
@@ -37,9 +38,9 @@ def test_bytes_count_characters_for_bits_per_character(tmp_path: Path):
 
 
 BAD_CORPORA = {
-    "": "is empty; give it some text",
-    "short": r"is too short: its first 90 % are 4 tokens and the rest 1; a context of 64 needs at least 65",
-    b"caf\xe9 au lait": "is not UTF-8: byte 0xe9 at offset 3; convert it",
+    "": (),
+    "short": (4, 1, 64, 65, "--context"),
+    b"caf\xe9 au lait": ("0xe9", 3),
 }
 
 
@@ -47,15 +48,14 @@ BAD_CORPORA = {
 def test_a_corpus_that_cannot_be_used_is_refused(tmp_path: Path, content: str | bytes):
     path = tmp_path / "notes.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=BAD_CORPORA[content]):
+    with raises(ValueError, path, *BAD_CORPORA[content]):
         corpora.load_corpus(str(path), "characters", 64)
 
 
 def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(
-        ValueError, match="it is no file, folder or glob with files in it, nor one of python-docs"
-    ):
-        corpora.load_corpus(str(tmp_path / "nothing*"), "characters", 64)
+    path = tmp_path / "nothing*"
+    with raises(ValueError, path, "python-docs", "shakespeare"):
+        corpora.load_corpus(str(path), "characters", 64)
 
 
 @pytest.fixture
@@ -70,16 +70,16 @@ def test_shakespeare_is_downloaded_once_and_checked(
     source = tmp_path / "source.txt"
     source.write_text("First Citizen:")
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", source.as_uri())
-    with pytest.raises(ValueError, match="is not tiny Shakespeare: its SHA-256 is"):
+    digest = corpora.hashlib.sha256(source.read_bytes()).hexdigest()
+    with raises(ValueError, source.as_uri(), digest, corpora.SHAKESPEARE_SHA256):
         corpora.shakespeare()
     assert not cache.exists()
-    digest = corpora.hashlib.sha256(source.read_bytes()).hexdigest()
     monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", digest)
     assert corpora.shakespeare() == "First Citizen:"
     source.unlink()
     assert corpora.shakespeare() == "First Citizen:"
     cache.write_text("First Citizen")
-    with pytest.raises(ValueError, match="remove the file and try again"):
+    with raises(ValueError, cache, digest):
         corpora.shakespeare()
 
 
@@ -87,5 +87,5 @@ def test_shakespeare_offline_says_what_to_do(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", (tmp_path / "gone.txt").as_uri())
-    with pytest.raises(OSError, match=r"without a network, put the file at .*tinyshakespeare.txt"):
+    with raises(OSError, cache, "--corpus"):
         corpora.shakespeare()

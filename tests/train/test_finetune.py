@@ -15,8 +15,10 @@ from jaxformer import Characters, Config, Params, Words, export, init, load, per
 from tests.helpers.families import golden
 from tests.helpers.models import SEED, random_params
 from tests.helpers.runs import (
+    Finished,
     assert_same_run,
     check_refused,
+    copied_run,
     final_state,
     folder_of,
     numbers,
@@ -69,11 +71,10 @@ def test_before_the_first_step_the_loss_is_the_model_s_own(case: str, tmp_path: 
     assert Config(**about["recipe"]["config"]) == config == load(folder_of(command) / "model")[0]
 
 
-def test_a_run_of_ours_goes_on_where_it_ended(corpus: Path):
-    command = options(corpus, "first", 40)
-    assert main(command) == 0
-    best = min(line.get("validation_loss", np.inf) for line in numbers(folder_of(command)))
-    for start in (folder_of(command), folder_of(command) / "model"):
+def test_a_run_of_ours_goes_on_where_it_ended(finished: Finished, corpus: Path):
+    folder = folder_of(finished.command)
+    best = min(line.get("validation_loss", np.inf) for line in numbers(folder))
+    for start in (folder, folder / "model"):
         further = tuning(start, corpus, corpus.parent, f"further-{start.name}", "--steps", "10")
         assert main(further) == 0
         assert first_line(further)["validation_loss"] == pytest.approx(best, rel=1e-6)
@@ -165,18 +166,15 @@ def test_a_token_file_of_another_vocabulary_is_refused(tmp_path: Path, capsys):
     start = foreign(tmp_path / "model")
     file = prepared(tmp_path, "characters")
     check_refused(
-        capsys, tuning(start, file, tmp_path, "x"),
-        "text.tokens was prepared with another vocabulary than that of", "train.prepare",
-    )  # fmt: skip
+        capsys, tuning(start, file, tmp_path, "x"), file, start, "train.prepare", "--tokenizer"
+    )
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_model_without_a_tokenizer_reads_only_tokens(tmp_path: Path, capsys):
     start = quantised(tmp_path / "model.gguf")
     text = text_at(tmp_path)
-    check_refused(
-        capsys, tuning(start, text, tmp_path, "x"), "model.gguf has no tokenizer to read the text"
-    )
+    check_refused(capsys, tuning(start, text, tmp_path, "x"), start, text, "train.prepare")
     fits = tuning(start, prepared(tmp_path, str(foreign(tmp_path / "other"))), tmp_path, "fits")
     assert main(fits) == 0
     config, _, tokenizer = load(folder_of(fits) / "model")
@@ -185,12 +183,7 @@ def test_a_model_without_a_tokenizer_reads_only_tokens(tmp_path: Path, capsys):
     assert config == load(start)[0]
     capsys.readouterr()
     wide = prepared(tmp_path, "bytes", "wide.tokens")
-    check_refused(
-        capsys,
-        tuning(start, wide, tmp_path, "x"),
-        "prepared with a vocabulary of 256, and",
-        "has 24 entries",
-    )
+    check_refused(capsys, tuning(start, wide, tmp_path, "x"), wide, 256, start, 24)
 
 
 def test_words_are_not_cut_in_two(tmp_path: Path):
@@ -200,21 +193,21 @@ def test_words_are_not_cut_in_two(tmp_path: Path):
     assert main(tuning(tmp_path / "model", text_at(tmp_path), tmp_path, "words")) == 0
 
 
-REFUSED: dict[str, tuple[list[str], str]] = {
-    "a size": (["--config.n-layers", "3"], "--config.n-layers would not be read: a run with --start has the"),
-    "as it is anyway": (["--config.n_layers=4"], "--config.n-layers would not be read"),
-    "a tokenizer": (["--tokenizer", "bytes"], "--tokenizer would not be read"),
-    "a long context": (["--context", "33"], "context=33 is longer than the position table, config.n_context=32"),
-    "a task": (["--corpus", "grammar"], "grammar brings its own vocabulary"),
-    "nowhere": (["--start", "/no/such/model"], "/no/such/model is not here; give a model's folder or a GGUF file"),
+REFUSED: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "a size": (["--config.n-layers", "3"], ("--config.n-layers", "--start")),
+    "as it is anyway": (["--config.n_layers=4"], ("--config.n-layers", "--start")),
+    "a tokenizer": (["--tokenizer", "bytes"], ("--tokenizer", "--start")),
+    "a long context": (["--context", "33"], ("context=33", "config.n_context=32")),
+    "a task": (["--corpus", "grammar"], ("grammar", "--corpus", "--start")),
+    "nowhere": (["--start", "/no/such/model"], ("/no/such/model",)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_is_refused(what: str, tmp_path: Path, capsys):
-    extra, sentence = REFUSED[what]
+    extra, named = REFUSED[what]
     start = foreign(tmp_path / "model", "gpt2-plain")
-    check_refused(capsys, [*tuning(start, text_at(tmp_path), tmp_path, "x"), *extra], sentence)
+    check_refused(capsys, [*tuning(start, text_at(tmp_path), tmp_path, "x"), *extra], *named)
     assert not (tmp_path / "runs").exists()
 
 
@@ -228,7 +221,7 @@ def test_a_preset_s_own_position_table_does_not_count(tmp_path: Path):
 def test_a_text_that_the_model_s_tokenizer_cannot_read_is_refused(tmp_path: Path, capsys):
     save(tmp_path / "model", SEED, random_params(SEED), Characters("abcdefghijk"))
     command = tuning(tmp_path / "model", text_at(tmp_path), tmp_path, "x")
-    check_refused(capsys, command, "the character 't' at position 0 is not in the alphabet of 11")
+    check_refused(capsys, command, "'t'", "position 0", 11)
 
 
 def test_another_start_is_another_run(tmp_path: Path, capsys):
@@ -237,30 +230,26 @@ def test_another_start_is_another_run(tmp_path: Path, capsys):
     assert main(command) == 0
     other = foreign(tmp_path / "other")
     changed = tuning(other, text, tmp_path, "run", "--steps", "10", "--resume")
-    check_refused(
-        capsys, changed, "is a run of another recipe: recipe.start was", "/model', is", "/other'"
-    )
+    check_refused(capsys, changed, folder_of(command), "recipe.start", start, other)
     without = options(text, "run", 10, "--resume")
-    check_refused(capsys, without, "recipe.start was", "is None", "start_sha256 was")
+    check_refused(capsys, without, "recipe.start", start, None, "start_sha256")
     config, params, tokenizer = load(start)
     shutil.rmtree(start)
-    check_refused(capsys, [*command, "--resume"], "model is not here")
+    check_refused(capsys, [*command, "--resume"], start)
     moved = params._replace(W_E=params.W_E + 1)
     export(start, config, moved, tokenizer, "llama")
-    check_refused(capsys, [*command, "--resume"], "start_sha256 was")
+    check_refused(capsys, [*command, "--resume"], folder_of(command), "start_sha256")
     export(start, config, params, tokenizer, "llama")
     assert main([*command, "--resume"]) == 0
 
 
-def test_overwriting_what_to_start_from_is_refused(tmp_path: Path, capsys):
-    command = tuning(
-        foreign(tmp_path / "model"), text_at(tmp_path), tmp_path, "run", "--steps", "5"
-    )
-    assert main(command) == 0
-    for start in (folder_of(command), folder_of(command) / "model"):
-        again = tuning(start, text_at(tmp_path), tmp_path, "run", "--overwrite")
-        check_refused(capsys, again, "to start from, lies in", "which --overwrite would remove")
-    assert (folder_of(command) / "model" / "model.json").is_file()
+def test_overwriting_what_to_start_from_is_refused(finished: Finished, corpus: Path, capsys):
+    folder = folder_of(copied_run(finished, corpus, "run"))
+    for start in (folder, folder / "model"):
+        again = tuning(start, corpus, corpus.parent, "run", "--overwrite")
+        assert folder_of(again) == folder
+        check_refused(capsys, again, start, folder, "--overwrite", "--name")
+    assert (folder / "model" / "model.json").is_file()
 
 
 def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

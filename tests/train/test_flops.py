@@ -7,6 +7,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxformer import Compute, abstract, forward
 from jaxformer.config import Remat
+from tests.helpers.errors import check_names, raises
 from tests.helpers.models import NAMED
 from train.costs.flops import forward_flops, program_flops, train_flops
 from train.costs.hardware import HARDWARE, assumptions, find_hardware, step_seconds
@@ -88,7 +89,7 @@ def test_a_while_loop_with_products_is_a_sentence():
         return lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, turn, x)
 
     assert program_flops(until(lambda x: x + 1), SQUARE) == 0
-    with pytest.raises(ValueError, match="128 floating-point operations a turn.*jax.lax.scan"):
+    with raises(ValueError, 128, "jax.lax.scan"):
         program_flops(until(lambda x: x @ x), SQUARE)
 
 
@@ -116,7 +117,7 @@ def test_each_accelerator_has_one_name_and_its_kinds():
     names = [name for known in HARDWARE for name in (known.name, *known.device_kinds)]
     assert len(names) == len(set(names))
     assert all(find_hardware(name).name in names for name in names)
-    with pytest.raises(ValueError, match="no hardware 'cpu'; choose one of a100-40gb, "):
+    with raises(ValueError, "'cpu'", "a100-40gb"):
         find_hardware("cpu")
 
 
@@ -126,6 +127,6 @@ def test_half_the_efficiency_is_twice_the_time_of_products_alone():
     assert half.compute == 2 * whole.compute
     assert half[1:] == whole[1:]
     assert half.overlapped <= half.serial
-    assert "50% of 459 TFLOP/s" in assumptions(chip, 0.5)[0]
-    with pytest.raises(ValueError, match="efficiency=50.0 is no share"):
+    check_names(assumptions(chip, 0.5)[0], "50%", "459 TFLOP/s")
+    with raises(ValueError, "efficiency=50.0"):
         step_seconds(chip, 1, 1, 1, efficiency=50.0)

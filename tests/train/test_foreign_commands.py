@@ -12,6 +12,7 @@ import pytest
 from benchmarks.cases import cases, name_of
 from jaxformer import Bytes, Characters, Config, forward, init, load, load_config, save
 from tests.helpers import ggufs
+from tests.helpers.errors import check_names
 from tests.helpers.families import golden
 from tests.helpers.models import CLASSIC, SEED
 from tests.helpers.tuned import LETTERS, MERGES, foreign, quantised, subwords, text_at
@@ -59,7 +60,7 @@ def test_a_foreign_model_goes_on_with_a_text(kind: str, tmp_path: Path, capsys):
     out, err = capsys.readouterr()
     said = greedy(place, "the cat", 12)
     assert out == f"{said}\n"  # and no <s> before it
-    assert "12 tokens" in err
+    check_names(err, "12 tokens")
     stop = said[len("the cat") + 3 : len("the cat") + 5]
     assert sample.main([str(place), *command, "--stop", stop]) == 0
     end = said.index(stop, len("the cat")) + len(stop)
@@ -78,7 +79,7 @@ def test_without_a_prompt_a_text_begins_as_the_tokenizer_begins_it(tmp_path: Pat
     assert len(capsys.readouterr().out) == 1 + 5 + 1
     save(tmp_path / "ours", SEED, init(SEED, jax.random.key(0)), Characters("abcdefghijk"))
     assert sample.main([str(tmp_path / "ours"), "--n", "5"]) == 1
-    assert "knows no new line to begin with; give a --prompt" in capsys.readouterr().err
+    check_names(capsys.readouterr().err, "--prompt")
 
 
 def test_a_text_that_every_ending_token_would_end_is_gone_on_with(tmp_path: Path):
@@ -90,7 +91,7 @@ def test_a_text_that_every_ending_token_would_end_is_gone_on_with(tmp_path: Path
 def test_a_model_without_a_tokenizer_has_no_text(tmp_path: Path, capsys):
     place = quantised(tmp_path / "m.gguf")
     assert sample.main([str(place), "--prompt", "the"]) == 1
-    assert "m.gguf has no tokenizer, so it cannot read a prompt" in capsys.readouterr().err
+    check_names(capsys.readouterr().err, place)
 
 
 def test_a_long_text_of_a_model_without_a_table_takes_no_more_than_a_gib():
@@ -130,9 +131,9 @@ def test_a_model_whose_tokenizer_is_missing_prepares_nothing(tmp_path: Path, cap
     out = tmp_path / "x.tokens"
     command = [str(text_at(tmp_path)), "--out", str(out), "--tokenizer"]
     assert prepare.main([*command, str(tmp_path / "m")]) == 1
-    assert "has no tokenizer; choose another --tokenizer" in capsys.readouterr().err
+    check_names(capsys.readouterr().err, tmp_path / "m", "--tokenizer")
     assert prepare.main([*command, str(tmp_path)]) == 1
-    assert "no tokenizer" in capsys.readouterr().err
+    check_names(capsys.readouterr().err, tmp_path)
 
 
 def test_a_benchmark_takes_any_model_s_config(tmp_path: Path):
@@ -168,25 +169,24 @@ def test_a_path_of_two_names_is_a_name():
 
 
 BAD = {
-    "no JSON": ("x" * 10, "is cut short or is no JSON"),
+    "no JSON": ("x" * 10, ()),
     "another's": (
         json.dumps({"n_layers": 3, "depth": 1}),
-        "is no Config of ours, nor, without a model_type",
+        ("'depth'", "model_type"),
     ),
-    "a list": ("[1]", "bad.json must be a JSON object"),
-    "unknown": (json.dumps({"model_type": "mamba"}), "mamba"),
+    "a list": ("[1]", ("list",)),
+    "unknown": (json.dumps({"model_type": "mamba"}), ("mamba",)),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_config_that_is_none_is_a_sentence(bench, tmp_path: Path, what: str):
-    text, sentence = BAD[what]
+    text, named = BAD[what]
     path = tmp_path / "bad.json"
     path.write_text(text)
     _, out = bench("forward", "--config", str(path), "--peers", "none", status=1)
-    assert sentence in out
+    check_names(out, path, *named)
     assert out.count("error: ") == 1
-    assert str(path) in out
 
 
 @pytest.mark.parametrize("workload", ["forward", "train-step", "decode"])
@@ -200,5 +200,4 @@ def test_a_foreign_model_is_timed_and_peers_that_cannot_build_it_say_so(
     )  # fmt: skip
     assert [row["implementation"] for row in rows] == ["jaxformer"]
     assert {row["size"] for row in rows} == {"small-gemma"}
-    assert "flax-nnx skipped: " in out
-    assert "torch skipped: " in out
+    assert {"flax-nnx", "torch"} <= {line.split()[0] for line in out.splitlines() if line.strip()}

@@ -13,6 +13,7 @@ import pytest
 
 from jaxformer import Compute, Config, forward
 from jaxformer.sharding import constrain, shardings
+from tests.helpers.errors import raises
 from tests.helpers.models import GEMMA, MODERN, NAMED, SEED, random_params, random_tokens
 from tests.helpers.runs import TINY
 from train.__main__ import parse
@@ -161,5 +162,5 @@ def test_a_target_outside_the_vocabulary_has_no_loss(label: int):
 def test_a_recipe_names_the_chunk():
     assert parse(["seed", *TINY, "--vocab-chunk", "7"]).recipe.vocab_chunk == 7
     assert parse(["seed", *TINY]).recipe.vocab_chunk is None
-    with pytest.raises(ValueError, match="vocab_chunk=0 must be at least 1"):
+    with raises(ValueError, "vocab_chunk=0"):
         dataclasses.replace(PRESETS["seed"](), vocab_chunk=0)

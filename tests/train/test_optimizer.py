@@ -11,6 +11,7 @@ from optax import contrib
 
 from jaxformer import Config
 from jaxformer.spec import path_name
+from tests.helpers.errors import raises
 from tests.helpers.models import CLASSIC, MODERN, NAMED, SEED, random_params
 from train.optimizer import decays, make_optimizer, orthogonal, schedule
 from train.recipe import Optimizer
@@ -187,21 +188,21 @@ def test_the_stable_schedule_is_level_and_then_a_line():
 
 # --- settings ---
 
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "momentum": ({"momentum": 0.9}, "momentum=0.9 is read only with name=muon; leave it at 0.95"),
-    "rate": ({"adam_learning_rate": 0.1}, "adam_learning_rate=0.1 is read only with name=muon"),
-    "decay": ({"decay": 0.5}, "decay=0.5 is read only with schedule=stable; leave it at 0.2"),
-    "whole": ({"last_share": 1.5}, "last_share=1.5 must be at most 1.0"),
-    "beta": ({"beta2": 1.0}, "beta2=1.0 must be below 1.0"),
-    "nan": ({"learning_rate": float("nan")}, "learning_rate=nan must be a finite number"),
-    "zero": ({"name": "muon", "adam_learning_rate": 0.0}, "adam_learning_rate=0.0 must be above 0"),
+BAD: dict[str, tuple[dict[str, Any], tuple[object, ...]]] = {
+    "momentum": ({"momentum": 0.9}, ("momentum=0.9", "name=muon", 0.95)),
+    "rate": ({"adam_learning_rate": 0.1}, ("adam_learning_rate=0.1", "name=muon")),
+    "decay": ({"decay": 0.5}, ("decay=0.5", "schedule=stable", 0.2)),
+    "whole": ({"last_share": 1.5}, ("last_share=1.5", 1.0)),
+    "beta": ({"beta2": 1.0}, ("beta2=1.0",)),
+    "nan": ({"learning_rate": float("nan")}, ("learning_rate=nan",)),
+    "zero": ({"name": "muon", "adam_learning_rate": 0.0}, ("adam_learning_rate=0.0",)),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_settings_that_cannot_be_meant_are_refused(what: str):
-    settings, sentence = BAD[what]
-    with pytest.raises(ValueError, match=sentence):
+    settings, named = BAD[what]
+    with raises(ValueError, *named):
         Optimizer(**settings)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import Compute, count
+from tests.helpers.errors import check_names
 from tests.helpers.meshes import CLASSIC_8, MODERN_8, batches_for, layout_of, recipe_of
 from train.costs.activations import kept_bytes, local_config
 from train.costs.plan import own_bytes, plan
@@ -97,31 +98,32 @@ def test_the_command_plans_for_many_devices_in_a_process_of_its_own():
         [sys.executable, "-m", "train.plan", *command], capture_output=True, text=True, check=True
     )
     recipe = dataclasses.replace(PRESETS["gpt2-1.5b"](), batch=64)
-    assert "1,557,611,200 parameters on data=4,fsdp=16: 64 devices" in done.stdout
+    check_names(done.stdout, "1,557,611,200", "data=4,fsdp=16", "64 devices")
     parameters = float(done.stdout.split("parameters  ")[1].split()[0].replace(",", ""))
     # Only biases and norms of heads and neurons are not cut by fsdp.
     assert parameters == pytest.approx(count(recipe.config) * 4 / 16 / 1e6, rel=0.01)
-    for word in ("all-gather", "temporaries", "h100", "50% of 989 TFLOP/s"):
+    for word in ("all-gather", "temporaries", "h100", "989 TFLOP/s"):
         assert word in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("args", "sentence"),
+    ("args", "named"),
     [
-        (["no-such"], "no preset 'no-such'"),
-        (["seed", "--mesh", "data=4096"], "JAX has begun with 8 devices; a plan for 4096"),
-        (["gpt2-1.5b", "--mesh", "tensor=2"], "W_E has 50257 along v, which does not divide into 2"),
-        (["gpt2-1.5b", "--mesh", "data=8", "--batch", "12"], "do not divide among the 8 devices"),
-        (["seed", "--hardware", "abacus"], "no hardware 'abacus'"),
-        (["seed", "--vocab", "0"], "vocab=0 must be at least 1"),
-        (["baby", "--mesh", "data=2"], "give --vocab (shakespeare: 65)"),
-        (["gpt2-124m", "--mesh", "data=2"], "or give --vocab, then no text is needed"),
-        (["seed", "--mesh", "data=100000000"], "100000000 devices are too many to pretend"),
+        (["no-such"], ("'no-such'", "seed")),
+        (["seed", "--mesh", "data=4096"], ("8 devices", 4096)),
+        (["gpt2-1.5b", "--mesh", "tensor=2"], ("W_E", 50257, "v", "tensor=2")),
+        (["gpt2-1.5b", "--mesh", "data=8", "--batch", "12"], ("batch=12", 8)),
+        (["seed", "--hardware", "abacus"], ("'abacus'", "h100")),
+        (["seed", "--vocab", "0"], ("vocab=0",)),
+        (["baby", "--mesh", "data=2"], ("--vocab", "shakespeare", 65)),
+        (["gpt2-124m", "--mesh", "data=2"], ("--vocab", "text.tokens")),
+        (["seed", "--mesh", "data=100000000"], (100000000,)),
     ],
 )  # fmt: skip
-def test_what_cannot_be_planned_is_refused(capsys: Any, args: list[str], sentence: str):
+def test_what_cannot_be_planned_is_refused(capsys: Any, args: list[str], named: Any):
+    assert len(jax.devices()) == 8  # JAX has begun
     assert main(args) == 1
-    assert sentence in capsys.readouterr().err
+    check_names(capsys.readouterr().err, *named)
 
 
 def test_own_bytes_are_those_of_one_shard():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from jaxformer import Bytes, Characters, tokenizer
 from tests.helpers.crashes import Crash
+from tests.helpers.errors import check_names, raises
 from train import tokenfile
 from train.corpora import read_pieces
 from train.tokenfile import check_tokens, open_tokens, pack_header, write_tokens
@@ -182,25 +183,27 @@ def empty(tokenizer: Bytes) -> bytes:
 
 
 DAMAGES = {
-    "foreign": (lambda data: b"PK" + data, "is no token file; python -m train.prepare writes one"),
-    "empty": (lambda data: b"", "is no token file"),
-    "short header": (lambda data: data[:50], "is cut short inside its header"),
-    "version": (lambda data: changed(data, 16), "is a token file of version 0, not 1"),
-    "header": (lambda data: changed(data, 32), "is damaged: its header changed"),
-    "tokenizer": (lambda data: changed(data, 110), "is damaged: its tokenizer changed"),
-    "cut short": (lambda data: data[:-1], "is cut short or has grown: it is"),
-    "grown": (lambda data: data + b"\0", "is cut short or has grown: it is"),
-    "vocabulary": (lambda data: empty(Liar()), "says 300 entries in 2 bytes, the tokenizer has 256"),
-    "no tokenizer": (lambda data: empty(Mute()), "that can be read: not a tokenizer of ours"),
+    "foreign": (lambda data: b"PK" + data, ("train.prepare",)),
+    "empty": (lambda data: b"", ("train.prepare",)),
+    "short header": (lambda data: data[:50], ("header",)),
+    "version": (lambda data: changed(data, 16), ("version 0", 1)),
+    "header": (lambda data: changed(data, 32), ("header",)),
+    "tokenizer": (lambda data: changed(data, 110), ("tokenizer",)),
+    "cut short": (lambda data: data[:-1], ("bytes",)),
+    "grown": (lambda data: data + b"\0", ("bytes",)),
+    "vocabulary": (lambda data: empty(Liar()), ("300 entries", "2 bytes", 256)),
+    "no tokenizer": (lambda data: empty(Mute()), ("characters", "bytes", "{}")),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_file_that_is_not_as_written_is_refused(written: Path, what: str):
-    damage, sentence = DAMAGES[what]
-    written.write_bytes(damage(written.read_bytes()))
-    with pytest.raises(ValueError, match=sentence):
+    damage, named = DAMAGES[what]
+    size = written.write_bytes(damage(written.read_bytes()))
+    with raises(ValueError, written, *named) as caught:
         open_tokens(written)
+    if what in ("cut short", "grown"):
+        check_names(str(caught.value), size)
 
 
 def test_no_part_of_a_file_opens_and_no_byte_of_its_header_may_change(written: Path):
@@ -210,16 +213,17 @@ def test_no_part_of_a_file_opens_and_no_byte_of_its_header_may_change(written: P
         changed(data, i) for i in range(header)
     ]:
         written.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"corpus\.tokens"):
+        with raises(ValueError, "corpus.tokens"):
             open_tokens(written)
 
 
 def test_changed_tokens_are_found_by_reading_them_all(written: Path):
     written.write_bytes(changed(written.read_bytes(), 5000))
-    with pytest.raises(ValueError, match="is damaged: its tokens changed"):
+    with raises(ValueError, written):
         check_tokens(open_tokens(written))
 
 
 def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="there is no token file"):
-        open_tokens(tmp_path / "gone.tokens")
+    gone = tmp_path / "gone.tokens"
+    with raises(FileNotFoundError, gone, "train.prepare"):
+        open_tokens(gone)

@@ -11,7 +11,7 @@ import pytest
 
 from jaxformer import Compute, Config, forward
 from tests.helpers.models import ATTENTION_ONLY, MODERN, SEED, random_params
-from tests.helpers.runs import numbers, options
+from tests.helpers.runs import Finished, folder_of, numbers
 from train.__main__ import main, parse
 from train.batches import Batch
 from train.recipe import Watch
@@ -78,22 +78,18 @@ def test_repeats_are_of_different_tokens_where_there_are_enough():
     assert few.max() < 3
 
 
-def test_watching_changes_no_number_of_the_run(corpus: Path):
+def test_watching_changes_no_number_of_the_run(finished: Finished, corpus: Path):
     """And its lines hold [l][n] of the heads, [l] of the layers."""
-    names = ["--watch", *get_args(Watch)]
-    runs = {"plain": [], "watched": names}
-    lines = {}
-    for name, extra in runs.items():
-        assert main(options(corpus, name, 10, *extra)) == 0
-        lines[name] = numbers(corpus.parent / "runs" / name)
+    command = [*finished.command, "--name", "watched", "--runs", str(corpus.parent / "runs")]
+    assert main([*command, "--watch", *get_args(Watch)]) == 0
+    lines = numbers(folder_of(command))
     seen = {"induction", "previous_token", "pattern_entropy", "attn_update_norm", "mlp_update_norm"}
-    watched = [line.keys() & seen for line in lines["watched"] if "validation_loss" in line]
-    assert watched == [seen, seen]
-    assert lines["plain"] == [
-        {name: value for name, value in line.items() if name not in seen}
-        for line in lines["watched"]
+    watched = [line.keys() & seen for line in lines if "validation_loss" in line]
+    assert watched == [seen] * 5
+    assert numbers(folder_of(finished.command)) == [
+        {name: value for name, value in line.items() if name not in seen} for line in lines
     ]
-    for line in lines["watched"]:
+    for line in lines:
         for name in line.keys() & seen:
             assert np.shape(line[name]) == ((1,) if "norm" in name else (1, 2)), name
 

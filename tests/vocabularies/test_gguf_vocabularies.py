@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.subwords import Subwords, byte_level, sentencepiece
 from jaxformer.tokenizer import from_json
 from jaxformer.vocabularies import from_gguf, save_tokenizer
+from tests.helpers.examples import examples
 from tests.helpers.vocabs import (
     END,
     LLAMA3,
@@ -186,7 +187,7 @@ def test_a_published_file_gives_the_ids_of_transformers(smol: Subwords):
     ]
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
-    @settings(max_examples=300, deadline=None)
+    @examples(50)
     @given(text=TEXTS | st.text(st.sampled_from(" \n12ab.½²")))
     def same(text: str):
         agree(smol, other, text)

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.subwords import Subwords, added_token, byte_level, template
 from jaxformer.vocabularies import from_folder, from_gguf
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
 from tests.helpers.vocabs import END, SMALL, as_gguf, ours, small, write
 
 
@@ -31,81 +33,85 @@ def test_truncation_and_padding_are_switched_off(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "named"),
     [
-        ({"model__vocab": {"a": 0, "b": 2, "ab": 4, END: 3}}, "no token of id 1, but one of id 4"),
-        ({"model__vocab": SMALL | {"c": 2}}, "two tokens of id 2"),
-        ({"model__vocab": SMALL | {"c": -1}}, "gives 'c' the id -1"),
-        ({"model__vocab": SMALL | {"c": True}}, "gives 'c' the id True"),
-        ({"model__vocab": SMALL | {"c": "4"}}, "gives 'c' the id '4'"),
-        ({"model__vocab": SMALL | {"c": 2**40}}, "no tokenizer that can run"),
-        ({"model__vocab": {}, "added_tokens": [], "model__merges": []}, "vocabulary is empty"),
-        ({"model__vocab": None}, "has no vocab"),
-        ({"model": None}, "model is NoneType"),
-        ({"model__merges": ["a b", "a c"]}, r"merges\[1\] is 'a c', and 'c' is not in the vocabulary"),
-        ({"model__merges": ["a b", "b a"]}, r"merges\[1\] is 'b a', and 'ba' is not in the vocabulary"),
-        ({"model__merges": ["ab"]}, r"merges\[0\] is 'ab', not a pair"),
-        ({"model__merges": [["a", 1]]}, r"merges\[0\] is .* not a pair"),
-        ({"model__merges": "a b"}, "merges is str, no list"),
-        ({"model__dropout": 0.1}, "model.dropout=0.1 would cut the same text differently"),
-        ({"model__type": "Odd"}, "no tokenizer that can run"),
-        ({"added_tokens": [added_token("new", 7)]}, "'new' the id 7; by its place in the vocabulary it is 4"),
-        ({"added_tokens": [added_token("a", 1)]}, "'a' the id 1; by its place in the vocabulary it is 0"),
-        ({"added_tokens": {"a": 1}}, "not as it should be"),
-        ({"added_tokens": [{"id": 3}]}, "not as it should be"),
-        ({"post_processor": template([("<s>", 9)], [])}, "token 9 at position 0 is outside"),
-        (byte_level(["("]), "no tokenizer that can run"),
-        ({"decoder": 3}, "no tokenizer that can run"),
+        ({"model__vocab": {"a": 0, "b": 2, "ab": 4, END: 3}}, (1, 4)),
+        ({"model__vocab": SMALL | {"c": 2}}, (2,)),
+        ({"model__vocab": SMALL | {"c": -1}}, ("'c'", -1)),
+        ({"model__vocab": SMALL | {"c": True}}, ("'c'", True)),
+        ({"model__vocab": SMALL | {"c": "4"}}, ("'c'", "'4'")),
+        ({"model__vocab": SMALL | {"c": 2**40}}, ()),
+        ({"model__vocab": {}, "added_tokens": [], "model__merges": []}, ()),
+        ({"model__vocab": None}, ("model", "vocab")),
+        ({"model": None}, ("model", "NoneType")),
+        ({"model__merges": ["a b", "a c"]}, ("merges[1]", "'a c'", "'c'")),
+        ({"model__merges": ["a b", "b a"]}, ("merges[1]", "'b a'", "'ba'")),
+        ({"model__merges": ["ab"]}, ("merges[0]", "'ab'")),
+        ({"model__merges": [["a", 1]]}, ("merges[0]", ["a", 1])),
+        ({"model__merges": "a b"}, ("merges", "str")),
+        ({"model__dropout": 0.1}, ("model.dropout=0.1",)),
+        ({"model__type": "Odd"}, ()),
+        ({"added_tokens": [added_token("new", 7)]}, ("'new'", 7, 4)),
+        ({"added_tokens": [added_token("a", 1)]}, ("'a'", 1, 0)),
+        ({"added_tokens": {"a": 1}}, ()),
+        ({"added_tokens": [{"id": 3}]}, ("content",)),
+        ({"post_processor": template([("<s>", 9)], [])}, (9, 0, 4)),
+        (byte_level(["("]), ()),
+        ({"decoder": 3}, ()),
     ],
 )  # fmt: skip
-def test_a_tokenizer_that_cannot_be_is_named(changes: dict[str, Any], said: str, tmp_path: Path):
+def test_a_tokenizer_that_cannot_be_is_named(
+    changes: dict[str, Any], named: tuple[object, ...], tmp_path: Path
+):
     write(tmp_path, tokenizer=small(**changes))
-    with pytest.raises(ValueError, match=f"tokenizer.json: .*{said}"):
+    with raises(ValueError, tmp_path / "tokenizer.json", *named):
         from_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("beside", "said"),
+    ("beside", "named"),
     [
-        ({"split_special_tokens": True}, "split_special_tokens=True"),
-        ({"fix_mistral_regex": True}, "fix_mistral_regex=True"),
-        ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, "auto_map="),
-        ({"tokenizer_class": "T5Tokenizer"}, "tokenizer_class='T5Tokenizer'; read here are"),
-        ({"added_tokens_decoder": {"9": {"content": "new"}}}, "'new' is listed as 9; by its place it is 4"),
-        ({"added_tokens_decoder": {"x": {"content": "new"}}}, "invalid literal"),
-        ({"added_tokens_decoder": {"4": {}}}, "not as it should be"),
-        ({"added_tokens_decoder": ["new"]}, "not as it should be"),
-        ({"extra_special_tokens": 3}, "not as it should be"),
+        ({"split_special_tokens": True}, ("split_special_tokens=True",)),
+        ({"fix_mistral_regex": True}, ("fix_mistral_regex=True",)),
+        ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, ("auto_map={'AutoTokenizer': ['a.B', None]}",)),
+        ({"tokenizer_class": "T5Tokenizer"}, ("tokenizer_class='T5Tokenizer'", "GPT2Tokenizer")),
+        ({"added_tokens_decoder": {"9": {"content": "new"}}}, ("'new'", 9, 4)),
+        ({"added_tokens_decoder": {"x": {"content": "new"}}}, ("'x'",)),
+        ({"added_tokens_decoder": {"4": {}}}, ("content",)),
+        ({"added_tokens_decoder": ["new"]}, ()),
+        ({"extra_special_tokens": 3}, ()),
     ],
 )  # fmt: skip
-def test_a_setting_that_is_not_done_is_named(beside: dict[str, Any], said: str, tmp_path: Path):
+def test_a_setting_that_is_not_done_is_named(
+    beside: dict[str, Any], named: tuple[object, ...], tmp_path: Path
+):
     write(tmp_path, tokenizer=small(), tokenizer_config=beside)
-    with pytest.raises(ValueError, match=f"{tmp_path}.*{said}"):
+    with raises(ValueError, tmp_path, *named):
         from_folder(tmp_path)
 
 
 def test_files_that_are_not_enough_are_named(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
-    with pytest.raises(ValueError, match="tokenizer.model but no tokenizer.json; convert it"):
+    with raises(ValueError, tmp_path, "tokenizer.model", "tokenizer.json"):
         from_folder(tmp_path)
     write(tmp_path, vocab=SMALL)
-    with pytest.raises(ValueError, match=r"merges.txt is missing; vocab.json needs it"):
+    with raises(ValueError, tmp_path / "merges.txt", "vocab.json"):
         from_folder(tmp_path)
-    for text, said in (
-        (b"#version: 0.2\na b\na c\n", "'c' is not in the vocabulary"),
-        (b"a\n", "'a', not a pair"),
-        (b"\xff", "no UTF-8"),
+    for text, named in (
+        (b"#version: 0.2\na b\na c\n", ("merges[1]", "'a c'", "'c'")),
+        (b"a\n", ("merges[0]", "'a'")),
+        (b"\xff", ("UTF-8",)),
     ):
         (tmp_path / "merges.txt").write_bytes(text)
-        with pytest.raises(ValueError, match=f"merges.txt.*{said}"):
+        with raises(ValueError, tmp_path / "merges.txt", *named):
             from_folder(tmp_path)
     (tmp_path / "merges.txt").write_bytes(b"a b")
     assert ours(tmp_path).encode("ab").tolist() == [2]
     write(tmp_path, tokenizer_config={"tokenizer_class": "LlamaTokenizer"})
-    with pytest.raises(ValueError, match="'LlamaTokenizer' needs a tokenizer.json"):
+    with raises(ValueError, tmp_path, "tokenizer_class='LlamaTokenizer'", "tokenizer.json"):
         from_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer_config.json is cut short or is no JSON"):
+    with raises(ValueError, tmp_path / "tokenizer_config.json"):
         from_folder(tmp_path)
 
 
@@ -115,31 +121,31 @@ def g(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "named"),
     [
-        ({"model": "bert"}, "model is 'bert'; read here are"),
-        ({"model": 3}, "model is 3"),
-        ({"pre": "nobody's"}, '''pre is "nobody's"; known here are'''),
-        ({"pre": 3}, "pre is 3, no str"),
-        ({"tokens": None}, "tokens is NoneType, no list"),
-        ({"tokens": []}, "tokens is empty"),
-        ({"tokens": ["a", "b", "ab", 3]}, r"tokens\[3\] is 3, no str"),
-        ({"tokens": ["a", "b", "ab", "a"]}, "tokens has 'a' at 0 and at 3"),
-        ({"merges": None}, "merges is NoneType, no list"),
-        ({"merges": ["a"]}, r"merges\[0\] is 'a', not two tokens"),
-        ({"merges": ["a c"]}, r"merges\[0\] is \('a', 'c'\), and 'c' is not in the vocabulary"),
-        ({"token_type": [1]}, "token_type has 1 entries for 4 tokens"),
-        ({"token_type": [1, 1, 1, "3"]}, r"token_type\[3\] is '3', no int"),
-        ({"bos_token_id": 4}, "bos_token_id is 4, of 4 tokens"),
-        ({"bos_token_id": "1"}, "bos_token_id is '1', no int"),
-        ({"add_bos_token": True}, "tokenizer.ggml.bos_token_id, which is not there"),
-        ({"add_bos_token": 1}, "add_bos_token is 1, no bool"),
-        ({"model": "llama"}, "bos_token_id, which is not there"),
-        ({"pre": "llama-bpe"}, "bos_token_id, which is not there"),
+        ({"model": "bert"}, ("model", "'bert'", "'llama'")),
+        ({"model": 3}, ("model", 3)),
+        ({"pre": "nobody's"}, ("pre", '"nobody\'s"', "llama-bpe")),
+        ({"pre": 3}, ("pre", 3, "str")),
+        ({"tokens": None}, ("tokens", "NoneType", "list")),
+        ({"tokens": []}, ("tokens",)),
+        ({"tokens": ["a", "b", "ab", 3]}, ("tokens[3]", 3, "str")),
+        ({"tokens": ["a", "b", "ab", "a"]}, ("tokens", "'a'", 0, 3)),
+        ({"merges": None}, ("merges", "NoneType", "list")),
+        ({"merges": ["a"]}, ("merges[0]", "'a'")),
+        ({"merges": ["a c"]}, ("merges[0]", ("a", "c"), "'c'")),
+        ({"token_type": [1]}, ("token_type", 1, 4)),
+        ({"token_type": [1, 1, 1, "3"]}, ("token_type[3]", "'3'", "int")),
+        ({"bos_token_id": 4}, ("bos_token_id", 4)),
+        ({"bos_token_id": "1"}, ("bos_token_id", "'1'", "int")),
+        ({"add_bos_token": True}, ("bos_token_id",)),
+        ({"add_bos_token": 1}, ("add_bos_token", 1, "bool")),
+        ({"model": "llama"}, ("bos_token_id",)),
+        ({"pre": "llama-bpe"}, ("bos_token_id",)),
     ],
 )  # fmt: skip
-def test_metadata_that_cannot_be_is_named(changes: dict[str, Any], said: str):
-    with pytest.raises(ValueError, match=f"here.gguf: .*{said}"):
+def test_metadata_that_cannot_be_is_named(changes: dict[str, Any], named: tuple[object, ...]):
+    with raises(ValueError, "here.gguf", *named):
         from_gguf(g(**changes), "here.gguf")
 
 
@@ -147,7 +153,7 @@ def test_metadata_that_cannot_be_is_named(changes: dict[str, Any], said: str):
 def test_scores_that_cannot_be_are_named(scores: Any):
     fields = g(model="llama", scores=scores, bos_token_id=0)
     del fields["tokenizer.ggml.merges"]
-    with pytest.raises(ValueError, match="here.gguf: tokenizer.ggml.scores"):
+    with raises(ValueError, "here.gguf", "tokenizer.ggml.scores"):
         from_gguf(fields, "here.gguf")
     assert from_gguf({"general.architecture": "llama"}, "here.gguf") is None
 
@@ -155,16 +161,16 @@ def test_scores_that_cannot_be_are_named(scores: Any):
 def test_an_id_outside_the_vocabulary_is_refused():
     tokenizer = Subwords(small())
     for tokens in ([4], [-1]):
-        with pytest.raises(ValueError, match="outside the vocabulary of 4 entries"):
+        with raises(ValueError, tokens[0], 0, 4):
             tokenizer.decode(np.array(tokens))
-    with pytest.raises(ValueError, match="no ids for a text beginning"):
+    with raises(ValueError, repr("\ud800")):
         tokenizer.encode("\ud800")
     word = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}
-    with pytest.raises(ValueError, match="no ids for a text beginning 'b'"):
+    with raises(ValueError, "'b'"):
         Subwords({"model": word}).encode("b")
 
 
-@settings(max_examples=200, deadline=None)
+@examples(50)
 @given(data=st.data())
 def test_a_damaged_file_is_a_value_error_or_a_tokenizer(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -198,7 +204,7 @@ def test_a_damaged_file_is_a_value_error_or_a_tokenizer(
     tokenizer.decode(np.arange(tokenizer.n_vocab))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(data=st.data())
 def test_damaged_metadata_is_a_value_error_or_a_tokenizer(data: st.DataObject):
     fields = g(
