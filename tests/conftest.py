@@ -1,22 +1,25 @@
-"""Settings of every test: strict dtype promotion, quick compilation, and one profile for hypothesis."""
+"""Settings of every test: strict dtype promotion, quick compilation, examples, and the cache of compiled programs."""
 
 import itertools
 import os
 import shutil
-import tempfile
+from importlib.metadata import version
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 # Tests compile thousands of tiny programs: LLVM's optimiser would cost more than it gains.
 # And there are eight devices, as many as meshes in tests have; what is on no mesh runs on the first.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 "
-    "--xla_force_host_platform_device_count=8"
-).strip()
+FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+if version("jaxlib").startswith(
+    "0.10."
+):  # compiling takes a third of the time; jaxlib 0.12 refuses the flag
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
-# The same program is compiled in many tests, workers and subprocesses: once is enough.
-_run = os.environ.setdefault("JAXFORMER_TEST_RUN", str(os.getpid()))  # workers inherit the name
-_room = Path(tempfile.gettempdir()) / f"jaxformer-tests-{_run}"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_room)
+# Compiled programs are kept between runs, and shared by workers and by the processes that tests start.
+COMPILED = Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache")))
+MOST_BYTES = 2**30
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import hypothesis
@@ -25,27 +28,38 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+SLOW_EXAMPLES = [
+    hypothesis.HealthCheck.too_slow,
+    hypothesis.HealthCheck.function_scoped_fixture,
+]
 hypothesis.settings.register_profile(
-    "jaxformer",
+    "few",
     deadline=None,  # the first example of a shape compiles
     derandomize=True,  # the same examples on every machine
-    max_examples=30,
+    max_examples=10,
     phases=[
         hypothesis.Phase.explicit,
         hypothesis.Phase.generate,
     ],  # each shrinking step would compile
-    suppress_health_check=[
-        hypothesis.HealthCheck.too_slow,
-        hypothesis.HealthCheck.function_scoped_fixture,
-    ],
+    suppress_health_check=SLOW_EXAMPLES,
 )
-hypothesis.settings.load_profile("jaxformer")
+hypothesis.settings.register_profile(
+    "nightly",
+    deadline=None,
+    max_examples=100,
+    print_blob=True,  # a line that repeats what failed
+    suppress_health_check=SLOW_EXAMPLES,
+)
+hypothesis.settings.load_profile("few")  # before pytest's --hypothesis-profile, which wins
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """The first process of a test run clears the run's compiled programs away."""
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(_room, ignore_errors=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Where the compiled programs have grown too many, the first process clears them away before any test."""
+    first = not hasattr(config, "workerinput")
+    if first and COMPILED.is_dir():
+        size = sum(file.stat().st_size for file in COMPILED.iterdir())
+        if size > MOST_BYTES:
+            shutil.rmtree(COMPILED)
 
 
 _MAPS = Path("/proc/self/maps")
@@ -90,7 +104,6 @@ def bench(monkeypatch, tmp_path, standard_promotion, capsys):
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A text to train on, in a folder of its own."""
-    line = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
-    path = tmp_path / "notes.txt"
-    path.write_text(line * 40)
-    return path
+    from tests.helpers.runs import write_corpus
+
+    return write_corpus(tmp_path)
