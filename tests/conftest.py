@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +26,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 import hypothesis
 import jax
 import pytest
+
+# A shell that runs the tests in its background ignores Ctrl-C, and the processes that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -53,6 +58,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("few")  # before pytest's --hypothesis-profile, which wins
 
 
+collect_ignore = ["golden/make.py", "helpers/hf.py"]  # without torch nothing there can be imported
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Where the compiled programs have grown too many, the first process clears them away before any test."""
     first = not hasattr(config, "workerinput")
@@ -60,6 +68,16 @@ def pytest_configure(config: pytest.Config) -> None:
         size = sum(file.stat().st_size for file in COMPILED.iterdir())
         if size > MOST_BYTES:
             shutil.rmtree(COMPILED)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`@pytest.mark.slow(unless=("seed",))`: a test that is slow, but for these of its parameters."""
+    for item in items:
+        for mark in item.own_markers[:]:
+            called = getattr(item, "callspec", None)
+            if mark.name == "slow" and called and called.id in mark.kwargs.get("unless", ()):
+                item.own_markers.remove(mark)
 
 
 _MAPS = Path("/proc/self/maps")

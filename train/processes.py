@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +91,8 @@ class Group(NamedTuple):
                 ) from error
             return
         try:
+            if self.process == 0:
+                _check_free(int(str(self.coordinator).rpartition(":")[2]))
             jax.distributed.initialize(
                 self.coordinator,
                 self.processes,
@@ -97,11 +100,22 @@ class Group(NamedTuple):
                 cluster_detection_method="deactivate",
                 **how,
             )
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise RunError(
                 f"process {self.process} cannot take part at {self.coordinator} ({error}); is the port "
                 "another program's? Choose another"
             ) from error
+
+
+def _check_free(port: int) -> None:
+    """Refuse a port that another program listens at: JAX's coordinator may crash there.
+
+    Raises:
+        OSError: it is taken.
+    """
+    with socket.socket() as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just left is free
+        own.bind(("", port))
 
 
 def is_first() -> bool:

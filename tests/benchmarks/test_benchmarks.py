@@ -127,6 +127,7 @@ def test_every_site_comes_out_with_layers_in_front():
     np.testing.assert_allclose(whole, seen["attn_out"], atol=1e-4)
 
 
+@pytest.mark.slow(unless=("forward",))
 @pytest.mark.parametrize("workload", ["forward", "train-step"])
 def test_a_race_against_flax_is_printed_written_and_drawn(bench, tmp_path: Path, workload: str):
     picture = tmp_path / "plot.png"
@@ -146,6 +147,7 @@ def test_a_race_against_flax_is_printed_written_and_drawn(bench, tmp_path: Path,
     assert ours["peak_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_narrow_dtypes_batches_lengths_and_what_is_seen(bench):
     rows, _ = bench(
         "forward", "--sizes", "seed", "--set", "n_layers=1", "d_model=8", "d_mlp=8", "n_heads=1",
@@ -160,6 +162,7 @@ def test_narrow_dtypes_batches_lengths_and_what_is_seen(bench):
     assert {row["kernel"] for row in rows if "kernel" in row} == {"einsum"}
 
 
+@pytest.mark.slow
 def test_compile_sweeps_depth_and_length(bench):
     rows, out = bench("compile", *TINY, "--depths", "1", "3", "--lengths", "4", "16")
     assert [(row["n_layers"], row["batch"], row["seq"]) for row in rows] == [
@@ -170,6 +173,7 @@ def test_compile_sweeps_depth_and_length(bench):
     assert "/ first row" in out
 
 
+@pytest.mark.slow
 def test_parity_covers_every_way_of_running(bench):
     rows, _ = bench("parity", *TINY)
     ways = [row for row in rows if "cache" not in row]
@@ -234,6 +238,7 @@ def test_a_parity_that_does_not_fit_is_a_sentence(bench):
     check_names(refusal, "parity", 2000000, "--batch", "--seq")
 
 
+@pytest.mark.slow
 def test_a_plot_of_rows_without_a_roofline_is_a_sentence(bench, tmp_path: Path):
     refusal = bench.refusal("parity", *TINY, "--plot", str(tmp_path / "x.png"))
     check_names(refusal, "--plot", "forward", "train-step", "decode")

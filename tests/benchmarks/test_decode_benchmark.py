@@ -95,6 +95,7 @@ def test_a_window_is_all_that_is_read():
     assert one == 4 * parameters_read(mixed, 1, 1) + (2 + 20) * layer
 
 
+@pytest.mark.slow
 def test_greedy_decoding_is_the_uncached_argmax(x64):
     params, prompt = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, 5)
     tokens = prompt
@@ -104,6 +105,7 @@ def test_greedy_decoding_is_the_uncached_argmax(x64):
     np.testing.assert_array_equal(door(MODERN, Compute(), 4, params, prompt[None])[0], tokens[5:])
 
 
+@pytest.mark.slow
 def test_what_is_lowered_ahead_is_what_generate_runs():
     """Once it is compiled, the call compiles nothing: the time of the one is not in the other."""
     params, prompts, key = (
@@ -160,6 +162,7 @@ def test_sizes_have_batches_and_prompts_of_their_own():
     assert shapes("char", seq=(256,)) == [(1, 256), (8, 256)]
 
 
+@pytest.mark.slow
 def test_decoding_times_the_first_token_apart(bench):
     arguments = "--new", "24", "--cache", "float32", "int8", "bfloat16", "--peers", "flax-nnx"
     rows, out = bench("decode", *TINY, *arguments)
@@ -189,6 +192,7 @@ def test_one_new_token_has_none_that_follows(bench):
     assert "token_median" not in rows[0]
 
 
+@pytest.mark.slow
 def test_decoding_takes_xla_options(bench):
     options = "--xla", "xla_cpu_prefer_vector_width=128"
     rows, _ = bench("decode", *TINY, "--new", "3", "--peers", "none", *options)

@@ -59,6 +59,7 @@ def test_a_batch_that_does_not_divide_is_left_out():
     check_names(why[-1], "accumulate", "baby", 5, 12)
 
 
+@pytest.mark.slow
 def test_every_way_s_losses_agree_and_what_it_holds_is_said(bench, monkeypatch):
     some = (
         "jaxformer",

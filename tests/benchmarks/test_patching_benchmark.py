@@ -43,6 +43,7 @@ def test_times_are_compared_patch_by_patch():
     assert per_patch({}, 2, 10) == {}
 
 
+@pytest.mark.slow
 def test_each_task_is_timed_within_its_budget(bench):
     rows, out = bench("patching", *SMALL, "--peers", "none", "--budget", "3")
     assert {row["task"]: row["patches"] for row in rows if "patches" in row} == TASKS
@@ -62,6 +63,7 @@ def test_too_small_a_budget_is_refused(bench):
     check_names(refusal, f"memory={2**20}")
 
 
+@pytest.mark.peers
 @pytest.mark.skipif(
     importlib.util.find_spec("transformer_lens") is None,
     reason="TransformerLens is not installed: pip install -e '.[lens]'",

@@ -19,10 +19,13 @@ from jaxformer.params import init
 from tests.helpers.errors import raises
 from tests.helpers.models import CLASSIC, MODERN, NAMED, WINDOWED, random_params, random_tokens
 
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
-    reason="the peers are not installed: pip install -e '.[peers]'",
-)
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
+        reason="the peers are not installed: pip install -e '.[peers]'",
+    ),
+]
 EAGER = ["torch", "hf-eager", "hf-sdpa", "flax-nnx"]
 GPT2 = dataclasses.replace(CLASSIC, d_head=2)  # its heads fill the stream
 CPU = jax.devices("cpu")[0]

@@ -76,6 +76,7 @@ def theory(split: Split, devices: int, step: Step) -> dict[Kind, int]:
 # --- what is sent ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "split", "devices", "batch"),
     [
@@ -90,6 +91,7 @@ def test_what_is_sent_is_what_theory_says_to_the_byte(
     assert found.sent == theory(split, devices, found.step)
 
 
+@pytest.mark.slow
 def test_a_tied_table_s_two_sums_are_not_scattered_by_this_compiler():
     """It sums both everywhere, adds them, and then slices: all else is to the byte."""
     found = compiled(CLASSIC, "fsdp", 4)
@@ -179,6 +181,7 @@ TINY = ["--sizes", "seed", "--set", "n_layers=1", "d_model=8", "n_heads=1", "d_h
         "--seq", "4", "--repeats", "3", "--devices", "1", "2"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rows_of_all_numbers_of_devices_agree_and_are_timed(bench):
     rows, out = bench("scaling", *TINY, "--split", "fsdp")
     assert [(row["mesh"], row["scaling"], row["batch"]) for row in rows] == [
@@ -240,6 +243,7 @@ def test_what_cannot_be_is_a_sentence(bench, extra: list[str], named: tuple):
     check_names(bench.refusal("scaling", *TINY, *extra), *named)
 
 
+@pytest.mark.processes
 def test_as_many_devices_are_pretended_as_are_asked_for_unless_jax_has_begun():
     scaling.have_devices(Options(devices=(3,)))
     assert jax.device_count() == 8

@@ -18,6 +18,7 @@ from tests.helpers.texts import LONG
 PROMPT = [3, 1, 4]
 
 
+@pytest.mark.slow(unless=("no layers", "seed"))
 @pytest.mark.parametrize("name", ["seed", "classic", "windowed", "no layers"])
 def test_a_beam_of_one_is_greedy(name: str):
     config = LONG.get(name, dataclasses.replace(SEED, n_layers=0))

@@ -11,10 +11,9 @@ import pytest
 
 from jaxformer import Compute, Config, Sampling, forward, generate, score, shown
 from tests.helpers.errors import raises
-from tests.helpers.models import MODERN, NAMED, SEED, random_params, random_tokens
+from tests.helpers.models import MODERN, NAMED, SEED, every_model, random_params, random_tokens
 from tests.helpers.texts import GREEDY, close, full_pass, model, naive_text, prompts, sliced
 
-every_model = pytest.mark.parametrize("name", NAMED)
 KEY = jax.random.key(11)
 N = 6
 FREE = Sampling(temperature=0.8, top_k=7, top_p=0.95, min_p=0.01, repetition_penalty=1.3)
@@ -41,6 +40,7 @@ def by_position(config: Config, site: str, value: Any, length: int) -> np.ndarra
     return placed
 
 
+@pytest.mark.slow
 @every_model
 def test_each_prompt_of_a_batch_goes_on_as_it_would_alone(name: str, x64):
     params, config = model(name)
@@ -55,6 +55,7 @@ def test_each_prompt_of_a_batch_goes_on_as_it_would_alone(name: str, x64):
             close(cut(together.activations[site][i]), cut(value), err_msg=site)
 
 
+@pytest.mark.slow
 @every_model
 def test_activations_and_log_probs_are_those_of_a_full_forward_pass(name: str, x64):
     params, config = model(name)
@@ -70,6 +71,7 @@ def test_activations_and_log_probs_are_those_of_a_full_forward_pass(name: str, x
             close(found, value, err_msg=site)
 
 
+@pytest.mark.slow(unless=("greedy-seed", "free-seed", "free-classic", "greedy-gemma"))
 @every_model
 @pytest.mark.parametrize("sampling", [GREEDY, FREE], ids=["greedy", "free"])
 def test_a_text_is_what_forward_alone_would_write(name: str, sampling: Sampling, x64):
@@ -81,6 +83,7 @@ def test_a_text_is_what_forward_alone_would_write(name: str, sampling: Sampling,
         assert found.tokens[i].tolist() == naive_text(params, config, prompt, N, key, sampling)
 
 
+@pytest.mark.slow
 def test_a_layer_without_a_window_never_forgets(x64):
     """Far more tokens than the other layers' window holds: the first still matters, as in a pass anew."""
     config = dataclasses.replace(NAMED["gemma"], window=2)
@@ -106,6 +109,7 @@ def test_a_neighbour_does_not_matter(name: str, x64):
     assert found.lengths.tolist() == [N] * 3
 
 
+@pytest.mark.slow(unless=("greedy",))
 @pytest.mark.parametrize("sampling", [Sampling(), GREEDY], ids=["drawn", "greedy"])
 def test_a_batch_is_single_prompts_under_vmap_and_jit(sampling: Sampling, x64):
     params, config = model("modern")
@@ -130,6 +134,7 @@ def test_many_texts_of_one_prompt_by_vmap_over_keys():
     assert len(np.unique(texts, axis=0)) > 1
 
 
+@pytest.mark.slow
 def test_few_programs_serve_all_lengths():
     params = random_params(SEED)
 
@@ -192,6 +197,7 @@ def test_shallow_models_write_too(n_layers: int, name: str, x64):
     assert found.activations["resid_post"].shape == (n_layers, N, config.d_model)
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_keeps_its_axis():
     params = random_params(MODERN)
     single = generate(params, MODERN, [3], 1, KEY, capture=("z", "embed"))

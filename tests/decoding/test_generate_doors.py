@@ -47,6 +47,7 @@ def stops_of(text: list[int]) -> dict[str, tuple[Any, list[list[int]]]]:
 FREE = np.asarray(write(BATCH).tokens).tolist()
 
 
+@pytest.mark.slow(unless=("at the last token", "several", "sequence"))
 @pytest.mark.parametrize("kind", stops_of(FREE[0]))
 def test_a_text_ends_with_its_first_stop_sequence(kind: str):
     """And one that has stopped changes nothing for its neighbours."""

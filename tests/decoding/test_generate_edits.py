@@ -52,6 +52,7 @@ def held(edit, since: int):
 EDITED = [("modern", ablate), ("modern", scale_keys), ("classic", steer), ("windowed", blur)]
 
 
+@pytest.mark.slow(unless=("2-classic-steer", "2-modern-ablate", "0-seed-forbid"))
 @pytest.mark.parametrize(("name", "edit"), [*EDITED, ("seed", forbid), ("parallel", steer)])
 @pytest.mark.parametrize("edit_from", [None, 0, 2])
 def test_an_edit_acts_as_in_a_full_forward_pass(name: str, edit, edit_from: int | None, x64):
@@ -76,6 +77,7 @@ def test_an_edit_acts_as_in_a_full_forward_pass(name: str, edit, edit_from: int 
         assert first.any()
 
 
+@pytest.mark.slow
 def test_a_number_far_beyond_the_text_stands_for_never(x64):
     params, config = model("modern")
     run = partial(generate, params, config, [[3, 1], [2, 4, 1]], 4, KEY, sampling=GREEDY)

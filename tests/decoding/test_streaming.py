@@ -26,6 +26,7 @@ def joined(pieces: Any) -> list[int]:
     return np.concatenate(pieces).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["modern", "windowed", "classic"])
 def test_the_pieces_are_the_tokens_of_generate(name: str, x64):
     config = LONG[name]
@@ -64,6 +65,7 @@ def test_no_position_table_limits_a_stream(context: int | None, x64):
     assert joined(stream_tokens(params, config, PROMPT, 30, KEY, context=context)) == naive
 
 
+@pytest.mark.slow(unless=("15", "9", "4"))
 @pytest.mark.parametrize("end", [0, 3, 4, 9, 15])
 def test_a_stop_sequence_may_lie_across_pieces_and_contexts(end: int):
     params = random_params(SEED)

@@ -29,7 +29,7 @@ from tests.helpers.families import (
 )
 from tests.helpers.models import same
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]  # of transformers
 
 
 def their_logits(model: Any) -> np.ndarray:

@@ -14,7 +14,16 @@ from safetensors.numpy import save_file
 from jaxformer.formats import Source, Tensor, ggufs, open_folder, open_gguf
 from jaxformer.formats.source import copy_checked
 from tests.helpers.errors import raises
-from tests.helpers.weightfiles import FORMS, HUGGING_FACE, bits, reopen, to_torch, write_gguf
+from tests.helpers.weightfiles import (
+    FORMS,
+    HUGGING_FACE,
+    bits,
+    every_form,
+    forms,
+    reopen,
+    to_torch,
+    write_gguf,
+)
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 KINDS = sorted(gguf.GGML_QUANT_SIZES)
@@ -24,7 +33,7 @@ MAPS = Path("/proc/self/maps")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_what_was_written_is_read_bit_for_bit(tmp_path: Path, form: str, dtype):
     shapes = [(5,), (2, 3, 4), (1, 64)] + ([(), (0, 3)] if form in HUGGING_FACE else [])
     written = {f"w{i}": bits(shape, dtype, i) for i, shape in enumerate(shapes)}
@@ -46,7 +55,7 @@ ROWS = [(0, 0), (0, 1), (1, 3), (3, 5), (0, 5), (4, 5), (5, 5)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_rows_are_those_of_the_whole(tmp_path: Path, form: str, dtype):
     written = {f"w{i}": bits((5, *more), dtype, i) for i, more in enumerate([(), (3,), (2, 3)])}
     FORMS[form](tmp_path, written)
@@ -86,7 +95,7 @@ def test_rows_of_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatch, kind
             )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_rows_that_are_not_there_are_refused(tmp_path: Path, form: str):
     FORMS[form](tmp_path, {"w": np.ones((5, 2), np.float32), "n": np.ones(5, np.int64)})
     with reopen(tmp_path) as source:
@@ -163,7 +172,7 @@ def traced():
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("form", sorted({*FORMS} - {"bin of old"}))
+@pytest.mark.parametrize("form", forms(sorted({*FORMS} - {"bin of old"})))
 def test_opening_reads_no_data_and_reading_keeps_none(tmp_path: Path, traced, form: str):
     written = {f"w{i}": np.full((256, 1024), i, np.float32) for i in range(1, 5)}
     FORMS[form](tmp_path, written)
@@ -180,7 +189,7 @@ def test_opening_reads_no_data_and_reading_keeps_none(tmp_path: Path, traced, fo
         assert traced.get_traced_memory()[1] < before + 1.5 * size
 
 
-@pytest.mark.parametrize("form", sorted({*FORMS} - {"bin of old"}))
+@pytest.mark.parametrize("form", forms(sorted({*FORMS} - {"bin of old"})))
 def test_rows_are_read_without_the_rest(tmp_path: Path, traced, form: str):
     FORMS[form](tmp_path, {"w": np.ones((1024, 1024), np.float32)})
     with reopen(tmp_path) as source:
@@ -197,7 +206,7 @@ def change(file: Path, old: bytes, new: bytes) -> None:
         same.write(new)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_only_floats_that_are_there_are_read_and_only_while_open(tmp_path: Path, form: str):
     FORMS[form](tmp_path, {"w": np.ones(2, np.float32), "n": np.ones(2, np.int64)})
     with reopen(tmp_path) as source:
@@ -232,6 +241,7 @@ def test_small_floats_are_listed_though_numpy_alone_has_none(tmp_path: Path):
             source.read("w")
 
 
+@pytest.mark.peers
 def test_the_first_whole_set_is_opened(tmp_path: Path):
     pytest.importorskip("torch")
     order = ["safetensors", "safetensors in shards", "bin", "bin in shards"]
@@ -284,6 +294,7 @@ class Evil:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, zipped: bool):
     torch = pytest.importorskip("torch")
@@ -296,6 +307,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, zip
     assert trace.exists()
 
 
+@pytest.mark.peers
 def test_a_pickle_of_anything_but_plain_tensors_is_refused(tmp_path: Path):
     torch = pytest.importorskip("torch")
     one = torch.ones(1)
@@ -312,6 +324,7 @@ def test_a_pickle_of_anything_but_plain_tensors_is_refused(tmp_path: Path):
             open_folder(tmp_path)
 
 
+@pytest.mark.peers
 def test_parameters_and_views_are_tensors_as_well(tmp_path: Path):
     torch = pytest.importorskip("torch")
     array = bits((3, 4), ml_dtypes.bfloat16, 0)

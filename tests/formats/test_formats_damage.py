@@ -16,7 +16,7 @@ from jaxformer.formats import open_folder, open_gguf
 from tests.helpers.damage import write
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
-from tests.helpers.weightfiles import FORMS, reopen, write_gguf
+from tests.helpers.weightfiles import FORMS, forms, reopen, write_gguf
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -27,7 +27,7 @@ WEIGHTS = {
 }
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=forms())
 def written(request, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("written")
     if request.param == "gguf":
@@ -131,7 +131,10 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str):
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "m.gguf"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", pytest.param("pytorch_model.bin", marks=pytest.mark.peers), "m.gguf"],
+)
 def test_a_pointer_to_the_file_says_how_to_fetch_it(tmp_path: Path, name: str):
     if name.endswith(".bin"):
         pytest.importorskip("torch")

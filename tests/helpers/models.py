@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxformer import Config, Params, abstract
 from jaxformer.config import ActivationKind, Bias, NormKind, NormPlace, Position, QKNorm
@@ -50,6 +51,16 @@ NAMED = {
     "gemma": GEMMA,
     "olmo": OLMO,
 }
+THREE = ("seed", "classic", "gemma")
+"""The seed; learned positions, layer norms, biases, tied; rotary, grouped queries, windows, caps, gates, all norms."""
+
+every_model = pytest.mark.parametrize(
+    "name",
+    [name if name in THREE else pytest.param(name, marks=pytest.mark.slow) for name in NAMED],
+)
+"""Three models in the fast tier, all of them in the other."""
+three_models = pytest.mark.parametrize("name", THREE)
+"""For what reads a Config and its Specs alone."""
 
 
 LATE = (

@@ -1,7 +1,7 @@
 """Files of weights to read back: each form as the tools of its users write it."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +101,11 @@ HUGGING_FACE: dict[str, Callable[[Path, Arrays], None]] = {
 }
 FORMS = {**HUGGING_FACE, "gguf": write_gguf}
 """Each form's writer of named arrays into a folder."""
+
+
+def forms(names: Iterable[str] = tuple(FORMS)) -> list[Any]:
+    """As parameters of a test: those of PyTorch need it."""
+    return [pytest.param(n, marks=pytest.mark.peers) if "bin" in n else n for n in names]
+
+
+every_form = pytest.mark.parametrize("form", forms())

@@ -40,6 +40,7 @@ def pair(config: Config):
     return random_tokens(config, LENGTH), random_tokens(config, LENGTH, seed=1)
 
 
+@pytest.mark.slow
 @given(config=configs())
 @examples(6)
 def test_the_gradient_of_every_site_is_that_by_an_edit_that_adds_there(config: Config, x64):
@@ -122,6 +123,7 @@ def test_all_nodes_cost_less_than_four_passes_and_a_layer_s_share_does_not_grow_
     assert flops(patch, 2) < 4 * one
 
 
+@pytest.mark.slow(unless=("3",))
 @pytest.mark.parametrize("steps", [1, 3])
 def test_identical_inputs_give_exactly_zero(steps: int):
     params, tokens = random_params(CLASSIC), random_tokens(CLASSIC, LENGTH)
@@ -168,6 +170,7 @@ def test_without_layers_there_is_the_embedding_alone(x64):
     assert (scores["z"] == 0).all()
 
 
+@pytest.mark.slow
 def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
     """The midpoint rule's error falls with the square of the number of steps."""
     params, (clean, corrupted) = random_params(MODERN, dtype=jnp.float64), pair(MODERN)
@@ -186,6 +189,7 @@ def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
     assert error(400) == pytest.approx(error(200) / 4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_many_narrow_steps_are_summed_wide():
     """In bfloat16 a running sum of 600 alike would stop growing at 256 of them."""
     params, (clean, corrupted) = random_params(MODERN), pair(MODERN)
@@ -200,6 +204,7 @@ def test_many_narrow_steps_are_summed_wide():
     np.testing.assert_allclose(scores("bfloat16"), scores(None), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_for_a_small_difference_it_is_what_patching_does(x64):
     """Two tokens with almost one embedding: then the first order is the whole effect."""
     params = random_params(MODERN, dtype=jnp.float64)
@@ -237,6 +242,7 @@ def test_a_head_s_z_stands_for_what_it_writes(x64):
     np.testing.assert_allclose(scores["z"], scores["head_out"], rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_vmap_gives_a_batch():
     params = random_params(MODERN)
     clean, corrupted = jnp.stack(pair(MODERN)), jnp.stack(pair(MODERN)[::-1])

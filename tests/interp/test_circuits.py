@@ -31,6 +31,7 @@ from tests.helpers.models import (
     NAMED,
     SEED,
     configs,
+    every_model,
     random_params,
     random_tokens,
 )
@@ -130,7 +131,7 @@ def check_directions(directions: Any, full_ov: np.ndarray, config: Config) -> No
     assert (written.max(-1) >= -written.min(-1)).all()
 
 
-@pytest.mark.parametrize("name", NAMED)
+@every_model
 def test_all_heads_at_once_are_the_dense_matrices_one_by_one(name: str, x64):
     check_everything(NAMED[name])
 

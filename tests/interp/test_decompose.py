@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given
 
 from jaxformer import Compute, Config, forward, unstack
@@ -58,6 +59,7 @@ def places(config: Config) -> list[tuple[int, bool]]:
     return [(layer, False) for layer in range(config.n_layers + 1)] + before_mlp
 
 
+@pytest.mark.slow
 @example(config=NAMED["gemma"])
 @example(config=dataclasses.replace(NAMED["olmo"], norm="layer", bias="all", norm_plus_one=True))
 @example(config=BIGRAM)
@@ -120,6 +122,7 @@ def test_a_parallel_mlp_reads_what_its_attention_reads(x64):
     agree(read + params.blocks.mlp.b_in[1], out.activations["pre"][1])
 
 
+@pytest.mark.slow
 @example(config=NAMED["gemma"])
 @example(config=BIGRAM)
 @given(config=configs())

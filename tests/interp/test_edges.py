@@ -130,6 +130,7 @@ def by_split_streams(
     return jnp.stack(columns, axis=1)
 
 
+@pytest.mark.slow
 @given(config=configs())
 @examples(5)
 def test_every_edge_is_the_derivative_by_one_message_to_one_reader(config: Config, x64):
@@ -162,6 +163,7 @@ def test_every_edge_is_the_derivative_by_one_message_to_one_reader(config: Confi
         np.testing.assert_allclose(scores.sum(0), jnp.diag(whole), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [MODERN, dataclasses.replace(PARALLEL, gated=True), NAMED["gemma"]]
 )
@@ -205,6 +207,7 @@ def test_one_edge_by_small_steps(x64):
     np.testing.assert_allclose(score, slope, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SEED, ATTENTION_ONLY, dataclasses.replace(SEED, n_layers=0)])
 def test_without_norms_the_edges_into_the_unembedding_sum_to_the_effect(config: Config, x64):
     params, (clean, corrupted) = random_params(config, dtype=jnp.float64), pair(config)
@@ -215,6 +218,7 @@ def test_without_norms_the_edges_into_the_unembedding_sum_to_the_effect(config: 
     np.testing.assert_allclose(scores[:, -1].sum(), effect, rtol=1e-12)
 
 
+@pytest.mark.slow(unless=("1",))
 @pytest.mark.parametrize("steps", [1, 2])
 def test_vmap_gives_a_batch_and_identical_inputs_give_exactly_zero(steps: int):
     params = random_params(MODERN)

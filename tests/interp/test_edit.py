@@ -128,6 +128,7 @@ def test_derivatives_pass_through_an_edit():
     np.testing.assert_allclose(jax.grad(logit)(0.0), slope, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_generation_takes_such_an_edit():
     silent = generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=ablate("z", 1))
     plain = generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0))

@@ -73,7 +73,7 @@ def folds(config: Config) -> dict[str, Any]:
 @example(config=dataclasses.replace(NAMED["olmo"], norm="layer", norm_plus_one=True))
 @example(config=BIGRAM)
 @given(config=configs())
-@examples(6)
+@examples(3)
 def test_every_fold_keeps_what_the_model_says(config: Config, x64):
     params, tokens = tame(config), random_tokens(config, LENGTH)
 
@@ -167,6 +167,7 @@ def test_a_value_bias_becomes_an_output_bias(config: Config, x64):
     agree(params.blocks.attn.b_O, expected)
 
 
+@pytest.mark.slow(unless=("plain",))
 @pytest.mark.parametrize(
     "config", [LAYER_NORM, WIDE, ATTENTION_ONLY], ids=["grouped", "wide", "plain"]
 )
@@ -220,6 +221,7 @@ def test_the_decomposition_of_a_product_is_that_of_the_matrix(rows, width, colum
     agree(S, np.pad(values, (0, width))[:width])
 
 
+@pytest.mark.slow
 def test_folds_go_through_jit_vmap_and_grad(x64):
     seeds = [tame(LAYER_NORM, seed) for seed in range(2)]
     ensemble = jax.tree.map(lambda *arrays: jnp.stack(arrays), *seeds)
@@ -249,6 +251,7 @@ def test_folds_go_through_jit_vmap_and_grad(x64):
         agree(found, wanted)
 
 
+@pytest.mark.slow
 def test_narrow_parameters_stay_narrow():
     config = dataclasses.replace(LAYER_NORM, n_layers=1)
     params = random_params(config, dtype=jnp.bfloat16)

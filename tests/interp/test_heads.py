@@ -186,6 +186,7 @@ def test_a_match_is_one_for_the_target_itself_and_nothing_where_all_is_excluded(
     assert narrow.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SEED, WINDOWED], ids=["seed", "windowed"])
 def test_all_heads_are_scored_on_all_prompts_in_one_program(config: Config):
     params = random_params(config)

@@ -25,6 +25,7 @@ PAIRS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow(unless=("a stream and a later one",))
 @pytest.mark.parametrize("what", PAIRS)
 def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(what: str, x64):
     source, target, position, end = PAIRS[what]
@@ -66,6 +67,7 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
     np.testing.assert_allclose(pushed, slope, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_positions_of_a_jacobian_may_be_traced_and_later_ones_move_nothing():
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
 

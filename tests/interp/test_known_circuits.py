@@ -115,6 +115,7 @@ def test_copying_heads_raise_and_lower_what_they_see():
         near(alone.logits[-1], logits)
 
 
+@pytest.mark.slow
 def test_the_conjunction_is_true_of_both_features_alone():
     circuit = circuits.conjunction()
     pairs = jnp.array([[1, 1], [FIRST, 1], [1, SECOND], [FIRST, SECOND], [SECOND, FIRST]])

@@ -197,7 +197,14 @@ def golden() -> dict[str, np.ndarray]:
     return lens.golden()
 
 
-@pytest.mark.parametrize("name", OURS)
+def is_slow(name: str) -> bool:
+    """Whole sweeps, but for one of each kind."""
+    return name.startswith(("sweep/", "path/")) and name not in ("sweep/z/heads", "path/v")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if is_slow(n) else n for n in OURS]
+)
 def test_we_find_what_transformer_lens_found(name: str, golden: dict[str, np.ndarray]):
     check(golden, name)
 
@@ -207,6 +214,7 @@ def test_every_quantity_of_the_golden_file_is_compared(golden: dict[str, np.ndar
     assert lens.GOLDEN.stat().st_size < 300_000
 
 
+@pytest.mark.peers
 @pytest.mark.skipif(
     not lens.INSTALLED, reason="TransformerLens is not installed: pip install -e '.[lens]'"
 )

@@ -55,6 +55,7 @@ def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by
     return np.array([one(cell) for cell in cells]).reshape(shape)
 
 
+@pytest.mark.slow(unless=("parallel-sites2",))
 @pytest.mark.parametrize(
     ("name", "sites"),
     [
@@ -77,6 +78,7 @@ def test_a_sweep_is_the_naive_loop(name: str, sites: tuple[str, ...], x64):
         )
 
 
+@pytest.mark.slow
 def test_axes_may_be_left_whole_and_come_in_any_order(x64):
     config = NAMED["modern"]
     params = random_params(config, dtype=jnp.float64)
@@ -88,6 +90,7 @@ def test_axes_may_be_left_whole_and_come_in_any_order(x64):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["z", "pattern", "k", "mlp_out", "resid_pre"])
 def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
     config = NAMED["modern"]
@@ -104,6 +107,7 @@ def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
     )
 
 
+@pytest.mark.slow
 def test_after_the_layers_the_places_are_those_read(x64):
     config = NAMED["modern"]
     params = random_params(config, dtype=jnp.float64)
@@ -114,6 +118,7 @@ def test_after_the_layers_the_places_are_those_read(x64):
     np.testing.assert_allclose(found, every[some], **close)
 
 
+@pytest.mark.slow
 def test_after_the_layers_no_layer_is_run_again():
     """The work is that of the two runs to patch between, and little more, where layers are most of it."""
     config = dataclasses.replace(NAMED["modern"], d_mlp=1000)
@@ -132,6 +137,7 @@ def test_after_the_layers_no_layer_is_run_again():
     assert flops("resid_post") > 4 * one
 
 
+@pytest.mark.slow
 @examples(4)
 @given(config=configs())
 def test_any_model_can_be_swept(config: Config):
@@ -197,6 +203,7 @@ def test_what_cannot_be_swept_is_refused(change: dict, named: tuple):
         inspect.unwrap(patch_sweep)(**{"params": random_params(config)} | asked)
 
 
+@pytest.mark.slow
 def test_a_batch_is_one_metric_of_all_its_sequences(x64):
     config = NAMED["classic"]
     params = random_params(config, dtype=jnp.float64)
@@ -226,6 +233,7 @@ def test_reading_one_place_leaves_out_the_others(x64):
     np.testing.assert_allclose(one, whole, **close)
 
 
+@pytest.mark.slow
 def test_a_sweep_works_under_jit_vmap_and_grad(x64):
     config = NAMED["modern"]
     params = random_params(config, dtype=jnp.float64)
@@ -252,6 +260,7 @@ def test_a_sweep_works_under_jit_vmap_and_grad(x64):
     np.testing.assert_allclose(slope, by_hand, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_deep_model_s_passes_join_at_few_layers(x64):
     """More layers than landings: then some set out before the layer that they change."""
     config = dataclasses.replace(NAMED["modern"], n_layers=2 * LANDINGS + 1)
@@ -263,6 +272,7 @@ def test_a_deep_model_s_passes_join_at_few_layers(x64):
     np.testing.assert_allclose(found, expected, **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["resid_pre", "scores", "k", "k with MLPs"])
 def test_a_budget_of_memory_is_kept_and_changes_nothing(what: str):
     config = dataclasses.replace(NAMED["modern"], d_model=32, d_mlp=128, n_layers=3)

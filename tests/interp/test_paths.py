@@ -41,6 +41,7 @@ def naive_path(
     return metric(forward(params, config, corrupted, edit=edit).logits)
 
 
+@pytest.mark.slow(unless=("olmo-k-True",))
 @pytest.mark.parametrize("mlps", [False, True])
 @pytest.mark.parametrize(
     ("name", "kind"),

@@ -130,6 +130,7 @@ def test_dollars_are_dollars(tmp_path: Path):
     assert [panel.get_title() for panel in panels(figure)] == ["position $$", "position $x$"]
 
 
+@pytest.mark.processes
 def test_it_is_a_picture_and_pyplot_stays_out(tmp_path: Path):
     code = (
         "import sys, numpy, jaxformer.interp.plots as plots\n"

@@ -70,12 +70,14 @@ ALL = mesh(2, 2, 2)
 """Two groups of four devices: a group shares the parameters."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swept", [heads, paths])
 def test_a_sweep_of_parameters_in_parts_is_that_of_whole_ones(swept: Swept, x64):
     params, pair = given()
     np.testing.assert_allclose(swept(placed(CONFIG, params, ALL), pair), on_one(swept), **close)
 
 
+@pytest.mark.slow(unless=("paths",))
 @pytest.mark.parametrize("swept", [heads, paths])
 def test_a_sweep_on_a_mesh_is_that_of_one_device(swept: Swept, x64):
     """NaN where there is no path, and nothing of the cells that fill a device's share."""
@@ -103,6 +105,7 @@ def test_a_bar_changes_nothing_on_a_mesh(x64):
     np.testing.assert_allclose(found, on_one(heads), **close)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_and_places_to_read_and_columns(x64):
     params, pair = given()[0], texts(CONFIG, 2)
     options: Any = {"read": jnp.array([-1, 2]), "memory": 120_000}
@@ -112,6 +115,7 @@ def test_a_batch_in_parts_and_places_to_read_and_columns(x64):
     np.testing.assert_allclose(found, expected, **close)
 
 
+@pytest.mark.slow
 def test_under_jit_vmap_and_grad(x64):
     params, pairs = given()[0], texts(CONFIG, 2)
 
@@ -146,6 +150,7 @@ def compiled(params: Any, pair: Pair, **options: Any) -> Any:
     return jax.jit(partial(streams, **options)).lower(params, pair).compile()
 
 
+@pytest.mark.slow
 def test_the_devices_divide_the_work_and_what_it_takes_to_hold():
     params, pair = random_params(WIDE), long_texts()
     alone, shared = compiled(params, pair), compiled(params, pair, mesh=mesh(8))
@@ -156,6 +161,7 @@ def test_the_devices_divide_the_work_and_what_it_takes_to_hold():
     assert held[0] < held[1] / 4
 
 
+@pytest.mark.slow
 def test_memory_is_each_device_s():
     params, pair = random_params(WIDE), long_texts()
     with raises(ValueError, "memory=1") as refused:

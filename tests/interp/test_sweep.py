@@ -16,7 +16,7 @@ from jaxformer.interp.sweep import LANDINGS, _columns
 from jaxformer.sites import WHOLE, Edit, Tap, keep, shown
 from jaxformer.transformer import block
 from tests.helpers.examples import examples
-from tests.helpers.models import NAMED, compiled_flops, configs, random_params
+from tests.helpers.models import NAMED, compiled_flops, configs, every_model, random_params
 
 LENGTH = 5
 READ = jnp.array([-1, 1])
@@ -33,6 +33,7 @@ def last_block(params, config: Config, state, edit: Edit, at=None, kernel: Any =
     return block(own, config, state, positions, None, tap=tap, at=at, **how)[0]
 
 
+@pytest.mark.slow
 @examples(8)
 @given(config=configs().filter(lambda config: config.n_layers > 0))
 def test_an_edit_of_all_sites_acts_in_a_narrow_layer_as_in_a_whole_one(config: Config):
@@ -50,7 +51,8 @@ def test_an_edit_of_all_sites_acts_in_a_narrow_layer_as_in_a_whole_one(config: C
         np.testing.assert_allclose(found, expected, **close)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.slow(unless=("classic",))
+@every_model
 def test_every_kernel_can_run_a_narrow_layer(name: str):
     config = NAMED[name]
     params, state = random_params(config), jnp.sin(jnp.arange(40.0).reshape(LENGTH, 8))

@@ -26,11 +26,11 @@ from tests.helpers.models import (
     SEED,
     WINDOWED,
     configs,
+    every_model,
     random_params,
     random_tokens,
 )
 
-every_model = pytest.mark.parametrize("name", NAMED)
 LENGTH = 6
 step = jax.jit(forward)
 
@@ -57,6 +57,13 @@ def close(found: Any, expected: Any, dtype: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.slow(
+    unless=(
+        "stacked-uneven-float64-gemma",
+        "unstacked-one by one-float32-classic",
+        "stacked-one by one-float64-seed",
+    )
+)
 @every_model
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("pieces", [(1,) * 6, (1, 3, 2)], ids=["one by one", "uneven"])
@@ -70,6 +77,7 @@ def test_cached_equals_uncached(name: str, dtype: str, pieces: tuple, listed: bo
     close(found, whole, dtype)
 
 
+@pytest.mark.slow
 @examples(6)
 @hypothesis.given(configs(), st.sampled_from([(2, 4), (3, 1, 2)]), st.booleans())
 def test_cached_equals_uncached_whatever_the_choices(
@@ -82,6 +90,7 @@ def test_cached_equals_uncached_whatever_the_choices(
     close(read(form, config, tokens, empty, pieces)[0], whole, "float64")
 
 
+@pytest.mark.slow(unless=("classic",))
 @every_model
 def test_unstacked_equals_stacked(name: str, x64):
     """Logits, all activations, and gradients."""
@@ -110,6 +119,7 @@ def test_a_model_of_no_layers_unstacks_to_itself():
     assert out.activations["z"].shape == (0, 3, 4, 4)
 
 
+@pytest.mark.slow(unless=("stacked-5-4", "unstacked-2-3"))
 @pytest.mark.parametrize("window", [1, 3, 4])
 @pytest.mark.parametrize("piece", [1, 2, 5])
 @pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
@@ -123,6 +133,7 @@ def test_a_window_s_rows_go_round_without_end(window: int, piece: int, listed: b
     close(found, step(params, config, tokens).logits, "float64")
 
 
+@pytest.mark.slow(unless=("stacked-blocked-LLG", "unstacked-blocked-GL"))
 @pytest.mark.parametrize("pattern", ["LG", "GL", "LLG", "G"])
 @pytest.mark.parametrize("kernel", ["einsum", "blocked", "fused"])
 @pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
@@ -180,6 +191,7 @@ def test_rounding_to_8_bits_errs_by_a_254th_of_the_largest(vectors: np.ndarray):
     assert not error[(largest == 0)[:, 0]].any()  # a zero vector stays one
 
 
+@pytest.mark.slow(unless=("stacked-int8-seed",))
 @every_model
 @pytest.mark.parametrize("kept", ["int8", "bfloat16"])
 @pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
@@ -203,6 +215,7 @@ def test_an_8_bit_cache_works_in_64_bit_jax(x64):
     np.testing.assert_allclose(found, plain, rtol=0, atol=0.05 * float(jnp.abs(plain).max()))
 
 
+@pytest.mark.slow(unless=("True-int64",))
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_batch_s_lengths_may_be_of_any_integer(listed: bool, dtype: str, x64):
@@ -247,6 +260,7 @@ def test_a_cache_of_another_model_is_refused():
         forward(params, SEED, tokens, empty_cache(MODERN, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(2, 2, 2), (1, 3, 2)], ids=["equal", "ragged"])
 def test_derivatives_pass_through_the_cache_of_a_batch(lengths: tuple[int, ...], x64):
     """By reverse and by forward mode: those of the same texts read without a cache."""

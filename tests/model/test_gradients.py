@@ -11,7 +11,15 @@ import pytest
 
 from jaxformer import Compute, forward, init
 from jaxformer.attention import softmax
-from tests.helpers.models import CLASSIC, MODERN, NAMED, SEED, random_params, random_tokens
+from tests.helpers.models import (
+    CLASSIC,
+    MODERN,
+    NAMED,
+    SEED,
+    every_model,
+    random_params,
+    random_tokens,
+)
 from train.batches import Batch
 from train.optimizer import make_optimizer
 from train.recipe import Optimizer
@@ -25,6 +33,7 @@ def plain_softmax(x: Any) -> Any:
     return jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_the_softmax_s_derivatives_are_those_of_its_formula(x64):
     scores, change = jax.random.normal(KEY, (2, 3, 4, 5))
     scores = scores.at[..., 3].set(-jnp.inf)  # masked
@@ -42,7 +51,7 @@ def test_the_softmax_s_derivatives_are_those_of_its_formula(x64):
         )
 
 
-@pytest.mark.parametrize("name", NAMED)
+@every_model
 def test_the_gradient_is_the_slope_of_the_loss(name: str, x64):
     """Against central differences along a random direction, in float64."""
     config = NAMED[name]
@@ -64,6 +73,7 @@ def test_the_gradient_is_the_slope_of_the_loss(name: str, x64):
     assert float(forwards) == pytest.approx(float(slope), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SEED, CLASSIC, MODERN], ids=["seed", "classic", "modern"])
 def test_the_backward_pass_keeps_little(config: Any):
     """Of an MLP what goes into and out of its nonlinearity, of attention the pattern, each once."""
@@ -75,6 +85,7 @@ def test_the_backward_pass_keeps_little(config: Any):
     assert kept[(layers, t, config.d_mlp)] <= 2 + config.gated
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_loss_curve_is_float32_s_within_a_hundredth(standard_promotion):
     tokens = np.random.default_rng(0).integers(0, 3, (80, 4, 17)).cumsum(-1) % 11
     batches = Batch(jnp.asarray(tokens, jnp.int32), jnp.ones((80, 4, 16), bool))

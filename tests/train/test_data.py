@@ -25,6 +25,7 @@ def written(corpus: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_text_and_its_token_file_train_the_same_model(corpus: Path, written: Path):
     text = options(corpus, "text", 10, "--tokenizer", "bytes")
     file = [*options(corpus, "file", 10, "--tokenizer", "bytes"), "--corpus", str(written)]
@@ -43,6 +44,7 @@ def test_a_text_and_its_token_file_train_the_same_model(corpus: Path, written: P
 CONTEXTS = {"grammar": 8, "induction": 9, "modular-addition": 3, "brackets": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_toy_task_trains_and_shows_its_floor(tmp_path: Path, capsys, task: str):
     shape = ["--context", str(CONTEXTS[task]), "--chunk", "2", "--validate-every", "2"]

@@ -38,6 +38,7 @@ def trained(run: Run, steps: int) -> Any:
     return state.params, history["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("--accumulate", "2", "--optimizer.name", "muon")])
 def test_a_member_is_the_single_run_of_its_seed(corpus: Path, extra: tuple[str, ...]):
     ensemble = run_of(corpus, "--seed", "5", "--seeds", "3", *extra)
@@ -62,6 +63,7 @@ def test_a_member_is_the_single_run_of_its_seed(corpus: Path, extra: tuple[str, 
         np.testing.assert_allclose(sums[index], own, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_ensemble_s_lines_models_and_resumed_run(corpus: Path):
     extra = ["--seed", "5", "--seeds", "2", "--watch", "induction", "update-norm"]
     whole, stopped = (options(corpus, name, 20, *extra) for name in ("whole", "stopped"))

@@ -61,6 +61,7 @@ def test_the_heads_panel_holds_every_head_of_the_first_member():
     assert image.get_clim() == (0, 1)
 
 
+@pytest.mark.slow
 def test_pages_are_pictures(tmp_path: Path):
     write_report(tmp_path / "report.png", lines(watched=True), {"unigram": 2.7}, 0.5)
     write_report(tmp_path / "bare.png", lines()[:1], {})  # a run that has only just begun

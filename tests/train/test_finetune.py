@@ -47,6 +47,7 @@ def first_line(command: list[str]) -> dict[str, Any]:
     return numbers(folder_of(command))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["gpt2-plain", "gemma2-plain", "gpt_neox-plain"])
 def test_before_the_first_step_the_loss_is_the_model_s_own(case: str, tmp_path: Path):
     start, text = foreign(tmp_path / "model", case), text_at(tmp_path)
@@ -71,6 +72,7 @@ def test_before_the_first_step_the_loss_is_the_model_s_own(case: str, tmp_path: 
     assert Config(**about["recipe"]["config"]) == config == load(folder_of(command) / "model")[0]
 
 
+@pytest.mark.slow
 def test_a_run_of_ours_goes_on_where_it_ended(finished: Finished, corpus: Path):
     folder = folder_of(finished.command)
     best = min(line.get("validation_loss", np.inf) for line in numbers(folder))
@@ -80,6 +82,7 @@ def test_a_run_of_ours_goes_on_where_it_ended(finished: Finished, corpus: Path):
         assert first_line(further)["validation_loss"] == pytest.approx(best, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_the_run_that_never_was(tmp_path: Path):
     start, text = foreign(tmp_path / "model"), text_at(tmp_path)
     whole, stopped = (tuning(start, text, tmp_path, name, "--seeds", "2") for name in ("a", "b"))
@@ -90,6 +93,7 @@ def test_a_run_that_was_stopped_is_the_run_that_never_was(tmp_path: Path):
     assert_same_run(whole, stopped)
 
 
+@pytest.mark.slow
 def test_every_member_starts_from_the_same_model(tmp_path: Path):
     start, text = foreign(tmp_path / "model"), text_at(tmp_path)
     command = tuning(start, text, tmp_path, "many", "--seeds", "3")
@@ -118,6 +122,7 @@ def test_narrow_parameters_are_trained_in_float32(tmp_path: Path):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(opened.first)} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_what_was_trained_is_exported_read_again_and_speaks(family: str, tmp_path: Path, capsys):
     start, text = foreign(tmp_path / "model", f"{family}-plain"), text_at(tmp_path)
@@ -149,6 +154,7 @@ def prepared(room: Path, tokenizer: str, name: str = "text.tokens") -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_token_file_of_the_model_s_tokenizer(tmp_path: Path):
     start = foreign(tmp_path / "model")
     file = prepared(tmp_path, str(start))
@@ -171,6 +177,7 @@ def test_a_token_file_of_another_vocabulary_is_refused(tmp_path: Path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_model_without_a_tokenizer_reads_only_tokens(tmp_path: Path, capsys):
     start = quantised(tmp_path / "model.gguf")
     text = text_at(tmp_path)
@@ -186,6 +193,7 @@ def test_a_model_without_a_tokenizer_reads_only_tokens(tmp_path: Path, capsys):
     check_refused(capsys, tuning(start, wide, tmp_path, "x"), wide, 256, start, 24)
 
 
+@pytest.mark.slow
 def test_words_are_not_cut_in_two(tmp_path: Path):
     words = Words.of(TEXT)
     config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_vocab=words.n_vocab)
@@ -211,6 +219,7 @@ def test_what_cannot_be_is_refused(what: str, tmp_path: Path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_preset_s_own_position_table_does_not_count(tmp_path: Path):
     command = tuning(foreign(tmp_path / "model"), text_at(tmp_path), tmp_path, "long")
     command = ["nanogpt-cpu", *command[1:], "--context", "70", "--steps", "5"]
@@ -224,6 +233,7 @@ def test_a_text_that_the_model_s_tokenizer_cannot_read_is_refused(tmp_path: Path
     check_refused(capsys, command, "'t'", "position 0", 11)
 
 
+@pytest.mark.slow
 def test_another_start_is_another_run(tmp_path: Path, capsys):
     start, text = foreign(tmp_path / "model"), text_at(tmp_path)
     command = tuning(start, text, tmp_path, "run", "--steps", "10")
@@ -252,6 +262,7 @@ def test_overwriting_what_to_start_from_is_refused(finished: Finished, corpus: P
     assert (folder / "model" / "model.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     fetched, text = foreign(tmp_path / "cache"), text_at(tmp_path)
     asked: list[str] = []

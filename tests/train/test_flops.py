@@ -2,13 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxformer import Compute, abstract, forward
 from jaxformer.config import Remat
 from tests.helpers.errors import check_names, raises
-from tests.helpers.models import NAMED
+from tests.helpers.models import NAMED, three_models
 from train.costs.flops import forward_flops, program_flops, train_flops
 from train.costs.hardware import HARDWARE, assumptions, find_hardware, step_seconds
 
@@ -26,21 +25,21 @@ def gradient(config, remat: Remat = "none"):
     return jax.value_and_grad(loss)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@three_models
 def test_the_formula_counts_the_products_of_the_traced_forward_pass(name: str):
     config = NAMED[name]
     counted = program_flops(lambda p, t: forward(p, config, t).logits, abstract(config), TOKENS)
     assert counted == forward_flops(config, CONTEXT)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@three_models
 def test_a_gradient_has_two_more_products_for_each_of_the_forward_pass(name: str):
     config = NAMED[name]
     counted = program_flops(gradient(config), abstract(config), TOKENS)
     assert counted == train_flops(config, CONTEXT)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@three_models
 def test_rematerialised_blocks_are_computed_again_but_for_what_nothing_reads(name: str):
     """A block's last product only writes to the stream, and of a parallel block both that do.
 

@@ -52,6 +52,7 @@ def greedy(place: Path, text: str, n: int) -> str:
     return subwords().decode(np.array(tokens[1:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
 def test_a_foreign_model_goes_on_with_a_text(kind: str, tmp_path: Path, capsys):
     place = foreign(tmp_path / "m") if kind == "folder" else with_tokenizer(tmp_path / "m.gguf")
@@ -67,6 +68,7 @@ def test_a_foreign_model_goes_on_with_a_text(kind: str, tmp_path: Path, capsys):
     assert capsys.readouterr().out == f"{said[:end]}\n"
 
 
+@pytest.mark.slow
 def test_without_a_prompt_a_text_begins_as_the_tokenizer_begins_it(tmp_path: Path, capsys):
     place = foreign(tmp_path / "m")
     assert sample.main([str(place), "--n", "5", "--temperature", "0"]) == 0
@@ -189,6 +191,7 @@ def test_a_config_that_is_none_is_a_sentence(bench, tmp_path: Path, what: str):
     assert out.count("error: ") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["forward", "train-step", "decode"])
 def test_a_foreign_model_is_timed_and_peers_that_cannot_build_it_say_so(
     bench, tmp_path: Path, workload: str

@@ -41,6 +41,7 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
     return shown
 
 
+@pytest.mark.slow
 def test_the_scalars_are_the_metrics(corpus: Path):
     command = options(corpus, "board", 20, "--tensorboard", "--seeds", "2")
     assert main(command) == 0

@@ -14,7 +14,15 @@ import pytest
 from jaxformer import Compute, Config, forward
 from jaxformer.sharding import constrain, shardings
 from tests.helpers.errors import raises
-from tests.helpers.models import GEMMA, MODERN, NAMED, SEED, random_params, random_tokens
+from tests.helpers.models import (
+    GEMMA,
+    MODERN,
+    NAMED,
+    SEED,
+    every_model,
+    random_params,
+    random_tokens,
+)
 from tests.helpers.runs import TINY
 from train.__main__ import parse
 from train.loss import chunk_shape, token_losses
@@ -57,16 +65,19 @@ def check_chunks(config: Config, sizes: tuple[int, ...]) -> None:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), other, gradient)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.slow(unless=("seed",))
+@every_model
 def test_chunks_give_optax_s_losses_and_gradients(name: str, x64):
     """Of a vocabulary of a prime number of entries; without layers, which do not matter here."""
     check_chunks(dataclasses.replace(NAMED[name], n_layers=0), (1, 7))
 
 
+@pytest.mark.slow
 def test_so_do_chunks_of_any_size(x64):
     check_chunks(dataclasses.replace(GEMMA, n_layers=0, unembed_bias=True), (2, 10, 11, 12))
 
 
+@pytest.mark.slow
 def test_a_vocabulary_in_parts_has_some_of_each_in_every_chunk(x64):
     shapes = {1: (1, 1), 5: (4, 1), 10: (8, 1), 23: (8, 2), 40: (8, 3)}
     assert {size: chunk_shape(WIDE.n_vocab, size) for size in shapes} == shapes
@@ -80,6 +91,7 @@ def test_a_chunk_of_the_whole_vocabulary_is_the_loss_without_chunks():
     jax.tree.map(np.testing.assert_array_equal, (same, other), (whole, gradient))
 
 
+@pytest.mark.slow(unless=("gemma-float16",))
 @pytest.mark.parametrize(("name", "dtype"), [("classic", "bfloat16"), ("gemma", "float16")])
 def test_a_batch_has_the_losses_of_its_windows_in_narrow_dtypes_too(name: str, dtype: Any):
     config = NAMED[name]
@@ -118,6 +130,7 @@ def test_no_program_in_chunks_has_the_whole_logits(n_vocab: int, tied: bool):
     assert not large(16)
 
 
+@pytest.mark.slow(unless=("False",))
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_vocabulary_on_several_devices_gives_the_same_and_stays_there(tied: bool):
     config = dataclasses.replace(WIDE, n_vocab=48, d_model=10, tied=tied)

@@ -12,7 +12,7 @@ from optax import contrib
 from jaxformer import Config
 from jaxformer.spec import path_name
 from tests.helpers.errors import raises
-from tests.helpers.models import CLASSIC, MODERN, NAMED, SEED, random_params
+from tests.helpers.models import CLASSIC, MODERN, NAMED, SEED, random_params, three_models
 from train.optimizer import decays, make_optimizer, orthogonal, schedule
 from train.recipe import Optimizer
 
@@ -37,7 +37,7 @@ def first_update(config: Config, gradient: Any, steps: int = 100, **settings: An
 # --- which parameters ---
 
 
-@pytest.mark.parametrize("name", NAMED)
+@three_models
 def test_weight_decay_is_for_matrices(name: str):
     decayed = by_name(decays(NAMED[name]))
     assert decayed.keys() == by_name(random_params(NAMED[name])).keys()
@@ -46,7 +46,7 @@ def test_weight_decay_is_for_matrices(name: str):
         assert decay == (last.startswith("W_") and last not in ("W_E", "W_pos")), parameter
 
 
-@pytest.mark.parametrize("name", NAMED)
+@three_models
 def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest(name: str):
     dimensions = by_name(
         orthogonal(NAMED[name]), is_leaf=lambda x: isinstance(x, contrib.MuonDimensionNumbers)
@@ -58,8 +58,9 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest(name: str):
         assert sorted((0, *reads, *writes)) == list(range(every[parameter].ndim))
 
 
+@pytest.mark.slow(unless=("gemma-adamw", "classic-muon"))
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
-@pytest.mark.parametrize("name", NAMED)
+@three_models
 def test_without_a_gradient_only_decayed_parameters_shrink(name: str, rule: str):
     config = NAMED[name]
     nothing = jax.tree.map(jnp.zeros_like, random_params(config))
@@ -83,7 +84,7 @@ def as_matrices(config: Config, parameter: str, values: Any) -> np.ndarray:
     return array.reshape(array.shape[0], reads, -1)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@three_models
 def test_muon_s_updates_are_orthogonal_layer_by_layer_and_over_all_heads(name: str):
     config = NAMED[name]
     gradient = random_params(config, seed=1)
@@ -100,6 +101,7 @@ def test_muon_s_updates_are_orthogonal_layer_by_layer_and_over_all_heads(name: s
         assert values.max() < 1.3, (parameter, values)
 
 
+@pytest.mark.slow(unless=("blocks.attn.W_O",))
 @pytest.mark.parametrize(
     "parameter", ["blocks.attn.W_Q", "blocks.attn.W_K", "blocks.attn.W_O", "blocks.mlp.W_in"]
 )

@@ -31,6 +31,7 @@ def first_device_bytes(tree: Any) -> int:
     return sum(shard.data.nbytes for shard in shards if shard.device == first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=1", "data=2,fsdp=2,tensor=2", "data=2,sequence=4"])
 def test_a_plan_is_what_the_run_of_that_mesh_takes(mesh: str):
     recipe = dataclasses.replace(recipe_of(MODERN_8), steps=1, chunk=1, validate_every=1)
@@ -92,6 +93,7 @@ def test_the_large_presets_are_as_large_as_their_names(preset: str, least: float
     assert least < count(PRESETS[preset]().config) < 1.06 * least
 
 
+@pytest.mark.processes
 def test_the_command_plans_for_many_devices_in_a_process_of_its_own():
     command = ["gpt2-1.5b", "--mesh", "data=4,fsdp=16", "--batch", "64", "--hardware", "h100"]
     done = subprocess.run(

@@ -54,6 +54,7 @@ class Vocabulary:
         raise NotImplementedError
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_two_layers_of_attention_form_an_induction_head_and_one_does_not(
     n_layers: int, tmp_path: Path

@@ -17,7 +17,7 @@ from train.__main__ import main
 from train.guard import LOST
 from train.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("standard_promotion")]
 
 # A toy task, whose runs end without a sample: less to compile.
 SIZE = ["--config.d-model", "16", "--batch", "8", "--corpus", "brackets", "--context", "13"]

@@ -41,6 +41,7 @@ def likeliest(params: Params, config: Config, prompt: list[int], n: int, context
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("seed", ["--context", "6"]), ("classic", [])])
 def test_greedy_text_is_what_forward_alone_says(
     name: str, options: list[str], tmp_path: Path, capsys
@@ -58,6 +59,7 @@ def test_greedy_text_is_what_forward_alone_says(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_text_and_another_another(tmp_path: Path, capsys):
     folder = folder_with(tmp_path, SEED)
 
@@ -170,6 +172,7 @@ def endless(tmp_path: Path):
     process.communicate()
 
 
+@pytest.mark.processes
 def test_ctrl_c_ends_the_line(endless: subprocess.Popen[bytes]):
     endless.send_signal(signal.SIGINT)
     out, error = endless.communicate()
@@ -177,6 +180,7 @@ def test_ctrl_c_ends_the_line(endless: subprocess.Popen[bytes]):
     assert out.endswith(b"\n")
 
 
+@pytest.mark.processes
 def test_a_closed_pipe_ends_the_text_without_a_word(endless: subprocess.Popen[bytes]):
     assert endless.stdout is not None
     assert endless.stderr is not None

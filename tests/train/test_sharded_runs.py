@@ -52,6 +52,7 @@ def test_batches_on_a_mesh_are_those_of_one_device(corpus: Path, extra: tuple[st
     assert parts == [1, 1, 1, 1]
 
 
+@pytest.mark.slow(unless=("1 to 4",))
 @pytest.mark.parametrize(
     ("one", "other"),
     [("data=2,fsdp=4", None), (None, "fsdp=2,tensor=2"), ("fsdp=8", "data=2,tensor=4")],
@@ -77,6 +78,7 @@ def test_checkpoints_move_between_meshes_bit_by_bit(
         assert len(array.sharding.device_set) == size_of(other)
 
 
+@pytest.mark.slow
 def test_a_run_begun_on_a_mesh_goes_on_without_and_is_the_run_of_one_device(corpus: Path):
     size = ["--config.d-model", "16", "--batch", "8", "--tokenizer", "bytes"]
     whole, moved = (options(corpus, name, 20, *size) for name in ("whole", "moved"))
@@ -114,6 +116,7 @@ def test_what_does_not_fit_is_refused(corpus: Path, capsys: Any, extra: Any, nam
     assert not folder_of(command).exists()
 
 
+@pytest.mark.slow
 def test_a_model_without_layers_trains_on_a_mesh_and_goes_on(tmp_path: Path):
     flat = dataclasses.replace(MODERN_8, n_layers=0)
     recipe, layout = recipe_of(flat), layout_of("data=2,fsdp=4")

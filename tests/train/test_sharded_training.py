@@ -28,6 +28,7 @@ from train.step import many_steps
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+@pytest.mark.slow(unless=("all three",))
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_loss_curve_is_that_of_one_device(name: str):
     recipe, layout = recipe_of(MODERN_8), layout_of(*LAYOUTS[name])
@@ -53,6 +54,7 @@ def test_first_values_do_not_depend_on_the_mesh():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), laid, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "config"),
     [
@@ -68,6 +70,7 @@ def test_so_it_is_with_muon_in_parts_and_side_by_side(
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_in_64_bits_many_steps_leave_the_very_same_parameters():
     """In 32 bits training amplifies rounding, on a mesh as anywhere."""
@@ -106,6 +109,7 @@ def test_without_a_mesh_a_step_has_no_constraint_at_all():
     assert "sharding_constraint" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_fully_sharded_gradients_are_summed_once_a_part_and_matrices_fetched_twice(accumulate: int):
     """Of the blocks, in whose loops an array of d is gathered for each pass and no more."""

@@ -63,6 +63,7 @@ def assert_close(a: Any, b: Any, rtol: float, atol: float = 0.0) -> None:
 # --- the loss and what counts in it ---
 
 
+@pytest.mark.slow(unless=("seed",))
 @pytest.mark.parametrize("name", ["seed", "classic"])
 def test_the_validation_loss_is_the_mean_over_all_targets(name: str):
     config = NAMED[name]
@@ -80,6 +81,7 @@ def test_the_validation_loss_is_the_mean_over_all_targets(name: str):
     assert total == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_mean_over_the_targets_that_count():
     params, batch = random_params(SEED), some_batch(SEED)
 
@@ -115,6 +117,7 @@ def test_a_batch_in_which_nothing_counts_changes_nothing():
     assert float(loss) == float(optax.tree.norm(gradient)) == 0.0
 
 
+@pytest.mark.slow(unless=("2-seed",))
 @pytest.mark.parametrize("name", ["seed", "modern", "classic"])
 @pytest.mark.parametrize("accumulate", [2, 6])
 def test_a_batch_in_parts_gives_the_whole_one_s_loss_and_gradient(name: str, accumulate: int):
@@ -130,6 +133,7 @@ def test_a_batch_in_parts_gives_the_whole_one_s_loss_and_gradient(name: str, acc
     assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_in_64_bits_the_parts_sum_to_the_whole_gradient_exactly():
     """But for the loss, which is counted in 32 bits."""
@@ -146,6 +150,7 @@ def test_in_64_bits_the_parts_sum_to_the_whole_gradient_exactly():
 # --- steps ---
 
 
+@pytest.mark.slow(unless=("2",))
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_many_steps_in_one_call_are_the_single_steps_and_compile_once(accumulate: int):
     tokens = np.random.default_rng(0).integers(0, 11, 200).astype(np.int32)
@@ -173,6 +178,7 @@ def test_the_state_s_buffers_are_taken_over():
     assert state.params.W_E.is_deleted()
 
 
+@pytest.mark.slow(unless=("muon",))
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_the_update_is_the_optimizer_s_after_clipping(rule: str):
     optimizer, state = start(SEED, name=rule, clip=0.1, warmup=0)
@@ -192,6 +198,7 @@ def test_the_update_is_the_optimizer_s_after_clipping(rule: str):
     assert_close(after.params, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow(unless=("attention_only-adamw", "modern-muon"))
 @pytest.mark.parametrize(
     ("name", "rule"), [*((name, "adamw") for name in NAMED), ("modern", "muon")]
 )

@@ -26,6 +26,7 @@ def folder_with(path: Path, config, params) -> str:
     return str(path / "model")
 
 
+@pytest.mark.slow
 def test_it_finds_the_circuit_that_was_put_there(tmp_path: Path, capsys):
     circuit = circuits.induction()
     folder, picture = (
@@ -52,6 +53,7 @@ def test_its_numbers_are_those_of_the_circuit():
     np.testing.assert_allclose(found[3], previous, atol=0.01)
 
 
+@pytest.mark.processes
 def test_the_readme_s_command_trains_a_model_and_takes_it_apart_in_time(tmp_path: Path):
     """In a process of its own: the tests' XLA does not optimise."""
     command = [sys.executable, "-m", "train.story", "--picture", str(tmp_path / "story.png")]

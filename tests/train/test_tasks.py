@@ -36,6 +36,7 @@ def test_each_task_has_its_row_here():
     assert TASKS.keys() == CONTEXT.keys()
 
 
+@pytest.mark.slow(unless=("modular-addition",))
 @pytest.mark.parametrize("name", TASKS)
 def test_a_batch_is_a_function_of_its_key(name: str):
     task, context = made(name), CONTEXT[name]

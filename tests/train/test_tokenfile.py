@@ -124,6 +124,7 @@ print(max(levels) - before)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells RssAnon")
 def test_memory_does_not_grow_with_the_file(tmp_path: Path):
     done = subprocess.run(

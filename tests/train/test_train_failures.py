@@ -48,6 +48,7 @@ def check_names_the_last(error: str, command: list[str], step: int, *damaged: in
 WILD = ["--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(corpus: Path, capsys):
     command = options(corpus, "nan", 40, *WILD)
     error = check_refused(capsys, command, "--optimizer.learning-rate", 1e30, "step")
@@ -56,6 +57,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(corpus:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_a_diverged_validation_is_never_kept(corpus: Path, capsys):
     extra = ["--chunk", "1", "--validate-every", "1", "--optimizer.warmup", "0"]
     command = options(corpus, "gone", 1, *extra, "--optimizer.learning-rate", "1e38")
@@ -107,6 +109,7 @@ sys.exit(main(sys.argv[4:]))
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("what", "step", "size"), [("checkpoint", 10, 4096), ("metrics", 15, 64)])
 def test_a_full_disk_ends_the_run_with_a_sentence(
     finished: Finished, corpus: Path, what: str, step: int, size: int
@@ -139,6 +142,7 @@ def remove_the_state(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint / "state")
 
 
+@pytest.mark.slow(unless=("cut_short",))
 @pytest.mark.parametrize("damage", [cut_short, remove_the_state])
 def test_a_damaged_checkpoint_names_the_one_before_and_how_to_go_on(
     finished: Finished, corpus: Path, capsys, damage: Callable[[Path], None]

@@ -146,6 +146,7 @@ def test_a_runs_folder_that_cannot_be_written_is_refused(corpus: Path, capsys):
     check_refused(capsys, command, folder_of(command))
 
 
+@pytest.mark.slow
 def test_a_model_without_layers_is_saved_and_goes_on(corpus: Path):
     command = options(corpus, "bigram", 10, "--config.n-layers", "0", "--watch", *get_args(Watch))
     assert main(command) == 0

@@ -42,6 +42,7 @@ def last_saved(folder: Path) -> int:
     return max(kept_steps(folder), default=-1)
 
 
+@pytest.mark.processes
 def test_a_run_killed_at_any_moment_is_the_run_that_was_never_killed(corpus: Path):
     """At random moments, and twice in the middle of a checkpoint."""
     whole, killed = (options(corpus, name, 400, "--keep", "2") for name in ("whole", "killed"))
@@ -67,6 +68,7 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_never_killed(corpus: Pat
     assert not being_saved(folder)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(corpus: Path, number: signal.Signals):
     command = options(corpus, "stopped", 4000)
@@ -98,6 +100,7 @@ def test_a_run_stopped_between_validations_goes_on_from_there(finished: Finished
     assert_same_run(finished.command, command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["evaluating", "keeping the model", "writing the metrics"])
 def test_a_run_killed_between_saving_and_validating_looks_again(
     finished: Finished, corpus: Path, where: str
@@ -139,6 +142,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(corpus: Path):
     assert kept_steps(folder_of(command)) == {10, 40, 50, 60}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(finished: Finished, corpus: Path):
     """A folder cut short under orbax's own name for it, and a line of the metrics too."""
     command = copied_run(finished, corpus, "cut")

@@ -37,6 +37,7 @@ def test_every_name_has_its_row():
     assert LOOKS.keys() == set(get_args(Watch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SEED, MODERN], ids=["seed", "modern"])
 def test_what_is_seen_is_what_numpy_sees(config: Config):
     params, batch = random_params(config), held_out(config)
@@ -78,6 +79,7 @@ def test_repeats_are_of_different_tokens_where_there_are_enough():
     assert few.max() < 3
 
 
+@pytest.mark.slow
 def test_watching_changes_no_number_of_the_run(finished: Finished, corpus: Path):
     """And its lines hold [l][n] of the heads, [l] of the layers."""
     command = [*finished.command, "--name", "watched", "--runs", str(corpus.parent / "runs")]

@@ -127,6 +127,7 @@ GGUFS: dict[str, tuple[dict[str, Any], list[str], str | None, dict[str, Any]]] =
 }
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", GGUFS)
 def test_a_gguf_file_gives_the_ids_of_transformers(name: str, tmp_path: Path):
     pipeline, special, pre, more = GGUFS[name]
@@ -173,6 +174,7 @@ def smol() -> Subwords:
     return tokenizer
 
 
+@pytest.mark.peers
 def test_a_published_file_gives_the_ids_of_transformers(smol: Subwords):
     from tokenizers import pre_tokenizers
 
@@ -198,6 +200,7 @@ def test_a_published_file_gives_the_ids_of_transformers(smol: Subwords):
     same()
 
 
+@pytest.mark.peers
 def test_a_published_tokenizer_survives_export(smol: Subwords, tmp_path: Path):
     save_tokenizer(tmp_path, smol)
     for other in (ours(tmp_path), from_json(smol.to_json())):
@@ -205,6 +208,7 @@ def test_a_published_tokenizer_survives_export(smol: Subwords, tmp_path: Path):
     agree(smol, peer(tmp_path), ODD)
 
 
+@pytest.mark.peers
 def test_a_pattern_in_the_file_counts_where_transformers_takes_that_of_the_class(tmp_path: Path):
     """SmolLM2 and StarCoder 2 say GPT2Tokenizer, and cut out digits; transformers 5 forgets the digits."""
     digits = byte_level() | {"pre_tokenizer": byte_level([r"\p{N}", QWEN2])["pre_tokenizer"]}
