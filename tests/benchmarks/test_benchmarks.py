@@ -127,7 +127,7 @@ def test_every_site_comes_out_with_layers_in_front():
     np.testing.assert_allclose(whole, seen["attn_out"], atol=1e-4)
 
 
-@pytest.mark.slow(unless=("forward",))
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["forward", "train-step"])
 def test_a_race_against_flax_is_printed_written_and_drawn(bench, tmp_path: Path, workload: str):
     picture = tmp_path / "plot.png"

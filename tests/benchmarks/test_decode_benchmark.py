@@ -186,6 +186,7 @@ def test_decoding_times_the_first_token_apart(bench):
     assert rows[1]["difference"] is None
 
 
+@pytest.mark.slow
 def test_one_new_token_has_none_that_follows(bench):
     rows, _ = bench("decode", *TINY, "--new", "1", "--peers", "none")
     assert rows[0]["of_copy"] is None

@@ -58,6 +58,7 @@ def test_each_task_is_timed_within_its_budget(bench):
     assert all(task in out for task in TASKS)
 
 
+@pytest.mark.slow
 def test_too_small_a_budget_is_refused(bench):
     refusal = bench.refusal("patching", *SMALL, "--seq", "900", "--peers", "none", "--budget", "1")
     check_names(refusal, f"memory={2**20}")

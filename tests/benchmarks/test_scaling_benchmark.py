@@ -102,6 +102,7 @@ def test_a_tied_table_s_two_sums_are_not_scattered_by_this_compiler():
     assert found.sent["all-gather"] == expected["all-gather"]
 
 
+@pytest.mark.slow
 def test_of_a_sequence_in_parts_only_a_few_integers_are_not_foreseen():
     """And of keys' and values' gradients, whether a bias's gradient needs the whole sum."""
     found = compiled(SEED, "sequence", 4)
@@ -112,6 +113,7 @@ def test_of_a_sequence_in_parts_only_a_few_integers_are_not_foreseen():
     assert 0 <= integers + found.sent["collective-permute"] <= 2 * found.step.tokens
 
 
+@pytest.mark.slow
 def test_what_is_sent_twice_is_seen():
     """As where a batch has two parts, one after the other: gradients are summed twice, arrays gathered four times."""
     once, twice = (compiled(SEED, "fsdp", 8, 16, parts) for parts in (1, 2))
@@ -167,6 +169,7 @@ def test_fully_sharded_a_device_holds_its_part_of_all_that_has_d(config: Any, de
         assert own_bytes(rest) == sum(leaf.size * 4 for leaf in rest)
 
 
+@pytest.mark.slow
 def test_of_more_devices_with_more_sequences_none_holds_more():
     """Fully sharded it holds less; with a copy of the model the same, and at most the sums of gradients beside."""
     one, copies = compiled(SEED, "data", 1, 2), compiled(SEED, "data", 8, 16)

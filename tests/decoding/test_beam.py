@@ -18,7 +18,7 @@ from tests.helpers.texts import LONG
 PROMPT = [3, 1, 4]
 
 
-@pytest.mark.slow(unless=("no layers", "seed"))
+@pytest.mark.slow(unless=("no layers",))
 @pytest.mark.parametrize("name", ["seed", "classic", "windowed", "no layers"])
 def test_a_beam_of_one_is_greedy(name: str):
     config = LONG.get(name, dataclasses.replace(SEED, n_layers=0))
@@ -31,6 +31,7 @@ def test_a_beam_of_one_is_greedy(name: str):
     np.testing.assert_allclose(found.log_probs[0], greedy.log_probs.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_beam_as_wide_as_the_vocabulary_finds_the_likeliest_pairs(x64):
     """Of two tokens: every first one is followed, so nothing can be missed."""
     params = random_params(SEED, dtype=jnp.float64)
@@ -43,6 +44,7 @@ def test_a_beam_as_wide_as_the_vocabulary_finds_the_likeliest_pairs(x64):
     np.testing.assert_allclose(found.log_probs, totals[best], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_each_log_probability_is_the_score_of_its_text():
     params = random_params(LONG["modern"])
     found = beam_search(params, LONG["modern"], PROMPT, 12, 4)

@@ -71,7 +71,7 @@ def test_activations_and_log_probs_are_those_of_a_full_forward_pass(name: str, x
             close(found, value, err_msg=site)
 
 
-@pytest.mark.slow(unless=("greedy-seed", "free-seed", "free-classic", "greedy-gemma"))
+@pytest.mark.slow(unless=("greedy-gemma", "free-seed"))
 @every_model
 @pytest.mark.parametrize("sampling", [GREEDY, FREE], ids=["greedy", "free"])
 def test_a_text_is_what_forward_alone_would_write(name: str, sampling: Sampling, x64):
@@ -98,6 +98,7 @@ def test_a_layer_without_a_window_never_forgets(x64):
     assert np.abs(logits[0] - logits[1]).max() > 1e-6
 
 
+@pytest.mark.slow(unless=("classic", "seed"))
 @every_model
 def test_a_neighbour_does_not_matter(name: str, x64):
     params, config = model(name)
@@ -109,7 +110,7 @@ def test_a_neighbour_does_not_matter(name: str, x64):
     assert found.lengths.tolist() == [N] * 3
 
 
-@pytest.mark.slow(unless=("greedy",))
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(), GREEDY], ids=["drawn", "greedy"])
 def test_a_batch_is_single_prompts_under_vmap_and_jit(sampling: Sampling, x64):
     params, config = model("modern")
@@ -125,6 +126,7 @@ def test_a_batch_is_single_prompts_under_vmap_and_jit(sampling: Sampling, x64):
     np.testing.assert_array_equal(one_key.tokens, run(array, key=folded).tokens)
 
 
+@pytest.mark.slow
 def test_many_texts_of_one_prompt_by_vmap_over_keys():
     params = random_params(SEED)
     keys = jax.random.split(KEY, 4)
@@ -173,6 +175,7 @@ COMPUTES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["modern", "windowed"])
 @pytest.mark.parametrize("how", COMPUTES)
 def test_every_compute_writes_with_the_same_logits(name: str, how: str, standard_promotion):
@@ -187,6 +190,7 @@ def test_every_compute_writes_with_the_same_logits(name: str, how: str, standard
         np.testing.assert_allclose(found.activations["logits"][i], logits, rtol=0, atol=bound)
 
 
+@pytest.mark.slow(unless=("seed-0",))
 @pytest.mark.parametrize("n_layers", [0, 1])
 @pytest.mark.parametrize("name", ["seed", "windowed"])
 def test_shallow_models_write_too(n_layers: int, name: str, x64):
@@ -208,6 +212,7 @@ def test_a_batch_of_one_keeps_its_axis():
         jax.tree.map(lambda b, s: np.testing.assert_array_equal(b[0], s), batch_of_one, single)
 
 
+@pytest.mark.slow
 def test_a_position_table_can_be_filled_but_not_overrun(x64):
     config = NAMED["classic"]
     params = random_params(config, dtype=jnp.float64)
@@ -222,6 +227,7 @@ def test_a_position_table_can_be_filled_but_not_overrun(x64):
         generate(params, config, [0] * 10, 1, KEY)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_many_windows_is_read_in_pieces(x64):
     params, config = model("windowed")
     long = [random_tokens(config, n, seed=n).tolist() for n in (40, 3, 17, 33)]

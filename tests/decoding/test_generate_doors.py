@@ -47,7 +47,7 @@ def stops_of(text: list[int]) -> dict[str, tuple[Any, list[list[int]]]]:
 FREE = np.asarray(write(BATCH).tokens).tolist()
 
 
-@pytest.mark.slow(unless=("at the last token", "several", "sequence"))
+@pytest.mark.slow(unless=("several",))
 @pytest.mark.parametrize("kind", stops_of(FREE[0]))
 def test_a_text_ends_with_its_first_stop_sequence(kind: str):
     """And one that has stopped changes nothing for its neighbours."""
@@ -68,6 +68,7 @@ def test_a_text_ends_with_its_first_stop_sequence(kind: str):
             assert not np.asarray(new[len(kept) :]).any()
 
 
+@pytest.mark.slow
 def test_only_generated_tokens_end_a_text():
     """A stop sequence that lies partly in the prompt, and nowhere behind it, changes nothing."""
     across = [PROMPT[-1], FREE[0][0]]
@@ -123,6 +124,7 @@ def test_what_cannot_be_is_refused(kind: str):
         door(**wish)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed", "windowed"])
 def test_nan_parameters_are_told_by_the_first_token_they_spoil(name: str):
     config = NAMED[name]
@@ -137,6 +139,7 @@ def test_nan_parameters_are_told_by_the_first_token_they_spoil(name: str):
         generate(broken, config, PROMPT, N, KEY)
 
 
+@pytest.mark.slow
 def test_numpy_s_numbers_are_numbers():
     plain = write(BATCH, edit_from=2, edit=half).tokens
     door: Any = inspect.unwrap(generate)
@@ -160,6 +163,7 @@ def half(site, layer, value):
     return value / 2 if site == "resid_post" else value
 
 
+@pytest.mark.slow
 def test_what_an_edit_does_behind_the_prompt_is_undone():
     """Behind it lies what fills it up to a power of two."""
 
@@ -170,6 +174,7 @@ def test_what_an_edit_does_behind_the_prompt_is_undone():
     assert write(PROMPT, edit=spoil).tokens.tolist() == write(PROMPT).tokens.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("since", [0, 4])
 def test_nan_from_an_edit_is_told_by_the_step_where_it_begins(since: int):
     def spoil(site, layer, value):

@@ -52,7 +52,7 @@ def held(edit, since: int):
 EDITED = [("modern", ablate), ("modern", scale_keys), ("classic", steer), ("windowed", blur)]
 
 
-@pytest.mark.slow(unless=("2-classic-steer", "2-modern-ablate", "0-seed-forbid"))
+@pytest.mark.slow(unless=("0-seed-forbid",))
 @pytest.mark.parametrize(("name", "edit"), [*EDITED, ("seed", forbid), ("parallel", steer)])
 @pytest.mark.parametrize("edit_from", [None, 0, 2])
 def test_an_edit_acts_as_in_a_full_forward_pass(name: str, edit, edit_from: int | None, x64):

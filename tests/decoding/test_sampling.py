@@ -202,6 +202,7 @@ def test_a_temperature_of_zero_takes_the_likeliest(zero, scale: float):
         assert int(how(jax.random.key(0), Sampling(temperature=zero), logits)) == logits.argmax()
 
 
+@pytest.mark.slow
 def test_another_number_compiles_nothing_anew():
     traces = []
 
@@ -234,6 +235,7 @@ def test_a_program_gets_each_number_in_one_type():
     assert Sampling(temperature=0).fitted(SEED).temperature is None
 
 
+@pytest.mark.slow
 def test_temperatures_can_be_batched():
     temperatures = jnp.array([0.0, 0.5, 1.0, 3.0])
     keys = jax.random.split(jax.random.key(3), 50)

@@ -68,6 +68,7 @@ def test_the_gradient_of_every_site_is_that_by_an_edit_that_adds_there(config: C
         np.testing.assert_allclose(slopes[site], expected[site], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_edit_a_place_to_read_and_a_kernel_are_heeded(x64):
     params, tokens = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, LENGTH)
 
@@ -98,6 +99,7 @@ def test_an_edit_a_place_to_read_and_a_kernel_are_heeded(x64):
     assert narrow.gradients["z"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_all_nodes_cost_less_than_four_passes_and_a_layer_s_share_does_not_grow_with_depth():
     sizes = {"d_model": 32, "d_head": 8, "d_mlp": 128}
 
@@ -123,7 +125,7 @@ def test_all_nodes_cost_less_than_four_passes_and_a_layer_s_share_does_not_grow_
     assert flops(patch, 2) < 4 * one
 
 
-@pytest.mark.slow(unless=("3",))
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 def test_identical_inputs_give_exactly_zero(steps: int):
     params, tokens = random_params(CLASSIC), random_tokens(CLASSIC, LENGTH)

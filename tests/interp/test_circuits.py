@@ -136,6 +136,7 @@ def test_all_heads_at_once_are_the_dense_matrices_one_by_one(name: str, x64):
     check_everything(NAMED[name])
 
 
+@pytest.mark.slow
 @given(config=configs())
 @examples(4)
 def test_and_so_for_any_config(config: Config, x64):
@@ -190,6 +191,7 @@ def test_heads_made_by_hand_compose_as_they_were_made(x64):
     assert float(composition_score(line(0, 5), line(4, 1))) == 0.0
 
 
+@pytest.mark.slow
 def test_chance_is_one_over_the_root_of_the_width():
     """The mean square of random matrices' scores is exactly 1/d; a fresh model's scores lie about the mean."""
     config = dataclasses.replace(SEED, d_model=48, d_head=6, n_heads=6)
@@ -230,6 +232,7 @@ def test_no_matrix_of_the_stream_s_or_the_vocabulary_s_square_is_formed():
     assert (37, 37) not in {shape[-2:] for shape in copying}
 
 
+@pytest.mark.slow
 def test_scores_have_derivatives(x64):
     """Against the difference quotient along a random direction; also where heads are wider than the stream."""
     config = dataclasses.replace(GROUPED, d_head=12)

@@ -94,6 +94,7 @@ def test_parts_sum_to_the_stream_at_every_place(config: Config, x64):
             agree(found.sum(0), stream, where)
 
 
+@pytest.mark.slow
 def test_a_row_is_what_its_label_says(x64):
     params, out = captured(CLASSIC)
     acts = out.activations
@@ -152,6 +153,7 @@ def test_attributions_sum_to_the_logit_and_to_a_difference_of_logits(config: Con
     agree(normed + bias, acts["final"])
 
 
+@pytest.mark.slow
 @example(config=BIGRAM)
 @given(config=configs())
 @examples(6)
@@ -178,6 +180,7 @@ def test_the_last_row_of_the_lens_is_the_model_and_each_row_has_its_own_scale(co
         assert spread < 1e-2 * np.abs(np.asarray(read)).max()
 
 
+@pytest.mark.slow
 def test_the_lens_is_the_model_s_logits_bit_for_bit_in_each_dtype():
     """No cast that the model does not make."""
     for dtype in ("float32", "bfloat16"):
@@ -235,6 +238,7 @@ def test_heads_come_from_what_was_captured_and_the_remainder_is_the_rest(x64):
     assert not np.any(head_results(params, MODERN, silent))
 
 
+@pytest.mark.slow
 def test_neurons_sum_to_their_layer_and_are_projected_without_being_formed(x64):
     params, out = captured(LAYERED_NORM)
     acts = out.activations

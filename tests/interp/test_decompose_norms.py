@@ -16,6 +16,7 @@ from tests.helpers.exact import LENGTH, agree, captured
 from tests.helpers.models import NAMED
 
 
+@pytest.mark.slow(unless=("gemma",))
 @pytest.mark.parametrize("name", ["gemma", "olmo"])
 def test_parts_of_a_sum_that_is_normed_are_parts_of_the_normed_sum(name: str, x64):
     """Whose norms have no bias, and whose MLPs have none either."""

@@ -180,6 +180,7 @@ def test_integrated_edges_are_the_mean_over_the_middles_of_the_steps(config: Con
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_one_edge_by_small_steps(x64):
     """From a head of layer 0 to the queries of one head of layer 1, through the norm between them."""
     params, (clean, corrupted) = random_params(CLASSIC, dtype=jnp.float64), pair(CLASSIC)

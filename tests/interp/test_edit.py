@@ -65,6 +65,7 @@ def test_a_patch_changes_its_part_alone():
     assert changed(found, "mlp_out")[1].any()
 
 
+@pytest.mark.slow
 def test_ablations_put_zero_or_a_mean():
     assert (seen(ablate("z", 0, head=2))["z"][0, :, 2] == 0).all()
     mean = PLAIN["post"].mean(axis=1)
@@ -73,6 +74,7 @@ def test_ablations_put_zero_or_a_mean():
     assert (seen(ablate("mlp_out"))["mlp_out"] == 0).all()  # in every layer
 
 
+@pytest.mark.slow
 def test_steering_adds_a_direction():
     direction = jnp.arange(8, dtype=jnp.float32)
     found = seen(steer(1, direction, -2.0, position=4))["resid_pre"]
@@ -118,6 +120,7 @@ def test_an_edit_is_built_inside_a_vmapped_function():
         np.testing.assert_allclose(found[i, :layer], PLAIN["z"][:layer], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_pass_through_an_edit():
     def logit(strength):
         edit = steer(0, jnp.ones(8), strength)

@@ -30,6 +30,7 @@ def same(ours, dense, atol: float = 1e-12) -> None:
     np.testing.assert_allclose(getattr(ours, "AB", ours), dense, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_its_numbers_are_the_dense_matrix_s(name: str, x64):
     leading, d, r, e = SHAPES[name]

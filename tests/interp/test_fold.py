@@ -69,6 +69,7 @@ def folds(config: Config) -> dict[str, Any]:
     return chosen | {"every": every}
 
 
+@pytest.mark.slow
 @example(config=NAMED["gemma"])
 @example(config=dataclasses.replace(NAMED["olmo"], norm="layer", norm_plus_one=True))
 @example(config=BIGRAM)
@@ -141,6 +142,7 @@ def test_a_folded_norm_only_divides(norm: Any, plus_one: bool, x64):
     assert all(map(np.array_equal, jax.tree.leaves(after), jax.tree.leaves(kept)))
 
 
+@pytest.mark.slow
 def test_what_is_centred_has_no_mean(x64):
     learned = dataclasses.replace(LAYER_NORM, position="learned", n_context=9)
     params: Any = center_writing(tame(learned), learned)
@@ -210,6 +212,7 @@ def test_a_head_s_coordinates_are_orthogonal_and_in_order(config: Config, x64):
         agree(np.diag(grams["o"])[:rank], np.ones(rank))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "width", "columns"), [(7, 3, 5), (3, 7, 5), (5, 7, 3), (2, 3, 9)])
 def test_the_decomposition_of_a_product_is_that_of_the_matrix(rows, width, columns, x64):
     rng = np.random.default_rng(0)

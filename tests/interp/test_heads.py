@@ -80,6 +80,7 @@ def test_patterns_without_what_is_looked_for_are_refused():
         duplicate_token_score(jnp.ones((1, 4, 4)), jnp.array([1, 2, 1]))
 
 
+@pytest.mark.slow
 def test_the_entropy_of_a_causal_pattern_has_a_derivative(x64):
     params, tokens = random_params(SEED, dtype=jnp.float64), random_tokens(SEED, 5)
 
@@ -238,6 +239,7 @@ def test_another_target_needs_no_other_program():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_one_prompt_is_a_batch_of_one():
     params, tokens = random_params(MODERN), random_tokens(MODERN, 6)
     alone = head_scores(params, MODERN, tokens, "previous_token")

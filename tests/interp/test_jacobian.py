@@ -25,7 +25,7 @@ PAIRS: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow(unless=("a stream and a later one",))
+@pytest.mark.slow
 @pytest.mark.parametrize("what", PAIRS)
 def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(what: str, x64):
     source, target, position, end = PAIRS[what]

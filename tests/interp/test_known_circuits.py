@@ -177,6 +177,7 @@ def test_only_the_two_heads_of_the_circuit_are_missed():
     near(logits["previous"], np.eye(V)[1])  # the induction head finds nothing, and stays
 
 
+@pytest.mark.slow
 def test_the_circuit_can_be_completed_and_cut_by_hand():
     told = jnp.zeros(INDUCTION.config.d_model).at[PREVIOUS.start + 1].set(1.0)
     pattern = run(INDUCTION, CLEAN, "pattern").activations["pattern"]
@@ -232,6 +233,7 @@ def test_a_column_of_a_pattern_is_half_of_moving_it():
     near(found, expected)
 
 
+@pytest.mark.slow(unless=("q", "v"))
 @pytest.mark.parametrize("receiver", ["q", "k", "v"])
 def test_the_path_goes_from_the_previous_token_head_into_the_induction_head_s_keys(receiver: Any):
     found = np.asarray(path_patch(*MODEL, CLEAN, CORRUPTED, right_rather_than_wrong, receiver))
@@ -242,6 +244,7 @@ def test_the_path_goes_from_the_previous_token_head_into_the_induction_head_s_ke
     near(found[0, :, 1], expected)
 
 
+@pytest.mark.slow
 def test_a_difference_in_the_query_has_no_path_through_the_keys():
     """Both texts hold A B C D; the last token asks for B's place in one, for D's in the other."""
     clean, corrupted = jnp.array([3, 1, 4, 0, 1]), jnp.array([3, 1, 4, 0, 4])
@@ -258,6 +261,7 @@ def test_a_difference_in_the_query_has_no_path_through_the_keys():
 # --- weights ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_composition_names_the_pair_and_its_kind():
     pair = (*HEADS["previous"], *HEADS["induction"])
     scores = np.asarray(composition_scores(*MODEL, "k"))
@@ -314,6 +318,7 @@ def test_the_neuron_that_ands_is_found_by_what_it_writes():
     near(neuron_results(*model, out.activations, 0, onto=towards), only((3, 6), (AND, 1)))
 
 
+@pytest.mark.slow
 def test_the_neuron_that_ands_is_found_by_patching():
     """A sweep, and the same by an edit that is built for every neuron inside a vmap."""
     circuit = circuits.conjunction()
@@ -338,6 +343,7 @@ def test_the_neuron_that_ands_is_found_by_patching():
 # --- attribution -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_gradient_sees_the_last_step_and_a_line_of_them_the_whole_circuit():
     """At the corrupted run the induction head's softmax is saturated: what its keys say makes no difference there."""
     shared = *MODEL, CLEAN, CORRUPTED, right_rather_than_wrong, ("z",)

@@ -55,7 +55,7 @@ def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by
     return np.array([one(cell) for cell in cells]).reshape(shape)
 
 
-@pytest.mark.slow(unless=("parallel-sites2",))
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sites"),
     [
@@ -193,6 +193,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "named"), REFUSED)
 def test_what_cannot_be_swept_is_refused(change: dict, named: tuple):
     config = NAMED["modern"]
@@ -301,6 +302,7 @@ def test_a_budget_of_memory_is_kept_and_changes_nothing(what: str):
         assert analysis.temp_size_in_bytes + analysis.output_size_in_bytes <= memory
 
 
+@pytest.mark.slow
 def test_a_metric_s_arguments_change_its_answer_and_compile_nothing(x64):
     config = NAMED["modern"]
     runs = (random_params(config, dtype=jnp.float64), config, *texts(config))
@@ -324,6 +326,7 @@ def test_a_metric_s_arguments_change_its_answer_and_compile_nothing(x64):
     assert len(traced) == once
 
 
+@pytest.mark.slow
 def test_a_bar_changes_nothing(capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
     config = NAMED["modern"]

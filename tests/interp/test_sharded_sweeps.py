@@ -77,7 +77,7 @@ def test_a_sweep_of_parameters_in_parts_is_that_of_whole_ones(swept: Swept, x64)
     np.testing.assert_allclose(swept(placed(CONFIG, params, ALL), pair), on_one(swept), **close)
 
 
-@pytest.mark.slow(unless=("paths",))
+@pytest.mark.slow
 @pytest.mark.parametrize("swept", [heads, paths])
 def test_a_sweep_on_a_mesh_is_that_of_one_device(swept: Swept, x64):
     """NaN where there is no path, and nothing of the cells that fill a device's share."""
@@ -89,16 +89,19 @@ def test_a_sweep_on_a_mesh_is_that_of_one_device(swept: Swept, x64):
     np.testing.assert_allclose(found, on_one(swept), **close)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_of_one_device_not_a_bit_changes(x64):
     np.testing.assert_array_equal(heads(*given(), mesh=mesh(1)), on_one(heads))
 
 
+@pytest.mark.slow
 def test_a_mesh_of_explicit_axes_is_as_good(x64):
     """As `jax.make_mesh` gives it."""
     found = heads(*given(), mesh=mesh(8, kind=AxisType.Explicit))
     np.testing.assert_allclose(found, on_one(heads), **close)
 
 
+@pytest.mark.slow
 def test_a_bar_changes_nothing_on_a_mesh(x64):
     params, pair = given()
     found = heads(placed(CONFIG, params, ALL), pair, mesh=ALL, progress=True)

@@ -51,7 +51,7 @@ def test_an_edit_of_all_sites_acts_in_a_narrow_layer_as_in_a_whole_one(config: C
         np.testing.assert_allclose(found, expected, **close)
 
 
-@pytest.mark.slow(unless=("classic",))
+@pytest.mark.slow
 @every_model
 def test_every_kernel_can_run_a_narrow_layer(name: str):
     config = NAMED[name]

@@ -57,13 +57,7 @@ def close(found: Any, expected: Any, dtype: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
-@pytest.mark.slow(
-    unless=(
-        "stacked-uneven-float64-gemma",
-        "unstacked-one by one-float32-classic",
-        "stacked-one by one-float64-seed",
-    )
-)
+@pytest.mark.slow(unless=("stacked-uneven-float64-gemma", "stacked-one by one-float64-seed"))
 @every_model
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("pieces", [(1,) * 6, (1, 3, 2)], ids=["one by one", "uneven"])
@@ -90,7 +84,7 @@ def test_cached_equals_uncached_whatever_the_choices(
     close(read(form, config, tokens, empty, pieces)[0], whole, "float64")
 
 
-@pytest.mark.slow(unless=("classic",))
+@pytest.mark.slow
 @every_model
 def test_unstacked_equals_stacked(name: str, x64):
     """Logits, all activations, and gradients."""
@@ -119,7 +113,7 @@ def test_a_model_of_no_layers_unstacks_to_itself():
     assert out.activations["z"].shape == (0, 3, 4, 4)
 
 
-@pytest.mark.slow(unless=("stacked-5-4", "unstacked-2-3"))
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 3, 4])
 @pytest.mark.parametrize("piece", [1, 2, 5])
 @pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
@@ -133,7 +127,7 @@ def test_a_window_s_rows_go_round_without_end(window: int, piece: int, listed: b
     close(found, step(params, config, tokens).logits, "float64")
 
 
-@pytest.mark.slow(unless=("stacked-blocked-LLG", "unstacked-blocked-GL"))
+@pytest.mark.slow(unless=("stacked-blocked-LLG",))
 @pytest.mark.parametrize("pattern", ["LG", "GL", "LLG", "G"])
 @pytest.mark.parametrize("kernel", ["einsum", "blocked", "fused"])
 @pytest.mark.parametrize("listed", [False, True], ids=["stacked", "unstacked"])
@@ -179,6 +173,7 @@ vectors = arrays.arrays(
 )
 
 
+@pytest.mark.slow
 @hypothesis.given(vectors)
 def test_rounding_to_8_bits_errs_by_a_254th_of_the_largest(vectors: np.ndarray):
     hypothesis.assume(not ((vectors != 0) & (np.abs(vectors) < 1e-30)).any())  # scales of no float
@@ -207,6 +202,7 @@ def test_a_rounded_cache_gives_nearly_the_same_logits(name: str, kept: str, list
     assert jax.tree.leaves(cache.k)[0].dtype == kept
 
 
+@pytest.mark.slow
 def test_an_8_bit_cache_works_in_64_bit_jax(x64):
     params = random_params(MODERN, dtype=jnp.float64)
     tokens = random_tokens(MODERN, LENGTH)
@@ -215,7 +211,7 @@ def test_an_8_bit_cache_works_in_64_bit_jax(x64):
     np.testing.assert_allclose(found, plain, rtol=0, atol=0.05 * float(jnp.abs(plain).max()))
 
 
-@pytest.mark.slow(unless=("True-int64",))
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_batch_s_lengths_may_be_of_any_integer(listed: bool, dtype: str, x64):
@@ -290,6 +286,7 @@ def test_derivatives_pass_through_the_cache_of_a_batch(lengths: tuple[int, ...],
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8), *backward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [[[3, 1], [4, 1]], [[3, 1], [4]]], ids=["equal", "ragged"])
 def test_decoding_writes_into_the_cache_and_never_copies_it(prompts: list[list[int]]):
     """In the compiled loop, which holds a layer's keys as [b k s h]."""

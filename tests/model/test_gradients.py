@@ -51,6 +51,7 @@ def test_the_softmax_s_derivatives_are_those_of_its_formula(x64):
         )
 
 
+@pytest.mark.slow(unless=("seed",))
 @every_model
 def test_the_gradient_is_the_slope_of_the_loss(name: str, x64):
     """Against central differences along a random direction, in float64."""

@@ -62,6 +62,7 @@ def test_the_stream_is_the_embedding_plus_the_sum_of_its_updates(name: str, x64)
     np.testing.assert_allclose(found["resid_post"][-1], total, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @every_model
 def test_heads_add(name: str, x64):
     params, config, tokens = model(name, jnp.float64)
@@ -137,9 +138,7 @@ plain = lru_cache(lambda name: loss_and_gradient(name, Compute()))
 MANY = ["classic", "modern", "parallel", "gemma", "olmo"]
 
 
-@pytest.mark.slow(
-    unless=("blocked-gemma", "fused-gemma", "remat_block-classic", "unrolled-classic")
-)
+@pytest.mark.slow(unless=("blocked-gemma", "fused-gemma", "remat_block-classic"))
 @pytest.mark.parametrize("name", MANY)
 @pytest.mark.parametrize("how", COMPUTES)
 def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
@@ -240,6 +239,9 @@ def test_an_empty_sequence_has_no_logits():
     assert forward(random_params(MODERN), MODERN, jnp.zeros(0, jnp.int32)).logits.shape == (0, 11)
 
 
+@pytest.mark.slow(
+    unless=("bfloat16-float32-blocked", "float32-bfloat16-blocked", "bfloat16-float32-einsum")
+)
 @pytest.mark.parametrize("kernel", ["einsum", "blocked", "fused"])
 @pytest.mark.parametrize(("cached", "computed"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_a_cache_may_have_another_dtype(kernel, cached, computed, standard_promotion):
@@ -284,6 +286,7 @@ def test_attention_in_blocks_computes_less_and_the_same(x64):
     assert saved > 0.24 * mixing  # two blocks: a quarter of the square
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["L", "LG"])
 def test_attention_in_blocks_is_the_same_with_windows_in_some_layers(pattern: str, x64):
     config = dataclasses.replace(NAMED["gemma"], window=40, window_pattern=pattern)
@@ -296,6 +299,7 @@ def test_attention_in_blocks_is_the_same_with_windows_in_some_layers(pattern: st
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_reading_some_positions_leaves_out_the_logits_of_the_others(x64):
     params, config, tokens = model("modern", jnp.float64)
     whole = forward(params, config, tokens, capture=("final",))

@@ -60,7 +60,7 @@ def training(config: Config, compute: Compute):
     return run, (leaves, windows)
 
 
-@pytest.mark.slow(unless=("passing-einsum-classic", "training-blocked-classic"))
+@pytest.mark.slow(unless=("passing-einsum-classic",))
 @pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
 @pytest.mark.parametrize("kernel", ["einsum", "blocked", "fused"])
 @pytest.mark.parametrize("work", [passing, decoding, training])

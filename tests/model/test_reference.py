@@ -167,7 +167,7 @@ def test_named_and_rest_hold_every_value_of_every_choice():
             assert any(getattr(model, field) == value for model in models), f"{field}={value}"
 
 
-@pytest.mark.slow(unless=("attention_only",))
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIAR)
 def test_forward_and_its_gradient_equal_flax_nnx_in_float32(name: str):
     check_nnx(NAMED[name], jnp.float32, 1e-5)

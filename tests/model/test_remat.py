@@ -83,6 +83,7 @@ def test_more_names_are_more_memory_up_to_what_is_kept_without():
     assert ladder == sorted(set(ladder))
 
 
+@pytest.mark.slow
 def test_the_compiled_program_holds_less():
     config = dataclasses.replace(MODERN, n_layers=4)
     tokens = jax.ShapeDtypeStruct((128,), jnp.int32)
@@ -99,6 +100,7 @@ def test_the_compiled_program_holds_less():
     assert block + 2.5 * pattern < scores < none  # of four: some are there anyway
 
 
+@pytest.mark.slow(unless=("sites",))
 @pytest.mark.parametrize("remat", ["block", "dots", "sites"])
 def test_xla_is_told_not_to_keep_what_is_recomputed_where_layers_are_in_no_loop(remat: Any):
     config = dataclasses.replace(MODERN, n_layers=4)
@@ -115,7 +117,7 @@ def test_xla_is_told_not_to_keep_what_is_recomputed_where_layers_are_in_no_loop(
     assert forbidden(unstack(params), 1)
 
 
-@pytest.mark.slow(unless=("seed",))
+@pytest.mark.slow
 @every_model
 def test_whatever_is_kept_logits_and_gradients_are_the_same(name: str, x64):
     config = NAMED[name]

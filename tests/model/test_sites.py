@@ -174,6 +174,7 @@ def test_ablating_a_head_equals_a_model_without_it(layer: int, x64):
     )
 
 
+@pytest.mark.slow
 def test_the_gradient_goes_through_an_edit_under_jit_and_vmap(x64):
     params, tokens = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, LENGTH)
 

@@ -138,6 +138,7 @@ def test_a_data_parallel_gradient_sums_each_parameter_once():
     assert sum(one.scattered_bytes for one in found) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shape", [{"data": 8}, {"tensor": 2, "data": 4}, {"data": 4, "tensor": 2}])
 def test_a_fully_sharded_gradient_is_a_reduce_scatter_in_disguise(shape: dict, axis: int):

@@ -84,6 +84,7 @@ def test_a_vocabulary_in_parts_has_some_of_each_in_every_chunk(x64):
     check_chunks(WIDE, (*shapes,))
 
 
+@pytest.mark.slow
 def test_a_chunk_of_the_whole_vocabulary_is_the_loss_without_chunks():
     params, window = random_params(GEMMA), random_tokens(GEMMA, LENGTH + 1)
     whole, gradient = with_gradient(losses, params, GEMMA, window)
@@ -91,7 +92,7 @@ def test_a_chunk_of_the_whole_vocabulary_is_the_loss_without_chunks():
     jax.tree.map(np.testing.assert_array_equal, (same, other), (whole, gradient))
 
 
-@pytest.mark.slow(unless=("gemma-float16",))
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), [("classic", "bfloat16"), ("gemma", "float16")])
 def test_a_batch_has_the_losses_of_its_windows_in_narrow_dtypes_too(name: str, dtype: Any):
     config = NAMED[name]
@@ -117,6 +118,7 @@ def shapes_of(config: Config, vocab_chunk: int | None, batch: int, context: int)
     return {tuple(map(int, shape.split(","))) for shape in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_vocab", "tied"), [(97, True), (96, False)])
 def test_no_program_in_chunks_has_the_whole_logits(n_vocab: int, tied: bool):
     """Not the forward's, which nobody reads, nor their derivatives: v is beside d alone."""
@@ -130,7 +132,7 @@ def test_no_program_in_chunks_has_the_whole_logits(n_vocab: int, tied: bool):
     assert not large(16)
 
 
-@pytest.mark.slow(unless=("False",))
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_vocabulary_on_several_devices_gives_the_same_and_stays_there(tied: bool):
     config = dataclasses.replace(WIDE, n_vocab=48, d_model=10, tied=tied)

@@ -58,7 +58,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest(name: str):
         assert sorted((0, *reads, *writes)) == list(range(every[parameter].ndim))
 
 
-@pytest.mark.slow(unless=("gemma-adamw", "classic-muon"))
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 @three_models
 def test_without_a_gradient_only_decayed_parameters_shrink(name: str, rule: str):
@@ -84,6 +84,7 @@ def as_matrices(config: Config, parameter: str, values: Any) -> np.ndarray:
     return array.reshape(array.shape[0], reads, -1)
 
 
+@pytest.mark.slow
 @three_models
 def test_muon_s_updates_are_orthogonal_layer_by_layer_and_over_all_heads(name: str):
     config = NAMED[name]
@@ -101,7 +102,7 @@ def test_muon_s_updates_are_orthogonal_layer_by_layer_and_over_all_heads(name: s
         assert values.max() < 1.3, (parameter, values)
 
 
-@pytest.mark.slow(unless=("blocks.attn.W_O",))
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parameter", ["blocks.attn.W_Q", "blocks.attn.W_K", "blocks.attn.W_O", "blocks.mlp.W_in"]
 )

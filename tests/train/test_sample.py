@@ -144,6 +144,7 @@ def test_parameters_that_are_nan_are_named(tmp_path: Path, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_bytes_come_as_the_text_of_them_all(tmp_path: Path, capsys):
     config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_vocab=256)
     folder = folder_with(tmp_path, config, Bytes())

@@ -38,6 +38,7 @@ def run_of(corpus: Path, layout: Layout, *extra: str) -> Run:
     return Run(recipe, config, data, corpus.parent, Console(), layout=layout)
 
 
+@pytest.mark.slow(unless=("extra2", "extra1", "extra0"))
 @pytest.mark.parametrize(
     "extra",
     [(), ("--seeds", "2"), ("--order", "shuffled"), ("--corpus", "brackets", "--context", "13")],
@@ -52,7 +53,7 @@ def test_batches_on_a_mesh_are_those_of_one_device(corpus: Path, extra: tuple[st
     assert parts == [1, 1, 1, 1]
 
 
-@pytest.mark.slow(unless=("1 to 4",))
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"),
     [("data=2,fsdp=4", None), (None, "fsdp=2,tensor=2"), ("fsdp=8", "data=2,tensor=4")],

@@ -45,6 +45,7 @@ def test_the_loss_curve_is_that_of_one_device(name: str):
         assert array.sharding.device_set == set(jax.devices())
 
 
+@pytest.mark.slow
 def test_first_values_do_not_depend_on_the_mesh():
     recipe = recipe_of(CLASSIC_8)
     laid, alone = (
@@ -91,6 +92,7 @@ def test_in_64_bits_many_steps_leave_the_very_same_parameters():
         np.testing.assert_allclose(one, same, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_fully_sharded_each_device_holds_an_eighth_of_parameters_and_moments():
     recipe = recipe_of(MODERN_8)
     state, _ = trained(recipe, layout_of(*LAYOUTS["fully sharded"]))

@@ -63,7 +63,7 @@ def assert_close(a: Any, b: Any, rtol: float, atol: float = 0.0) -> None:
 # --- the loss and what counts in it ---
 
 
-@pytest.mark.slow(unless=("seed",))
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed", "classic"])
 def test_the_validation_loss_is_the_mean_over_all_targets(name: str):
     config = NAMED[name]
@@ -110,6 +110,7 @@ def test_what_does_not_count_has_no_influence_at_all(accumulate: int):
     assert float(without[0]) != float(one[0])
 
 
+@pytest.mark.slow
 def test_a_batch_in_which_nothing_counts_changes_nothing():
     params, batch = random_params(SEED), some_batch(SEED)
     nothing = Batch(batch.windows, jnp.zeros_like(batch.counted))
@@ -117,7 +118,7 @@ def test_a_batch_in_which_nothing_counts_changes_nothing():
     assert float(loss) == float(optax.tree.norm(gradient)) == 0.0
 
 
-@pytest.mark.slow(unless=("2-seed",))
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed", "modern", "classic"])
 @pytest.mark.parametrize("accumulate", [2, 6])
 def test_a_batch_in_parts_gives_the_whole_one_s_loss_and_gradient(name: str, accumulate: int):
@@ -150,7 +151,7 @@ def test_in_64_bits_the_parts_sum_to_the_whole_gradient_exactly():
 # --- steps ---
 
 
-@pytest.mark.slow(unless=("2",))
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_many_steps_in_one_call_are_the_single_steps_and_compile_once(accumulate: int):
     tokens = np.random.default_rng(0).integers(0, 11, 200).astype(np.int32)
@@ -171,6 +172,7 @@ def test_many_steps_in_one_call_are_the_single_steps_and_compile_once(accumulate
     assert_close(state.params, singles.params, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_state_s_buffers_are_taken_over():
     optimizer, state = start(SEED)
     steps = many_steps(SEED, optimizer)
@@ -198,7 +200,7 @@ def test_the_update_is_the_optimizer_s_after_clipping(rule: str):
     assert_close(after.params, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.slow(unless=("attention_only-adamw", "modern-muon"))
+@pytest.mark.slow(unless=("attention_only-adamw",))
 @pytest.mark.parametrize(
     ("name", "rule"), [*((name, "adamw") for name in NAMED), ("modern", "muon")]
 )

@@ -42,6 +42,7 @@ def test_it_finds_the_circuit_that_was_put_there(tmp_path: Path, capsys):
     assert picture.read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_its_numbers_are_those_of_the_circuit():
     circuit = circuits.induction()
     found = list(story.tell(circuit.params, circuit.config).values())
@@ -92,6 +93,7 @@ def test_no_model_is_a_sentence(tmp_path: Path, capsys):
     assert not picture.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "vocabulary"), [(4, 11), (5, 11), (12, 3), (30, 62)])
 def test_the_answer_is_what_came_after_the_last_token_before(context: int, vocabulary: int):
     config = dataclasses.replace(SEED, position="learned", n_context=context, n_vocab=vocabulary)

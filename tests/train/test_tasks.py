@@ -207,6 +207,7 @@ def balanced(text: str) -> bool:
     return not stack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [3, 9, 33])
 def test_brackets_are_answered_as_a_stack_does(context: int):
     windows, counted = drawn("brackets", 2048, context)
@@ -221,6 +222,7 @@ def test_brackets_are_answered_as_a_stack_does(context: int):
     assert (counted == (np.arange(context) == context - 1)).all()
 
 
+@pytest.mark.slow
 def test_brackets_of_each_kind_are_drawn_alike():
     windows, _ = drawn("brackets", 16384)
     kinds: dict[tuple[int, int], Counter[str]] = {}

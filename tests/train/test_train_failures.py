@@ -68,6 +68,7 @@ def test_a_diverged_validation_is_never_kept(corpus: Path, capsys):
     check_refused(capsys, [*command, "--resume"], *named)
 
 
+@pytest.mark.slow
 def test_parameters_that_are_no_numbers_are_not_saved_on_request(
     corpus: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):

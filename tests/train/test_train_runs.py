@@ -94,6 +94,7 @@ def test_resuming_another_recipe_or_text_is_refused(finished: Finished, corpus: 
     check_refused(capsys, [*never, "--resume"], folder_of(never), "--resume")
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_choice_was_there_goes_on(finished: Finished, corpus: Path):
     command = copied_run(finished, corpus, "old")
     path = folder_of(command) / "run.json"

@@ -126,6 +126,7 @@ def test_a_run_killed_between_saving_and_validating_looks_again(
     assert_same_run(finished.command, command)
 
 
+@pytest.mark.slow
 def test_the_last_checkpoints_and_the_best_are_kept(corpus: Path):
     """By losses that are made up: the second is the best."""
     command = options(corpus, "kept", 60, "--keep", "3")
