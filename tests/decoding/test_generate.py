@@ -11,7 +11,15 @@ import pytest
 
 from jaxformer import Compute, Config, Sampling, forward, generate, score, shown
 from tests.helpers.errors import raises
-from tests.helpers.models import MODERN, NAMED, SEED, every_model, random_params, random_tokens
+from tests.helpers.models import (
+    MODERN,
+    NAMED,
+    SEED,
+    THREE,
+    every_model,
+    random_params,
+    random_tokens,
+)
 from tests.helpers.texts import GREEDY, close, full_pass, model, naive_text, prompts, sliced
 
 KEY = jax.random.key(11)
@@ -41,7 +49,7 @@ def by_position(config: Config, site: str, value: Any, length: int) -> np.ndarra
 
 
 @pytest.mark.slow
-@every_model
+@pytest.mark.parametrize("name", [*THREE, "windowed"])
 def test_each_prompt_of_a_batch_goes_on_as_it_would_alone(name: str, x64):
     params, config = model(name)
     together = batch(name)
@@ -176,7 +184,7 @@ COMPUTES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["modern", "windowed"])
+@pytest.mark.parametrize("name", ["windowed"])
 @pytest.mark.parametrize("how", COMPUTES)
 def test_every_compute_writes_with_the_same_logits(name: str, how: str, standard_promotion):
     """Against a full forward pass over its own text."""

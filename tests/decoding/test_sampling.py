@@ -89,7 +89,7 @@ def test_a_penalty_acts_on_the_tokens_seen(
     logits = vector.astype(dtype)
     by_sign = np.where(logits > 0, logits / logits.dtype.type(by), logits * logits.dtype.type(by))
     penalized = compiled[penalize](jnp.asarray(logits), jnp.asarray(seen), by)
-    least = np.finfo(dtype).tiny  # XLA makes 0 of what is smaller
+    least = float(np.finfo(dtype).tiny)  # XLA makes 0 of what is smaller
     np.testing.assert_allclose(penalized, np.where(seen, by_sign, logits), rtol=1e-6, atol=least)
 
 
@@ -100,7 +100,7 @@ def test_heat_divides_the_distances_to_the_likeliest(
 ):
     logits = vector.astype(dtype)
     expected = (logits - logits.max()) / logits.dtype.type(by)
-    least = np.finfo(dtype).tiny
+    least = float(np.finfo(dtype).tiny)
     found = compiled[heat](jnp.asarray(logits), by)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=least)
 

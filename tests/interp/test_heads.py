@@ -216,7 +216,7 @@ def test_another_target_needs_no_other_program():
     prompts = jnp.stack([random_tokens(SEED, 6, seed) for seed in range(3)])
     targets = np.asarray(jax.vmap(induction_target)(prompts)), np.eye(6, dtype=np.float32)
 
-    def scores(target: Any, **options: bool) -> None:
+    def scores(target: Any, **options: Any) -> None:
         head_scores(params, SEED, prompts, target, **options)
 
     for target in targets:

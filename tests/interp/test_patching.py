@@ -91,7 +91,7 @@ def test_axes_may_be_left_whole_and_come_in_any_order(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("site", ["z", "pattern", "k", "mlp_out", "resid_pre"])
+@pytest.mark.parametrize("site", ["z", "pattern", "resid_pre"])
 def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
     config = NAMED["modern"]
     params = random_params(config, dtype=jnp.float64)
@@ -111,7 +111,7 @@ def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
 def test_after_the_layers_the_places_are_those_read(x64):
     config = NAMED["modern"]
     params = random_params(config, dtype=jnp.float64)
-    runs = params, config, *texts(config)
+    runs: Any = params, config, *texts(config)
     some = jnp.array([3, -1])
     found = patch_sweep(*runs, metric, "final", ("position",), read=some)
     every = patch_sweep(*runs, lambda logits: metric(logits[some]), "final", ("position",))
@@ -274,7 +274,7 @@ def test_a_deep_model_s_passes_join_at_few_layers(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["resid_pre", "scores", "k", "k with MLPs"])
+@pytest.mark.parametrize("what", ["resid_pre", "k with MLPs"])
 def test_a_budget_of_memory_is_kept_and_changes_nothing(what: str):
     config = dataclasses.replace(NAMED["modern"], d_model=32, d_mlp=128, n_layers=3)
     params = random_params(config)

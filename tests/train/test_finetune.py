@@ -48,7 +48,7 @@ def first_line(command: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["gpt2-plain", "gemma2-plain", "gpt_neox-plain"])
+@pytest.mark.parametrize("case", ["gpt2-plain", "gemma2-plain"])
 def test_before_the_first_step_the_loss_is_the_model_s_own(case: str, tmp_path: Path):
     start, text = foreign(tmp_path / "model", case), text_at(tmp_path)
     command = tuning(start, text, tmp_path, "run", "--steps", "10")
