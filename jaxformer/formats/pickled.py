@@ -1,4 +1,5 @@
 """A file of `torch.save`: a pickle, of which only plain tensors are read and nothing is run."""
+# pyright: reportMissingImports=false
 
 import contextlib
 import re

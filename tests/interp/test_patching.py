@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from jax.tree_util import Partial
 
-from jaxformer import Compute, Config, forward, unstack
+from jaxformer import Compute, Config, Params, forward, unstack
 from jaxformer.interp.edit import patch, patch_layers
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
@@ -111,10 +111,18 @@ def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
 def test_after_the_layers_the_places_are_those_read(x64):
     config = NAMED["modern"]
     params = random_params(config, dtype=jnp.float64)
-    runs: Any = params, config, *texts(config)
+    clean, corrupted = texts(config)
     some = jnp.array([3, -1])
-    found = patch_sweep(*runs, metric, "final", ("position",), read=some)
-    every = patch_sweep(*runs, lambda logits: metric(logits[some]), "final", ("position",))
+    found = patch_sweep(params, config, clean, corrupted, metric, "final", ("position",), read=some)
+    every = patch_sweep(
+        params,
+        config,
+        clean,
+        corrupted,
+        lambda logits: metric(logits[some]),
+        "final",
+        ("position",),
+    )
     np.testing.assert_allclose(found, every[some], **close)
 
 
@@ -125,11 +133,10 @@ def test_after_the_layers_no_layer_is_run_again():
     params, pair = random_params(config), texts(config)
 
     def flops(site: str) -> float:
-        return compiled_flops(
-            lambda params, pair: patch_sweep(params, config, *pair, metric, site, ("position",)),
-            params,
-            pair,
-        )
+        def sweep(params: Params, clean: jax.Array, corrupted: jax.Array) -> jax.Array:
+            return patch_sweep(params, config, clean, corrupted, metric, site, ("position",))
+
+        return compiled_flops(sweep, params, *pair)
 
     one = compiled_flops(lambda params, pair: forward(params, config, pair[0]).logits, params, pair)
     for site in ("final_scale", "final", "logits"):
