@@ -71,13 +71,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`@pytest.mark.slow(unless=("seed",))`: a test that is slow, but for these of its parameters."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`@pytest.mark.slow(unless=("seed",))`: a test that is slow, but for these of its parameters.
+
+    Raises:
+        pytest.UsageError: a test has no such parameters.
+    """
+    unseen: dict[str, set[str]] = {}
     for item in items:
         for mark in item.own_markers[:]:
-            called = getattr(item, "callspec", None)
-            if mark.name == "slow" and called and called.id in mark.kwargs.get("unless", ()):
-                item.own_markers.remove(mark)
+            if mark.name == "slow" and (unless := mark.kwargs.get("unless")):
+                test, _, own = item.nodeid.partition("[")
+                unseen.setdefault(test, set(unless)).discard(own[:-1])
+                if own[:-1] in unless:
+                    item.own_markers.remove(mark)
+    whole_files = not any("::" in argument for argument in config.args)
+    if wrong := [f"{test}: {ids}" for test, ids in unseen.items() if ids and whole_files]:
+        raise pytest.UsageError(f"no such parameters: {wrong}")
 
 
 _MAPS = Path("/proc/self/maps")
