@@ -21,7 +21,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # Compiled programs are kept between runs, and shared by workers and by the processes that tests start.
 COMPILED = Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache")))
 MOST_BYTES = 2**30
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
+    "0"  # small ones too: they are most of them
+)
 
 import hypothesis
 import jax
