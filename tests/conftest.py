@@ -1,8 +1,8 @@
 """Settings of every test: strict dtype promotion, quick compilation, examples, and the cache of compiled programs."""
 
+import contextlib
 import itertools
 import os
-import shutil
 import signal
 from importlib.metadata import version
 from pathlib import Path
@@ -12,18 +12,16 @@ ROOT = Path(__file__).parents[1]
 # Tests compile thousands of tiny programs: LLVM's optimiser would cost more than it gains.
 # And there are eight devices, as many as meshes in tests have; what is on no mesh runs on the first.
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
-if version("jaxlib").startswith(
-    "0.10."
-):  # compiling takes a third of the time; jaxlib 0.12 refuses the flag
+# With this flag jaxlib 0.10 compiles in a third of the time; jaxlib 0.12 refuses it.
+if version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
-# Compiled programs are kept between runs, and shared by workers and by the processes that tests start.
-COMPILED = Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache")))
+# Compiled programs are kept between runs, small ones too: workers and the processes that tests start share them.
+KEPT = ROOT / ".jax_cache"
 MOST_BYTES = 2**30
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
-    "0"  # small ones too: they are most of them
-)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jax
@@ -64,20 +62,25 @@ collect_ignore = ["golden/make.py", "helpers/hf.py"]  # without torch nothing th
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where the compiled programs have grown too many, the first process clears them away before any test."""
-    first = not hasattr(config, "workerinput")
-    if first and COMPILED.is_dir():
-        size = sum(file.stat().st_size for file in COMPILED.iterdir())
-        if size > MOST_BYTES:
-            shutil.rmtree(COMPILED)
+    """Remove the oldest compiled programs where `.jax_cache` holds more than `MOST_BYTES`."""
+    if hasattr(config, "workerinput") or not KEPT.is_dir():
+        return
+    with contextlib.suppress(OSError):  # another run removes them at the same time
+        files = sorted(KEPT.iterdir(), key=lambda file: file.stat().st_mtime)
+        size = sum(file.stat().st_size for file in files)
+        for file in files if size > MOST_BYTES else []:
+            size -= file.stat().st_size
+            file.unlink(missing_ok=True)
+            if size < MOST_BYTES // 2:
+                break
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`@pytest.mark.slow(unless=("seed",))`: a test that is slow, but for these of its parameters.
+    """Remove the mark `slow` from the parameters that it names: `@pytest.mark.slow(unless=("seed",))`.
 
     Raises:
-        pytest.UsageError: a test has no such parameters.
+        pytest.UsageError: the test has no such parameters.
     """
     unseen: dict[str, set[str]] = {}
     for item in items:
@@ -87,8 +90,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 unseen.setdefault(test, set(unless)).discard(own[:-1])
                 if own[:-1] in unless:
                     item.own_markers.remove(mark)
-    whole_files = not any("::" in argument for argument in config.args)
-    if wrong := [f"{test}: {ids}" for test, ids in unseen.items() if ids and whole_files]:
+    some = config.getoption("lf", default=False) or any("::" in given for given in config.args)
+    if wrong := [f"{test}: {ids}" for test, ids in unseen.items() if ids and not some]:
         raise pytest.UsageError(f"no such parameters: {wrong}")
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.mutations import MUTATIONS, mutated
+
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
@@ -216,6 +218,12 @@ def test_no_test_matches_the_words_of_an_error():
         if any(keyword.arg == "match" for keyword in node.keywords)
     ]
     assert not matching
+
+
+def test_every_fault_that_tests_are_measured_by_can_still_be_made():
+    for mutation in MUTATIONS:
+        assert mutated(mutation, ROOT)
+        assert (ROOT / mutation.near).is_dir()
 
 
 def test_no_postponed_annotations():

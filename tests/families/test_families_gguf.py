@@ -44,7 +44,7 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path):
     same(load(tmp_path)[1], load(tmp_path / "model.gguf")[1])
     (tmp_path / "config.json").unlink()
     ggufs.write(tmp_path / "other.gguf", golden("qwen3-plain"))
-    with raises(FileNotFoundError, tmp_path, 2):
+    with raises(FileNotFoundError, tmp_path, "2 GGUF files"):
         load(tmp_path)
 
 

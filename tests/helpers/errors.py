@@ -7,12 +7,23 @@ from typing import Any
 
 import pytest
 
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
+
 
 def check_names(message: str, *named: object) -> None:
-    """The message names each of these, not as a part of a longer word or number."""
-    for one in named:
-        found = re.search(rf"(?<!\w){re.escape(str(one))}(?!\w)", message)
-        assert found, f"{str(one)!r} is not named in: {message}"
+    """Check that the message names each of these, and not as a part of a longer word or number.
+
+    >>> check_names("top_k=1 must be at least 2", "top_k=1", 2)
+    >>> check_names("top_k=1.5 is not an integer", 1)
+    Traceback (most recent call last):
+    AssertionError: '1' is not named in: top_k=1.5 is not an integer
+    """
+    for one in map(str, named):
+        before, after = (
+            (r"(?<![\w.-])", r"(?!\w|\.\d)") if NUMBER.fullmatch(one) else (r"(?<!\w)", r"(?!\w)")
+        )
+        found = re.search(before + re.escape(one) + after, message)
+        assert found, f"{one!r} is not named in: {message}"
 
 
 @contextlib.contextmanager

@@ -58,9 +58,9 @@ every_model = pytest.mark.parametrize(
     "name",
     [name if name in THREE else pytest.param(name, marks=pytest.mark.slow) for name in NAMED],
 )
-"""Three models in the fast tier, all of them in the other."""
+"""Three models in the fast tier, all of them with `-m ""`."""
 three_models = pytest.mark.parametrize("name", THREE)
-"""For what reads a Config and its Specs alone."""
+"""Three models are enough where a law reads little more than a Config and its Specs."""
 
 
 LATE = (

@@ -27,5 +27,5 @@ def metric(logits: jax.Array) -> jax.Array:
 
 
 def enough(refused: ValueError) -> int:
-    """How much memory is enough, by what a sweep that was given too little says: the largest number it names."""
+    """The memory that a refused sweep asks for: the largest number in its message."""
     return max(map(int, re.findall(r"\d+", str(refused))))

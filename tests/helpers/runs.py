@@ -61,7 +61,7 @@ class Finished(NamedTuple):
 
 
 def copied_run(finished: Finished, corpus: Path, name: str) -> list[str]:
-    """A copy, as if the run had been trained under this name on this text, which is the same; its command."""
+    """Copy the finished run to `name`, with `corpus` as its text, and return its command."""
     command = options(corpus, name)
     folder = folder_of(command)
     shutil.copytree(folder_of(finished.command), folder)

@@ -104,7 +104,7 @@ FORMS = {**HUGGING_FACE, "gguf": write_gguf}
 
 
 def forms(names: Iterable[str] = tuple(FORMS)) -> list[Any]:
-    """As parameters of a test: those of PyTorch need it."""
+    """The forms as parameters of a test; those of PyTorch are marked `peers`."""
     return [pytest.param(n, marks=pytest.mark.peers) if "bin" in n else n for n in names]
 
 

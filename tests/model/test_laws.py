@@ -32,7 +32,7 @@ def model(name: str, dtype=jnp.float32):
     return random_params(config, dtype=dtype), config, random_tokens(config, LENGTH)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(unless=("seed", "gemma"))
 @every_model
 def test_later_tokens_cannot_change_earlier_logits(name: str, x64):
     """By gradient: of each position's logits with respect to what every position adds to the stream."""
@@ -62,7 +62,7 @@ def test_the_stream_is_the_embedding_plus_the_sum_of_its_updates(name: str, x64)
     np.testing.assert_allclose(found["resid_post"][-1], total, rtol=0, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(unless=("seed", "gemma"))
 @every_model
 def test_heads_add(name: str, x64):
     params, config, tokens = model(name, jnp.float64)
@@ -152,6 +152,21 @@ def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other_gradient, gradient
     )
+
+
+@every_model
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_logits_are_float32_or_wider(name: str, dtype: str, x64):
+    tokens = random_tokens(NAMED[name], LENGTH)
+    given = jax.eval_shape(
+        lambda params: forward(params, NAMED[name], tokens).logits, abstract(NAMED[name], dtype)
+    )
+    computed = jax.eval_shape(
+        lambda params: forward(params, NAMED[name], tokens, compute=Compute(dtype=dtype)).logits,  # pyright: ignore[reportArgumentType]
+        abstract(NAMED[name]),
+    )
+    expected = "float64" if dtype == "float64" else "float32"
+    assert given.dtype == computed.dtype == expected
 
 
 @pytest.mark.slow

@@ -128,6 +128,18 @@ def test_whatever_is_kept_logits_and_gradients_are_the_same(name: str, x64):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), kept, plain)
 
 
+@pytest.mark.parametrize("remat", ["none", "block", "dots"])
+def test_names_are_in_no_program_but_that_of_sites(remat: Any):
+    params, tokens = random_params(MODERN), random_tokens(MODERN, LENGTH)
+
+    def program(compute: Compute) -> str:
+        return str(jax.make_jaxpr(lambda params: loss(params, MODERN, tokens, compute))(params))
+
+    assert "name[" not in program(Compute(remat=remat))
+    text = program(saving("z", "pre"))
+    assert [site for site in SITES if f"name[name={site}]" in text] == ["z", "pre"]
+
+
 def test_the_sites_that_can_be_kept_are_those_that_some_backward_pass_reads():
     for_nothing = {"resid_pre", "head_out", "mlp_out", "resid_post"}
     assert set(get_args(Saved)) == {*SITES} - WHOLE - for_nothing

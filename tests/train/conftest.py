@@ -1,4 +1,4 @@
-"""One whole run for all tests of what comes after a run."""
+"""One whole run, in each process of pytest, for all tests of what comes after a run."""
 
 import contextlib
 import io

@@ -1,5 +1,6 @@
 """Several processes on the loopback interface: one run, whoever takes part in it, and sentences where one is gone."""
 
+import errno
 import os
 import signal
 import socket
@@ -271,7 +272,7 @@ def test_a_port_that_is_taken_is_refused(corpus: Path):
         group = ["--coordinator", where, "--processes", "2", "--process", "0", "--patience", "5"]
         [(status, _, error)] = ended([start(["-m", "train", *command, *group], 1)])
     assert (status, error.startswith("error: ")) == (1, True), error
-    check_names(error, "process 0", where)
+    check_names(error, "process 0", where, f"Errno {errno.EADDRINUSE}")
 
 
 def test_a_signal_to_one_stops_all_with_the_state_saved(corpus: Path):
