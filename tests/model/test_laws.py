@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Compute, empty_cache, forward, shown
+from jaxformer import Compute, abstract, empty_cache, forward, shown
 from jaxformer.sites import WHOLE
 from tests.helpers.errors import raises
 from tests.helpers.models import (

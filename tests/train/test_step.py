@@ -118,7 +118,7 @@ def test_a_batch_in_which_nothing_counts_changes_nothing():
     assert float(loss) == float(optax.tree.norm(gradient)) == 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(unless=("2-seed",))
 @pytest.mark.parametrize("name", ["seed", "modern", "classic"])
 @pytest.mark.parametrize("accumulate", [2, 6])
 def test_a_batch_in_parts_gives_the_whole_one_s_loss_and_gradient(name: str, accumulate: int):
