@@ -170,9 +170,15 @@ def story(*, load: Path | None = None, steps: int = 400, picture: Path = Path("s
         raise ValueError(f"steps={steps} must be at least 1")
     config, params = train(steps) if load is None else load_model(load)[:2]
     if config.n_layers < 2 or config.n_kv_heads not in (None, config.n_heads):
-        raise ValueError("this story needs two layers or more, and keys of each head's own")
+        raise ValueError(
+            "this story needs at least two layers, and a key head for each query head; this model has "
+            f"n_layers={config.n_layers}, n_heads={config.n_heads}, n_kv_heads={config.n_kv_heads}"
+        )
     if min(config.n_vocab - 1, (config.n_context or 4) // 2) < 2:
-        raise ValueError("this story needs three tokens or more, and a context of four")
+        raise ValueError(
+            "this story needs at least three vocabulary entries and a context of four; this model has "
+            f"n_vocab={config.n_vocab}, n_context={config.n_context}"
+        )
     found = tell(params, config)
     by, labels = ("score", "layer", "head"), {"score": list(found)}
     heat_map(np.stack(list(found.values())), by, labels=labels).savefig(picture)

@@ -203,4 +203,5 @@ def test_a_foreign_model_is_timed_and_peers_that_cannot_build_it_say_so(
     )  # fmt: skip
     assert [row["implementation"] for row in rows] == ["jaxformer"]
     assert {row["size"] for row in rows} == {"small-gemma"}
-    assert {"flax-nnx", "torch"} <= {line.split()[0] for line in out.splitlines() if line.strip()}
+    for peer in ("flax-nnx", "torch"):
+        assert f"{peer} skipped" in out

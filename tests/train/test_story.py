@@ -68,18 +68,21 @@ def test_the_readme_s_command_trains_a_model_and_takes_it_apart_in_time(tmp_path
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "named"),
     [
-        NAMED["modern"],
-        dataclasses.replace(SEED, n_layers=1),
-        dataclasses.replace(SEED, n_vocab=2),
+        (NAMED["modern"], "n_kv_heads=2"),
+        (dataclasses.replace(SEED, n_layers=1), "n_layers=1"),
+        (dataclasses.replace(SEED, n_vocab=2), "n_vocab=2"),
     ],
 )
-def test_a_model_that_it_is_not_about_is_a_sentence(config: Config, tmp_path: Path, capsys):
+def test_a_model_that_it_is_not_about_is_a_sentence(
+    config: Config, named: str, tmp_path: Path, capsys
+):
     folder = folder_with(tmp_path, config, init(config, jax.random.key(0)))
     assert story.main(["--load", folder]) == 1
     said = capsys.readouterr()
     assert said.err.startswith("error: ")
+    check_names(said.err, named)
     assert said.err.count("\n") == 1
     assert not said.out
 
