@@ -33,154 +33,96 @@ class Mutation(NamedTuple):
 
     name: str
     file: str
-    text: str
-    becomes: str
     near: str
     """the folder of tests to run first"""
+    text: str
+    becomes: str
 
 
+# fmt: off
 MUTATIONS = [
-    Mutation(
-        "mask",  # a window shows one token too many
-        "jaxformer/attention.py",
-        "within = back < config.window",
-        "within = back <= config.window",
-        "tests/model",
-    ),
-    Mutation(
-        "score-scale",  # scores are divided by another width's root
-        "jaxformer/config.py",
-        "self.d_head**-0.5 if",
-        "self.d_model**-0.5 if",
-        "tests/model",
-    ),
-    Mutation(
-        "rotary-sign",  # queries and keys turn the other way
-        "jaxformer/position.py",
-        "[(a * cos - b * sin), (a * sin + b * cos)]",
-        "[(a * cos + b * sin), (b * cos - a * sin)]",
-        "tests/model",
-    ),
-    Mutation(
-        "norm-epsilon",  # added to the root in place of the mean square
-        "jaxformer/norm.py",
-        "keepdims=True) + config.norm_epsilon)",
-        "keepdims=True)) + config.norm_epsilon",
-        "tests/model",
-    ),
-    Mutation(
-        "tied-gradient",  # a tied embedding learns nothing from its use as the unembedding
-        "jaxformer/transformer.py",
-        'product("td,vd->tv", final, params.W_E)',
-        'product("td,vd->tv", final, jax.lax.stop_gradient(params.W_E))',
-        "tests/model",
-    ),
-    Mutation(
-        "softmax-gradient",  # a mean where the derivative has a sum
-        "jaxformer/attention.py",
-        "(pattern * change).sum(axis=-1, keepdims=True)",
-        "(pattern * change).mean(axis=-1, keepdims=True)",
-        "tests/model",
-    ),
-    Mutation(
-        "logits-dtype",  # narrow parameters give narrow logits
-        "jaxformer/transformer.py",
-        "return capped(biased(logits, params.b_U), config.logit_cap)",
-        "return capped(biased(logits.astype(final.dtype), params.b_U), config.logit_cap)",
-        "tests/model",
-    ),
-    Mutation(
-        "cache-index",  # in a ragged batch, all keys are written at the first sequence's position
-        "jaxformer/cache.py",
-        "place = (index, *[zero] * (old.ndim - 3), start[index], zero)",
-        "place = (index, *[zero] * (old.ndim - 3), start[0], zero)",
-        "tests/decoding",
-    ),
-    Mutation(
-        "top-p-edge",  # p=1 drops tokens where fewer already add up to 1 by rounding
-        "jaxformer/sampling.py",
-        "jnp.where(p < 1, _largest",
-        "jnp.where(p <= 1, _largest",
-        "tests/decoding",
-    ),
-    Mutation(
-        "sampling-key",  # every token of a text is drawn with the same random numbers
-        "jaxformer/decode.py",
-        "(wish.keys, state.drawn)",
-        "(wish.keys, state.drawn * 0)",
-        "tests/decoding",
-    ),
-    Mutation(
-        "tokenizer-offset",  # streaming forgets a character's first byte before its fourth comes
-        "jaxformer/tokenizer.py",
-        "latest = latest[-LONGEST - held :]",
-        "latest = latest[1 - LONGEST - held :]",
-        "tests/text",
-    ),
-    Mutation(
-        "weight-folding",  # a norm's bias is multiplied by the norm's weight
-        "jaxformer/interp/fold.py",
-        'jnp.einsum("d,d...->...", norm.b, W)',
-        'jnp.einsum("d,d...->...", norm.b * norm.w, W)',
-        "tests/interp",
-    ),
-    Mutation(
-        "patch-index",  # each layer is patched with the value of the layer before it
-        "jaxformer/interp/change.py",
-        "own = jnp.asarray(stacked)[layer]",
-        "own = jnp.asarray(stacked)[layer - 1]",
-        "tests/interp",
-    ),
-    Mutation(
-        "loss-shift",  # padding past the end of the corpus counts in the validation loss
-        "train/batches.py",
-        "real = reach[:, 1:] < len(tokens)",
-        "real = reach[:, :-1] < len(tokens)",
-        "tests/train",
-    ),
-    Mutation(
-        "accumulated-mean",  # gradient accumulation multiplies the gradient by the number of parts
-        "train/step.py",
-        "summed_loss(params, config, part, how) / number",
-        "summed_loss(params, config, part, how) / part.counted.sum()",
-        "tests/train",
-    ),
-    Mutation(
-        "optimizer-mask",  # weight decay shrinks norms and biases too
-        "train/optimizer.py",
-        "lambda spec: bool(spec.reads)",
-        "lambda spec: True",
-        "tests/train",
-    ),
-    Mutation(
-        "batch-key",  # every batch comes twice
-        "train/batches.py",
-        "jax.random.randint(jax.random.fold_in(key, step),",
-        "jax.random.randint(jax.random.fold_in(key, step // 2),",
-        "tests/train",
-    ),
-    Mutation(
-        "resume-step",  # a resumed run forgets the metrics of the step it goes on from
-        "train/metrics.py",
-        'if line["step"] <= step]',
-        'if line["step"] < step]',
-        "tests/train",
-    ),
-    Mutation(
-        "checkpoint-order",  # a run resumes from the oldest checkpoint that is kept
-        "train/checkpoints.py",
-        "return self._read(steps[-1], like)",
-        "return self._read(steps[0], like)",
-        "tests/train",
-    ),
-    Mutation(
-        "sharding-axis",  # on a mesh with a tensor axis every device holds all neurons
-        "jaxformer/sharding.py",
-        '"f": "tensor",\n    "v"',
-        '"f": None,\n    "v"',
-        "tests/train",
-    ),
+    # A window shows one token too many.
+    Mutation("mask", "jaxformer/attention.py", "tests/model",
+             "within = back < config.window",
+             "within = back <= config.window"),
+    # Scores are divided by another width's root.
+    Mutation("score-scale", "jaxformer/config.py", "tests/model",
+             "self.d_head**-0.5 if",
+             "self.d_model**-0.5 if"),
+    # Queries and keys turn the other way.
+    Mutation("rotary-sign", "jaxformer/position.py", "tests/model",
+             "[(a * cos - b * sin), (a * sin + b * cos)]",
+             "[(a * cos + b * sin), (b * cos - a * sin)]"),
+    # Epsilon is added to the root, not to the mean square.
+    Mutation("norm-epsilon", "jaxformer/norm.py", "tests/model",
+             "keepdims=True) + config.norm_epsilon)",
+             "keepdims=True)) + config.norm_epsilon"),
+    # A tied embedding learns nothing from its use as the unembedding.
+    Mutation("tied-gradient", "jaxformer/transformer.py", "tests/model",
+             'product("td,vd->tv", final, params.W_E)',
+             'product("td,vd->tv", final, jax.lax.stop_gradient(params.W_E))'),
+    # The derivative has a mean where it needs a sum.
+    Mutation("softmax-gradient", "jaxformer/attention.py", "tests/model",
+             "(pattern * change).sum(axis=-1, keepdims=True)",
+             "(pattern * change).mean(axis=-1, keepdims=True)"),
+    # Narrow parameters give narrow logits.
+    Mutation("logits-dtype", "jaxformer/transformer.py", "tests/model",
+             "return capped(biased(logits, params.b_U), config.logit_cap)",
+             "return capped(biased(logits.astype(final.dtype), params.b_U), config.logit_cap)"),
+    # In a ragged batch, all keys are written at the first sequence's position.
+    Mutation("cache-index", "jaxformer/cache.py", "tests/decoding",
+             "place = (index, *[zero] * (old.ndim - 3), start[index], zero)",
+             "place = (index, *[zero] * (old.ndim - 3), start[0], zero)"),
+    # P=1 drops tokens where fewer already add up to 1 by rounding.
+    Mutation("top-p-edge", "jaxformer/sampling.py", "tests/decoding",
+             "jnp.where(p < 1, _largest",
+             "jnp.where(p <= 1, _largest"),
+    # Every token of a text is drawn with the same random numbers.
+    Mutation("sampling-key", "jaxformer/decode.py", "tests/decoding",
+             "(wish.keys, state.drawn)",
+             "(wish.keys, state.drawn * 0)"),
+    # Streaming forgets a character's first byte before its fourth comes.
+    Mutation("tokenizer-offset", "jaxformer/tokenizer.py", "tests/text",
+             "latest = latest[-LONGEST - held :]",
+             "latest = latest[1 - LONGEST - held :]"),
+    # A norm's bias is multiplied by the norm's weight.
+    Mutation("weight-folding", "jaxformer/interp/fold.py", "tests/interp",
+             'jnp.einsum("d,d...->...", norm.b, W)',
+             'jnp.einsum("d,d...->...", norm.b * norm.w, W)'),
+    # Each layer is patched with the value of the layer before it.
+    Mutation("patch-index", "jaxformer/interp/change.py", "tests/interp",
+             "own = jnp.asarray(stacked)[layer]",
+             "own = jnp.asarray(stacked)[layer - 1]"),
+    # Padding past the end of the corpus counts in the validation loss.
+    Mutation("loss-shift", "train/batches.py", "tests/train",
+             "real = reach[:, 1:] < len(tokens)",
+             "real = reach[:, :-1] < len(tokens)"),
+    # Gradient accumulation multiplies the gradient by the number of parts.
+    Mutation("accumulated-mean", "train/step.py", "tests/train",
+             "summed_loss(params, config, part, how) / number",
+             "summed_loss(params, config, part, how) / part.counted.sum()"),
+    # Weight decay shrinks norms and biases too.
+    Mutation("optimizer-mask", "train/optimizer.py", "tests/train",
+             "lambda spec: bool(spec.reads)",
+             "lambda spec: True"),
+    # Every batch comes twice.
+    Mutation("batch-key", "train/batches.py", "tests/train",
+             "jax.random.randint(jax.random.fold_in(key, step),",
+             "jax.random.randint(jax.random.fold_in(key, step // 2),"),
+    # A resumed run forgets the metrics of the step it goes on from.
+    Mutation("resume-step", "train/metrics.py", "tests/train",
+             'if line["step"] <= step]',
+             'if line["step"] < step]'),
+    # A run resumes from the oldest checkpoint that is kept.
+    Mutation("checkpoint-order", "train/checkpoints.py", "tests/train",
+             "return self._read(steps[-1], like)",
+             "return self._read(steps[0], like)"),
+    # On a mesh with a tensor axis every device holds all neurons.
+    Mutation("sharding-axis", "jaxformer/sharding.py", "tests/train",
+             '"f": "tensor",\n    "v"',
+             '"f": None,\n    "v"'),
 ]
+# fmt: on
 
 
 class Verdict(NamedTuple):
@@ -291,13 +233,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"the unchanged code fails {verdict.failed}; fix that first")
                 return 2
             print(f"{'unchanged':<18} passes {verdict.seconds:6.0f} s", flush=True)
-        missed = [mutation.name for mutation in chosen if not said(mutation, tree, options.tier)]
+        missed = [
+            mutation.name for mutation in chosen if not is_caught(mutation, tree, options.tier)
+        ]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} caught by the {options.tier} tier")
     return int(bool(missed))
 
 
-def said(mutation: Mutation, tree: Path, tier: str) -> bool:
-    """Try a fault out, print what came of it, and return whether it was caught."""
+def is_caught(mutation: Mutation, tree: Path, tier: str) -> bool:
+    """Whether the tests catch a fault; prints which test did."""
     verdict = try_out(mutation, tree, tier)
     word = "caught" if verdict.failed else "MISSED"
     print(
