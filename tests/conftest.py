@@ -33,27 +33,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-SLOW_EXAMPLES = [
-    hypothesis.HealthCheck.too_slow,
-    hypothesis.HealthCheck.function_scoped_fixture,
-]
-hypothesis.settings.register_profile(
-    "few",
-    deadline=None,  # the first example of a shape compiles
-    derandomize=True,  # the same examples on every machine
-    max_examples=10,
-    phases=[
-        hypothesis.Phase.explicit,
-        hypothesis.Phase.generate,
-    ],  # each shrinking step would compile
-    suppress_health_check=SLOW_EXAMPLES,
-)
 hypothesis.settings.register_profile(
     "nightly",
-    deadline=None,
+    deadline=None,  # the first example of a shape compiles
     max_examples=100,
     print_blob=True,  # a line that repeats what failed
-    suppress_health_check=SLOW_EXAMPLES,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.register_profile(
+    "few",
+    parent=hypothesis.settings.get_profile("nightly"),
+    derandomize=True,  # the same examples on every machine
+    max_examples=10,
+    phases=[  # each shrinking step would compile
+        hypothesis.Phase.explicit,
+        hypothesis.Phase.generate,
+    ],
 )
 hypothesis.settings.load_profile("few")  # before pytest's --hypothesis-profile, which wins
 
