@@ -1,6 +1,6 @@
 """What TransformerLens finds in one tiny GPT-2: from a golden file, or from the installed library.
 
-`python -m tests.helpers.lens` writes the golden file anew. Every quantity is an array in our layout: layers in front,
+`python -m tests.helpers.lens` rewrites the golden file. Every quantity is an array in our layout: layers in front,
 then heads, then positions.
 """
 # pyright: reportMissingImports=false

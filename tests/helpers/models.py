@@ -60,7 +60,7 @@ every_model = pytest.mark.parametrize(
 )
 """Three models in the fast tier, all of them with `-m ""`."""
 three_models = pytest.mark.parametrize("name", THREE)
-"""Three models are enough where a law reads little more than a Config and its Specs."""
+"""Three models in both tiers, where a law hardly depends on the architecture."""
 
 
 LATE = (

@@ -38,10 +38,14 @@ def run_of(corpus: Path, layout: Layout, *extra: str) -> Run:
     return Run(recipe, config, data, corpus.parent, Console(), layout=layout)
 
 
-@pytest.mark.slow(unless=("extra2", "extra1", "extra0"))
 @pytest.mark.parametrize(
     "extra",
-    [(), ("--seeds", "2"), ("--order", "shuffled"), ("--corpus", "brackets", "--context", "13")],
+    [
+        (),
+        ("--seeds", "2"),
+        ("--order", "shuffled"),
+        pytest.param(("--corpus", "brackets", "--context", "13"), marks=pytest.mark.slow),
+    ],
 )
 def test_batches_on_a_mesh_are_those_of_one_device(corpus: Path, extra: tuple[str, ...]):
     layout = layout_of("data=2,fsdp=2")
