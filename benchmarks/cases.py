@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import Config
-from jaxformer.formats import is_gguf
-from jaxformer.jsonfile import read_object
-from jaxformer.pretrained import load_config, read_foreign
+from jaxformer.pretrained.formats import is_gguf
+from jaxformer.pretrained.json_io import read_object
+from jaxformer.pretrained.load import load_config, read_foreign
 from train.about import find_model
 
 

@@ -21,10 +21,10 @@ from benchmarks.options import Options
 from benchmarks.program import Program, ahead, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import Ceilings
 from jaxformer.config import Compute, Config
-from jaxformer.generate import generate, lower
-from jaxformer.params import abstract, count, init, unstack
-from jaxformer.sampling import Sampling
-from train.costs.flops import forward_flops
+from jaxformer.decoding.generate import generate, lower
+from jaxformer.decoding.sampling import Sampling
+from jaxformer.model.params import abstract, count, init, unstack
+from train.plan.flops import forward_flops
 
 GREEDY = Sampling(temperature=0)
 BATCHES = {"baby": (1, 8, 64)}

@@ -12,8 +12,8 @@ from benchmarks.contest import Setting, Work, contest, enter_ours, gather
 from benchmarks.program import batched_logits, every_site, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes
 from jaxformer.config import Compute
-from jaxformer.params import abstract, init
-from train.costs.flops import forward_flops
+from jaxformer.model.params import abstract, init
+from train.plan.flops import forward_flops
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference of logits, relative to the largest logit."""

@@ -12,8 +12,8 @@ from benchmarks.contest import Setting
 from benchmarks.program import Program, batched_logits, prepare, random_tokens
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Compute
-from jaxformer.params import abstract, init
-from train.costs.flops import forward_flops
+from jaxformer.model.params import abstract, init
+from train.plan.flops import forward_flops
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from benchmarks.contest import Setting, contest, enter
 from benchmarks.program import Program, fresh_seed, prepare, random_tokens
 from benchmarks.train_step import STEPS_COMPARED, TOLERANCES, fresh, shapes, step, stepping, work
 from jaxformer.config import Compute
-from jaxformer.sites import shown
+from jaxformer.model.sites import shown
 from train.step import How, TrainState
 
 PLAIN = "jaxformer"

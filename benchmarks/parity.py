@@ -15,10 +15,10 @@ from benchmarks.contest import Setting, difference
 from benchmarks.device import check_fits
 from benchmarks.options import CacheName, DTypeName
 from benchmarks.program import batched_logits, random_tokens
-from jaxformer.cache import empty_cache
 from jaxformer.config import Compute, Config, Kernel
-from jaxformer.params import Params, init
-from jaxformer.transformer import forward
+from jaxformer.model.cache import empty_cache
+from jaxformer.model.params import Params, init
+from jaxformer.model.transformer import forward
 
 PRECISIONS = ("default", "high", "highest")
 POSITIONS = 128

@@ -16,12 +16,12 @@ from benchmarks.options import Options
 from benchmarks.program import fresh_seed, prepare, random_tokens
 from jaxformer.config import Config
 from jaxformer.interp.attribution import attribution_patch, summed
-from jaxformer.interp.metric import measure
+from jaxformer.interp.engine.metric import measure
 from jaxformer.interp.patching import part_sizes, patch_sweep
 from jaxformer.interp.paths import path_patch
-from jaxformer.params import abstract, count, init
-from jaxformer.transformer import forward
-from train.costs.flops import forward_flops
+from jaxformer.model.params import abstract, count, init
+from jaxformer.model.transformer import forward
+from train.plan.flops import forward_flops
 
 TOLERANCE = 1e-3
 """Of what the patches change, relative to the largest change."""

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from benchmarks.device import Device, check_fits
 from benchmarks.options import Options
 from jaxformer.config import Compute, Config
-from jaxformer.sites import WHOLE, shown
-from jaxformer.transformer import forward
+from jaxformer.model.sites import WHOLE, shown
+from jaxformer.model.transformer import forward
 
 
 class Program(NamedTuple):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from benchmarks.device import Device
 from benchmarks.timing import interleave, summarize
 from jaxformer.config import Config
-from jaxformer.params import count
-from train.costs.hardware import HARDWARE
+from jaxformer.model.params import count
+from train.plan.hardware import HARDWARE
 
 
 def forward_bytes(config: Config, batch: int, context: int, itemsize: int) -> int:

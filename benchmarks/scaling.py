@@ -24,11 +24,11 @@ from benchmarks.theory import Split, Step, predicted
 from benchmarks.timing import interleave, paired, summarize
 from benchmarks.train_step import stepping
 from jaxformer.config import Compute
-from train.batches import Batch
-from train.costs.collectives import Collective, collectives, totals, with_reduce_scatter
-from train.costs.plan import own_bytes
-from train.layout import Layout, lay_out, pretend
+from train.data.batches import Batch
+from train.devices.layout import Layout, lay_out, pretend
 from train.optimizer import make_optimizer
+from train.plan.collectives import Collective, collectives, totals, with_reduce_scatter
+from train.plan.memory import own_bytes
 from train.recipe import Architecture, Recipe
 from train.run import batch_shapes, fresh_state, how_of, state_shapes
 from train.step import TrainState, many_steps, validation_sums

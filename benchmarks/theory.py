@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple, get_args
 import jax
 
 from jaxformer.config import Config
-from jaxformer.params import specs
-from jaxformer.spec import Spec, is_spec, path_name
-from train.costs.collectives import Collective, Kind
+from jaxformer.model.params import specs
+from jaxformer.model.spec import Spec, is_spec, path_name
+from train.plan.collectives import Collective, Kind
 
 Split = Literal["data", "fsdp", "tensor", "sequence"]
 """What is in parts: the batch; the batch and every array along d; heads, neurons and vocabulary; positions.

@@ -14,9 +14,9 @@ from benchmarks.peers import ADAMW
 from benchmarks.program import Program, fresh_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes
 from jaxformer.config import Compute, Config
-from jaxformer.params import count, init
-from train.batches import Batch
-from train.costs.flops import train_flops
+from jaxformer.model.params import count, init
+from train.data.batches import Batch
+from train.plan.flops import train_flops
 from train.step import How, TrainState, train_step
 
 OPTIMIZER = optax.adamw(**ADAMW)

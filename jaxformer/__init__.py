@@ -1,9 +1,7 @@
 """A GPT-style Transformer as pure functions over parameter pytrees.
 
-Read in this order: `config`, `stream`, `attention`, `mlp`, `transformer`; then `norm` and `position`
-(what later GPTs added), `sites` (how to look inside), `spec` and `params` (how parameters begin), `cache`,
-`sampling`, `reading`, `decode` and `generate` (how a text goes on), and beside them `reference`, the same model in
-plain Python.
+Read `config`, then `model` (its files in the order that it names), and beside it `reference`, the same model in plain
+Python. `decoding` continues a text, `pretrained` loads and saves, `interp` takes a model apart.
 
 The dimension key, the same letters in every einsum and every annotation:
 
@@ -15,22 +13,22 @@ The dimension key, the same letters in every einsum and every annotation:
     c  position-table row                v  vocabulary
 """
 
-from jaxformer.beam import Beams, beam_search
-from jaxformer.cache import Cache, empty_cache
-from jaxformer.checkpoint import save
 from jaxformer.config import Compute, Config
-from jaxformer.families.export import export
-from jaxformer.generate import Generated, generate
-from jaxformer.params import Block, Params, abstract, count, init, specs, unstack
-from jaxformer.pretrained import load, load_config
-from jaxformer.sampling import Sampling
-from jaxformer.score import perplexity, score
+from jaxformer.decoding.beam import Beams, beam_search
+from jaxformer.decoding.generate import Generated, generate
+from jaxformer.decoding.sampling import Sampling
+from jaxformer.decoding.streaming import stream_tokens
+from jaxformer.model.cache import Cache, empty_cache
+from jaxformer.model.params import Block, Params, abstract, count, init, specs, unstack
+from jaxformer.model.score import perplexity, score
+from jaxformer.model.sites import SITES, Edit, keep, shown
+from jaxformer.model.stream import query, update
+from jaxformer.model.transformer import Output, block, embed, forward, unembed
+from jaxformer.pretrained.checkpoint import save
+from jaxformer.pretrained.export import export
+from jaxformer.pretrained.load import load, load_config
 from jaxformer.sharding import constrain, partition, shardings
-from jaxformer.sites import SITES, Edit, keep, shown
-from jaxformer.stream import query, update
-from jaxformer.streaming import stream_tokens
-from jaxformer.tokenizer import Bytes, Characters, Tokenizer, Words, stream_text
-from jaxformer.transformer import Output, block, embed, forward, unembed
+from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer, Words, stream_text
 
 __all__ = [
     "SITES",

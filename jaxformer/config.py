@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxformer.validity import (
+from jaxformer.config_checks import (
     at_least,
     check_position,
     check_saved,

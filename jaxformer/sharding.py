@@ -24,9 +24,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from jaxformer.config import Config
-from jaxformer.params import Params, specs
-from jaxformer.sites import AXES, Edit, Layer, Site
-from jaxformer.spec import Spec, is_spec, path_name
+from jaxformer.model.params import Params, specs
+from jaxformer.model.sites import AXES, Edit, Layer, Site
+from jaxformer.model.spec import Spec, is_spec, path_name
 
 Places = str | tuple[str, ...] | None
 """An axis of a mesh, several of them, or none: a copy in each of its rows."""

@@ -42,7 +42,7 @@ class Mutation(NamedTuple):
 # fmt: off
 MUTATIONS = [
     # A window shows one token too many.
-    Mutation("mask", "jaxformer/attention.py", "tests/model",
+    Mutation("mask", "jaxformer/model/kernels.py", "tests/model",
              "within = back < config.window",
              "within = back <= config.window"),
     # Scores are divided by another width's root.
@@ -50,39 +50,39 @@ MUTATIONS = [
              "self.d_head**-0.5 if",
              "self.d_model**-0.5 if"),
     # Queries and keys turn the other way.
-    Mutation("rotary-sign", "jaxformer/position.py", "tests/model",
+    Mutation("rotary-sign", "jaxformer/model/position.py", "tests/model",
              "[(a * cos - b * sin), (a * sin + b * cos)]",
              "[(a * cos + b * sin), (b * cos - a * sin)]"),
     # Epsilon is added to the root, not to the mean square.
-    Mutation("norm-epsilon", "jaxformer/norm.py", "tests/model",
+    Mutation("norm-epsilon", "jaxformer/model/norm.py", "tests/model",
              "keepdims=True) + config.norm_epsilon)",
              "keepdims=True)) + config.norm_epsilon"),
     # A tied embedding learns nothing from its use as the unembedding.
-    Mutation("tied-gradient", "jaxformer/transformer.py", "tests/model",
+    Mutation("tied-gradient", "jaxformer/model/transformer.py", "tests/model",
              'product("td,vd->tv", final, params.W_E)',
              'product("td,vd->tv", final, jax.lax.stop_gradient(params.W_E))'),
     # The derivative has a mean where it needs a sum.
-    Mutation("softmax-gradient", "jaxformer/attention.py", "tests/model",
+    Mutation("softmax-gradient", "jaxformer/model/kernels.py", "tests/model",
              "(pattern * change).sum(axis=-1, keepdims=True)",
              "(pattern * change).mean(axis=-1, keepdims=True)"),
     # Narrow parameters give narrow logits.
-    Mutation("logits-dtype", "jaxformer/transformer.py", "tests/model",
+    Mutation("logits-dtype", "jaxformer/model/transformer.py", "tests/model",
              "return capped(biased(logits, params.b_U), config.logit_cap)",
              "return capped(biased(logits.astype(final.dtype), params.b_U), config.logit_cap)"),
     # In a ragged batch, all keys are written at the first sequence's position.
-    Mutation("cache-index", "jaxformer/cache.py", "tests/decoding",
+    Mutation("cache-index", "jaxformer/model/cache.py", "tests/decoding",
              "place = (index, *[zero] * (old.ndim - 3), start[index], zero)",
              "place = (index, *[zero] * (old.ndim - 3), start[0], zero)"),
     # P=1 drops tokens where fewer already add up to 1 by rounding.
-    Mutation("top-p-edge", "jaxformer/sampling.py", "tests/decoding",
+    Mutation("top-p-edge", "jaxformer/decoding/sampling.py", "tests/decoding",
              "jnp.where(p < 1, _largest",
              "jnp.where(p <= 1, _largest"),
     # Every token of a text is drawn with the same random numbers.
-    Mutation("sampling-key", "jaxformer/decode.py", "tests/decoding",
+    Mutation("sampling-key", "jaxformer/decoding/loop.py", "tests/decoding",
              "(wish.keys, state.drawn)",
              "(wish.keys, state.drawn * 0)"),
     # Streaming forgets a character's first byte before its fourth comes.
-    Mutation("tokenizer-offset", "jaxformer/tokenizer.py", "tests/text",
+    Mutation("tokenizer-offset", "jaxformer/text/tokenizer.py", "tests/text",
              "latest = latest[-LONGEST - held :]",
              "latest = latest[1 - LONGEST - held :]"),
     # A norm's bias is multiplied by the norm's weight.
@@ -90,11 +90,11 @@ MUTATIONS = [
              'jnp.einsum("d,d...->...", norm.b, W)',
              'jnp.einsum("d,d...->...", norm.b * norm.w, W)'),
     # Each layer is patched with the value of the layer before it.
-    Mutation("patch-index", "jaxformer/interp/change.py", "tests/interp",
+    Mutation("patch-index", "jaxformer/interp/engine/change.py", "tests/interp",
              "own = jnp.asarray(stacked)[layer]",
              "own = jnp.asarray(stacked)[layer - 1]"),
     # Padding past the end of the corpus counts in the validation loss.
-    Mutation("loss-shift", "train/batches.py", "tests/train",
+    Mutation("loss-shift", "train/data/batches.py", "tests/train",
              "real = reach[:, 1:] < len(tokens)",
              "real = reach[:, :-1] < len(tokens)"),
     # Gradient accumulation multiplies the gradient by the number of parts.
@@ -106,7 +106,7 @@ MUTATIONS = [
              "lambda spec: bool(spec.reads)",
              "lambda spec: True"),
     # Every batch comes twice.
-    Mutation("batch-key", "train/batches.py", "tests/train",
+    Mutation("batch-key", "train/data/batches.py", "tests/train",
              "jax.random.randint(jax.random.fold_in(key, step),",
              "jax.random.randint(jax.random.fold_in(key, step // 2),"),
     # A resumed run forgets the metrics of the step it goes on from.

@@ -11,11 +11,9 @@ import jax
 from rich.console import Console
 
 from train.commandline import read_command, recipe_of
-from train.guard import LOST, guard, guarded, leave
-from train.layout import lay_out
-from train.listeners import tensorboard
-from train.loop import Interrupted, train
-from train.processes import (
+from train.devices.guard import LOST, guard, guarded, leave
+from train.devices.layout import lay_out
+from train.devices.processes import (
     Group,
     Refused,
     by_first,
@@ -25,6 +23,8 @@ from train.processes import (
     is_first,
     is_loss,
 )
+from train.listeners import tensorboard
+from train.loop import Interrupted, train
 from train.recipe import Recipe
 from train.run import Run
 from train.runs import RunError, open_run, plain

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxformer.params import Params
-from train.batches import Batch
+from jaxformer.model.params import Params
+from train.data.batches import Batch
 from train.metrics import Line
 from train.run import Run
 from train.step import TrainState, steps_done, validation_sums

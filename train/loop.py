@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.params import count
-from train.batches import Batch
+from jaxformer.model.params import count
 from train.checkpoints import Checkpoints
+from train.data.batches import Batch
+from train.devices.processes import Refused, by_first, gathered, is_loss
 from train.evaluate import all_finite, make_evaluation, summary
 from train.metrics import Line, Metrics
 from train.optimizer import make_optimizer, schedule
 from train.outcome import finish, save_models, write_sample
-from train.processes import Refused, by_first, gathered, is_loss
 from train.report import progress_bar
 from train.run import Run, draw, fresh_state, state_shapes
 from train.step import Steps, TrainState, many_steps, steps_done

@@ -9,9 +9,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.params import Params
-from jaxformer.sites import Edit, Tap, keep
-from jaxformer.transformer import forward, logits_of
+from jaxformer.model.params import Params
+from jaxformer.model.sites import Edit, keep
+from jaxformer.model.tap import Tap
+from jaxformer.model.transformer import forward, logits_of
 
 
 def token_losses(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxformer.checkpoint import replace_file
+from jaxformer.pretrained.atomic import replace_file
 
 Line = dict[str, Any]
 """One line of the metrics: `step`, then numbers, or nested lists of them, by name."""

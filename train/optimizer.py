@@ -8,8 +8,8 @@ import optax
 from optax import contrib
 
 from jaxformer.config import Config
-from jaxformer.params import specs
-from jaxformer.spec import Spec, is_spec
+from jaxformer.model.params import specs
+from jaxformer.model.spec import Spec, is_spec
 from train.recipe import Optimizer
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.checkpoint import load, save
-from jaxformer.params import Params
-from jaxformer.sampling import Sampling
-from jaxformer.streaming import stream_tokens
-from train.encoding import sayable
+from jaxformer.decoding.sampling import Sampling
+from jaxformer.decoding.streaming import stream_tokens
+from jaxformer.model.params import Params
+from jaxformer.pretrained.checkpoint import load, save
+from train.data.encoding import sayable
+from train.devices.processes import by_first, whole_on_first
 from train.metrics import Metrics
-from train.processes import by_first, whole_on_first
 from train.report import loss_table
 from train.run import Run, keys, member, seeds
 

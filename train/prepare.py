@@ -20,12 +20,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jaxformer.formats import is_gguf
-from jaxformer.pretrained import load_tokenizer
-from jaxformer.tokenizer import Bytes, Characters, Tokenizer, from_json
+from jaxformer.pretrained.formats import is_gguf
+from jaxformer.pretrained.load import load_tokenizer
+from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer, from_json
 from train.about import find_model
-from train.corpora import find_files, read_files
-from train.tokenfile import TokenFile, UnknownCharacter, is_token_file, write_tokens
+from train.data.corpora import find_files, read_files
+from train.data.tokenfile import TokenFile, UnknownCharacter, is_token_file, write_tokens
 
 LARGE = 2**24
 """Bytes of text from which on progress is shown."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxformer.config import Compute, Config
-from jaxformer.sites import check_saved
-from jaxformer.tokenizer import Tokenizer
+from jaxformer.model.remat import check_saved
+from jaxformer.text.tokenizer import Tokenizer
 
 Watch = Literal["induction", "previous-token", "pattern-entropy", "update-norm"]
 

@@ -11,10 +11,10 @@ from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 
 from jaxformer.config import Config
-from jaxformer.params import Params, init
-from train.batches import Batch
-from train.data import ALL, Data, Rows
-from train.layout import Layout
+from jaxformer.model.params import Params, init
+from train.data.batches import Batch
+from train.data.dataset import ALL, Data, Rows
+from train.devices.layout import Layout
 from train.metrics import Listener
 from train.optimizer import make_optimizer
 from train.recipe import Recipe

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxformer.checkpoint import replace_file
+from jaxformer.pretrained.atomic import replace_file
 from train.about import read_about
 from train.recipe import Architecture, Recipe
 

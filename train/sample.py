@@ -11,13 +11,13 @@ import jax
 import tyro
 
 from jaxformer.config import Config
-from jaxformer.pretrained import load
-from jaxformer.sampling import Sampling
-from jaxformer.streaming import stream_tokens
-from jaxformer.subwords import Subwords
-from jaxformer.tokenizer import Tokenizer, Tokens, stream_text
+from jaxformer.decoding.sampling import Sampling
+from jaxformer.decoding.streaming import stream_tokens
+from jaxformer.pretrained.load import load
+from jaxformer.text.subwords import Subwords
+from jaxformer.text.tokenizer import Tokenizer, Tokens, stream_text
 from train.about import find_model
-from train.encoding import frame, opening, sayable
+from train.data.encoding import frame, opening, sayable
 from train.pace import Piece, pace, timed
 
 CHUNK = 8

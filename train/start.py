@@ -8,16 +8,16 @@ import jax
 import numpy as np
 
 from jaxformer.config import Config
-from jaxformer.params import Params
-from jaxformer.pretrained import load, load_config
-from jaxformer.sites import check_saved
-from jaxformer.tokenizer import Tokenizer
+from jaxformer.model.params import Params
+from jaxformer.model.remat import check_saved
+from jaxformer.pretrained.load import load, load_config
+from jaxformer.text.tokenizer import Tokenizer
 from train.about import find_model
-from train.data import Data, open_data
-from train.layout import Layout
-from train.processes import whole
+from train.data.dataset import Data, open_data
+from train.data.tasks import TASKS
+from train.devices.layout import Layout
+from train.devices.processes import whole
 from train.recipe import Architecture, Recipe
-from train.tasks import TASKS
 
 
 class Opened(NamedTuple):

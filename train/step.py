@@ -12,9 +12,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.params import Params
-from train.batches import Batch
-from train.layout import Layout
+from jaxformer.model.params import Params
+from train.data.batches import Batch
+from train.devices.layout import Layout
 from train.loss import token_losses
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, Int
 
-from jaxformer.checkpoint import load as load_model
 from jaxformer.config import Config
 from jaxformer.interp.circuits import full_ov_circuit
 from jaxformer.interp.edit import ablate
@@ -23,9 +22,10 @@ from jaxformer.interp.heads import copying_score, induction_score, previous_toke
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
 from jaxformer.interp.plots import heat_map
-from jaxformer.params import Params
-from jaxformer.transformer import forward
-from train.data import open_data
+from jaxformer.model.params import Params
+from jaxformer.model.transformer import forward
+from jaxformer.pretrained.checkpoint import load as load_model
+from train.data.dataset import open_data
 from train.optimizer import make_optimizer
 from train.presets import PRESETS
 from train.run import fresh_state, keys

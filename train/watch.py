@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.heads import induction_score, pattern_entropy, previous_token_score
-from jaxformer.params import Params
-from jaxformer.stream import widened
-from jaxformer.transformer import forward
-from train.batches import Batch
+from jaxformer.model.params import Params
+from jaxformer.model.stream import widened
+from jaxformer.model.transformer import forward
+from train.data.batches import Batch
 from train.recipe import Watch
 
 PROMPTS = 16

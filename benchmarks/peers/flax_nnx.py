@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from benchmarks.device import Device
 from benchmarks.peers import ADAMW, UnsupportedError, refuse_others
-from jaxformer import attention, mlp, norm, transformer
 from jaxformer.config import Config
-from jaxformer.params import Params
+from jaxformer.model import attention, mlp, norm, transformer
+from jaxformer.model.params import Params
 
 ACTIVATIONS = {
     "relu": nnx.relu,

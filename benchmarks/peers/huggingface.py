@@ -13,7 +13,7 @@ from benchmarks.device import Device
 from benchmarks.peers import UnsupportedError, refuse_others
 from benchmarks.peers.pytorch import place, run_forward, run_train_step, tensor, waited
 from jaxformer.config import Config
-from jaxformer.params import Params
+from jaxformer.model.params import Params
 
 hf: Any = transformers  # its own annotations refuse its own options
 

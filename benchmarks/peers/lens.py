@@ -18,7 +18,7 @@ from benchmarks.device import Device
 from benchmarks.peers import huggingface
 from benchmarks.peers.pytorch import place, tensor, waited
 from jaxformer.config import Config
-from jaxformer.params import Params
+from jaxformer.model.params import Params
 
 
 def build(config: Config, params: Params, device: Device) -> Any:

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxformer.checks import whole
 from jaxformer.config import Compute, Config
+from jaxformer.interp.engine.metric import Metric, check_alike, scalar
+from jaxformer.interp.engine.parts import axes_by
 from jaxformer.interp.jacobian import perturbed, site_shapes
-from jaxformer.interp.metric import Metric, check_alike, scalar
-from jaxformer.interp.parts import axes_by
-from jaxformer.params import Params
-from jaxformer.prompts import whole
-from jaxformer.sites import Edit, Layer, Site, keep
-from jaxformer.stream import wide
-from jaxformer.transformer import forward
+from jaxformer.model.params import Params
+from jaxformer.model.sites import Edit, Layer, Site, keep
+from jaxformer.model.stream import wide
+from jaxformer.model.transformer import forward
 
 
 class Gradients(NamedTuple):

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.config import Config
 from jaxformer.interp.factored import FactoredMatrix, quotient, root
-from jaxformer.norm import CENTRES, norm_gain
-from jaxformer.params import Params, stacked
-from jaxformer.stream import widened
+from jaxformer.model.norm import CENTRES, norm_gain
+from jaxformer.model.params import Params, stacked
+from jaxformer.model.stream import widened
 
 
 def qk_circuit(params: Params, config: Config) -> FactoredMatrix:

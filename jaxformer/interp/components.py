@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from jaxtyping import Array, Float
 
 from jaxformer.config import Config
-from jaxformer.sites import AXES, WHOLE, shown
+from jaxformer.model.sites import AXES, WHOLE, shown
 
 
 def component_labels(

@@ -31,10 +31,10 @@ from jaxformer.interp.components import (
     stream_at,
     writers,
 )
-from jaxformer.interp.frozen import added, added_biases, frozen, taken_back
+from jaxformer.interp.engine.frozen import added, added_biases, frozen, taken_back
 from jaxformer.interp.lens import direct_logit_attribution, final_bias, logit_lens
-from jaxformer.params import Params, stacked
-from jaxformer.stream import product, wide, widened
+from jaxformer.model.params import Params, stacked
+from jaxformer.model.stream import product, wide, widened
 
 __all__ = [
     "accumulated_resid",

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxformer.attention import write_heads
 from jaxformer.config import Compute, Config
 from jaxformer.interp.attribution import (
     Gradients,
@@ -17,12 +16,14 @@ from jaxformer.interp.attribution import (
     difference,
     gradients,
 )
-from jaxformer.interp.metric import Metric
-from jaxformer.norm import Norm, normalize
-from jaxformer.params import Block, Params, stacked
-from jaxformer.sites import Edit, Tap, keep
-from jaxformer.stream import product
-from jaxformer.transformer import forward
+from jaxformer.interp.engine.metric import Metric
+from jaxformer.model.attention import write_heads
+from jaxformer.model.norm import normalize
+from jaxformer.model.params import Block, Norm, Params, stacked
+from jaxformer.model.sites import Edit, keep
+from jaxformer.model.stream import product
+from jaxformer.model.tap import Tap
+from jaxformer.model.transformer import forward
 
 
 class Node(NamedTuple):

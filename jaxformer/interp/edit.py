@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Shaped
 
-from jaxformer.interp.change import At, Chain, acting, add, of_value, put, put_own
-from jaxformer.interp.parts import Index, checked, concrete
-from jaxformer.sites import WHOLE, Edit
+from jaxformer.interp.engine.change import At, Chain, acting, add, of_value, put, put_own
+from jaxformer.interp.engine.parts import Index, checked, concrete
+from jaxformer.model.sites import WHOLE, Edit
 
 
 def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
@@ -28,7 +28,7 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
     Args:
         site: a name of `jaxformer.SITES`.
         layer: its number, from 0, maybe traced (`jax.vmap` for several); None: every layer, or a site without one.
-        fn: of one layer's value, whose axes `jaxformer.sites.AXES` tells. It may close over traced values; as a
+        fn: of one layer's value, whose axes `jaxformer.model.sites.AXES` tells. It may close over traced values; as a
             `jax.tree_util.Partial` its arguments are leaves of the edit. It runs in every layer, and what it gives in
             others is left out: there too its derivative must be finite.
 

@@ -8,7 +8,7 @@ import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from jaxformer.stream import widened
+from jaxformer.model.stream import widened
 
 
 class SVD(NamedTuple):

@@ -31,8 +31,8 @@ from jaxformer.interp.refactor import (
     refactor_qk_ov,
     with_attention,
 )
-from jaxformer.norm import Norm, norm_gain
-from jaxformer.params import Params, abstract, stacked
+from jaxformer.model.norm import norm_gain
+from jaxformer.model.params import Norm, Params, abstract, stacked
 
 __all__ = [
     "center_unembed",

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxformer.checks import check_vocabulary
 from jaxformer.config import Compute, Config
 from jaxformer.interp.circuits import ov_circuit, unembedding
 from jaxformer.interp.factored import quotient
-from jaxformer.params import Params
-from jaxformer.stream import widened
-from jaxformer.transformer import check_vocabulary, forward
+from jaxformer.model.params import Params
+from jaxformer.model.stream import widened
+from jaxformer.model.transformer import forward
 
 
 def previous_token_score(pattern: Float[Array, "*l n t s"]) -> Float[Array, "*l n"]:

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.parts import concrete, whole_numbers
-from jaxformer.params import Params, stacked
-from jaxformer.sites import SITES, WHOLE, Edit, Layer, Site, Tap, check_capture, keep, position_axis
-from jaxformer.stream import pick
-from jaxformer.transformer import Output, block, embed, forward, rematerialised, unembed
+from jaxformer.interp.engine.parts import concrete, whole_numbers
+from jaxformer.model.params import Params, stacked
+from jaxformer.model.remat import rematerialised
+from jaxformer.model.sites import SITES, WHOLE, Edit, Layer, Site, keep, position_axis
+from jaxformer.model.stream import pick
+from jaxformer.model.tap import Tap, check_capture
+from jaxformer.model.transformer import Output, block, embed, forward, unembed
 
 Place = tuple[str, int | None]
 """A site and its layer, -1 being the last; None at a site that belongs to no layer."""

@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxformer.checks import check_vocabulary
 from jaxformer.config import Config
 from jaxformer.interp.components import captured, check_layer, stream_at
-from jaxformer.interp.frozen import frozen, taken_back
-from jaxformer.norm import Norm, normalize
-from jaxformer.params import Params, stacked
-from jaxformer.sites import Tap
-from jaxformer.stream import product, wide, widened
-from jaxformer.transformer import check_vocabulary, unembed
+from jaxformer.interp.engine.frozen import frozen, taken_back
+from jaxformer.model.norm import normalize
+from jaxformer.model.params import Norm, Params, stacked
+from jaxformer.model.stream import product, wide, widened
+from jaxformer.model.tap import Tap
+from jaxformer.model.transformer import unembed
 
 
 def logit_lens(

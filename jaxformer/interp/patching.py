@@ -15,14 +15,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.climb import Runs, Sweep, show
 from jaxformer.interp.edit import patch, patch_layers
-from jaxformer.interp.metric import Metric
-from jaxformer.interp.parts import axes_by, letters_of
-from jaxformer.interp.sweep import GIB, check_door, run
-from jaxformer.params import Block, Params
-from jaxformer.sites import READ, WHOLE, Edit, Layer, Tap, check_capture, keep
-from jaxformer.transformer import embed
+from jaxformer.interp.engine.climb import Runs, Sweep, show
+from jaxformer.interp.engine.metric import Metric
+from jaxformer.interp.engine.parts import axes_by, letters_of
+from jaxformer.interp.engine.sweep import GIB, check_door, run
+from jaxformer.model.params import Block, Params
+from jaxformer.model.sites import READ, WHOLE, Edit, Layer, keep
+from jaxformer.model.tap import Tap, check_capture
+from jaxformer.model.transformer import embed
 
 
 def patch_sweep(

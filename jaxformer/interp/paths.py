@@ -11,15 +11,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.climb import Runs, Sweep, show
 from jaxformer.interp.edit import patch
-from jaxformer.interp.metric import Metric
-from jaxformer.interp.sweep import GIB, check_door, run
-from jaxformer.mlp import feed_forward
-from jaxformer.norm import normalize
-from jaxformer.params import Block, Params
-from jaxformer.sites import Edit, Layer, Tap
-from jaxformer.stream import biased, query, update, widened
+from jaxformer.interp.engine.climb import Runs, Sweep, show
+from jaxformer.interp.engine.metric import Metric
+from jaxformer.interp.engine.sweep import GIB, check_door, run
+from jaxformer.model.mlp import feed_forward
+from jaxformer.model.norm import normalize
+from jaxformer.model.params import Block, Params
+from jaxformer.model.sites import Edit, Layer
+from jaxformer.model.stream import biased, query, update, widened
+from jaxformer.model.tap import Tap
 
 RECEIVERS = ("q", "k", "v")
 

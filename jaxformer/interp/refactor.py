@@ -21,11 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxformer.attention import Attention
 from jaxformer.config import Config
 from jaxformer.interp.factored import FactoredMatrix
-from jaxformer.params import Params, stacked
-from jaxformer.stream import widened
+from jaxformer.model.params import Attention, Params, stacked
+from jaxformer.model.stream import widened
 
 
 def refactor_qk_ov(params: Params, config: Config) -> Params:

@@ -24,7 +24,7 @@ from jaxformer import Compute, abstract, forward, shown
 from tests.helpers.benches import CEILINGS, TINY
 from tests.helpers.errors import check_names
 from tests.helpers.models import CLASSIC, NAMED, compiled_flops, random_params, random_tokens
-from train.costs.flops import forward_flops, train_flops
+from train.plan.flops import forward_flops, train_flops
 
 
 @pytest.mark.parametrize("size", ["seed", "baby", "char"])

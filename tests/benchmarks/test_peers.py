@@ -15,7 +15,7 @@ from benchmarks.peers import UnsupportedError, entrance
 from benchmarks.program import batched_logits
 from jaxformer import Compute, Config
 from jaxformer.config import Bias
-from jaxformer.params import init
+from jaxformer.model.params import init
 from tests.helpers.errors import raises
 from tests.helpers.models import CLASSIC, MODERN, NAMED, WINDOWED, random_params, random_tokens
 

@@ -20,9 +20,9 @@ from jaxformer import Config
 from tests.helpers.benches import CEILINGS
 from tests.helpers.errors import check_names
 from tests.helpers.meshes import CLASSIC_8, MODERN_8, layout_of, recipe_of
-from train.costs.collectives import Kind, collectives, totals, with_reduce_scatter
-from train.costs.plan import own_bytes
 from train.optimizer import make_optimizer
+from train.plan.collectives import Kind, collectives, totals, with_reduce_scatter
+from train.plan.memory import own_bytes
 from train.run import batch_shapes, how_of, state_shapes
 from train.step import many_steps
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis.extra import numpy as arrays
 
 from jaxformer import Sampling
-from jaxformer.sampling import choose, heat, min_p, penalize, process, top_k, top_p
+from jaxformer.decoding.sampling import choose, heat, min_p, penalize, process, top_k, top_p
 from tests.helpers.errors import raises
 from tests.helpers.models import SEED
 

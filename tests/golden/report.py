@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import forward, load
-from jaxformer.families import FAMILIES
-from jaxformer.families.export import foreign_tensors
+from jaxformer.pretrained.export import foreign_tensors
+from jaxformer.pretrained.families import FAMILIES
 from tests.helpers.families import CASES, TOKENS, golden, logits_and_gradient, spots
 
 

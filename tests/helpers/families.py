@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxformer import Config, forward
-from jaxformer.families import FAMILIES
+from jaxformer.pretrained.families import FAMILIES
 
 LLAMA = {
     "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxformer import Config, Params
-from jaxformer.norm import Norm
+from jaxformer.model.params import Norm
 from tests.helpers.models import random_params
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lens.npz"

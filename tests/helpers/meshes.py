@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from jaxformer import Config
-from train.batches import Batch
-from train.layout import Layout, lay_out
+from train.data.batches import Batch
+from train.devices.layout import Layout, lay_out
 from train.optimizer import make_optimizer
 from train.recipe import Architecture, Optimizer, Recipe
 from train.run import fresh_state

@@ -17,8 +17,8 @@ import pytest
 from tests.helpers.errors import check_names
 from train import loop
 from train.__main__ import main, parse
-from train.batches import Batch, draw_windows, host_starts
 from train.checkpoints import Checkpoints
+from train.data.batches import Batch, draw_windows, host_starts
 from train.metrics import read_metrics
 from train.run import fresh_state
 from train.start import open_recipe

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import Config, Edit, Params, Sampling, forward, keep
-from jaxformer.sampling import choose
-from jaxformer.sites import activation_axis
+from jaxformer.decoding.sampling import choose
+from jaxformer.model.sites import activation_axis
 from tests.helpers.models import NAMED, random_params, random_tokens
 
 WIDTH = 48

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from jaxformer.subwords import Subwords, added_token, bpe, byte_level, template
-from jaxformer.vocabularies import save_tokenizer
+from jaxformer.pretrained.tokenizers import save_tokenizer
+from jaxformer.text.subwords import Subwords, added_token, bpe, byte_level, template
 from tests.helpers import ggufs
 from tests.helpers.families import golden
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from jaxformer.subwords import Subwords, added_token, bpe, byte_level, sentencepiece
-from jaxformer.vocabularies import from_folder
+from jaxformer.pretrained.tokenizers import from_folder
+from jaxformer.text.subwords import Subwords, added_token, bpe, byte_level, sentencepiece
 from tests.helpers.examples import examples
 
 CORPUS = [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxformer.formats import Source, open_folder, open_gguf
+from jaxformer.pretrained.formats import Source, open_folder, open_gguf
 
 Arrays = Mapping[str, np.ndarray]
 

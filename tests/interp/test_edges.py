@@ -12,9 +12,9 @@ from hypothesis import assume, given
 from jaxformer import Config, forward, unstack
 from jaxformer.interp.edges import edge_attribution, edge_mask, receivers, senders
 from jaxformer.interp.jacobian import jvp_between
-from jaxformer.norm import normalize
-from jaxformer.sites import Tap
-from jaxformer.stream import query
+from jaxformer.model.norm import normalize
+from jaxformer.model.stream import query
+from jaxformer.model.tap import Tap
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import (

@@ -20,8 +20,8 @@ from jaxformer.interp.edit import (
     patch_layers,
     steer,
 )
-from jaxformer.interp.parts import checked, part
-from jaxformer.sites import SITES
+from jaxformer.interp.engine.parts import checked, part
+from jaxformer.model.sites import SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import ATTENTION_ONLY, MODERN, SEED, random_params, random_tokens
 

@@ -21,7 +21,7 @@ from jaxformer.interp.fold import (
     refactor_qk_ov,
 )
 from jaxformer.interp.refactor import svd_of_product
-from jaxformer.params import check_params
+from jaxformer.model.params import check_params
 from tests.helpers.errors import raises
 from tests.helpers.exact import agree, tame
 from tests.helpers.examples import examples

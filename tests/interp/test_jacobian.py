@@ -10,7 +10,7 @@ import pytest
 
 from jaxformer import forward
 from jaxformer.interp.jacobian import _place, jacobian, jvp_between, vjp_between
-from jaxformer.sites import WHOLE
+from jaxformer.model.sites import WHOLE
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, SEED, random_params, random_tokens
 

@@ -14,7 +14,7 @@ import pytest
 
 from jaxformer import forward
 from jaxformer.interp import attribution, circuits, decompose, edges, fold, heads, patching, paths
-from jaxformer.sites import shown
+from jaxformer.model.sites import shown
 from tests.helpers import lens
 from tests.helpers.lens import CONFIG, RIGHT, WRONG
 

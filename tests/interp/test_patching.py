@@ -14,10 +14,10 @@ from jax.tree_util import Partial
 
 from jaxformer import Compute, Config, Params, forward, unstack
 from jaxformer.interp.edit import patch, patch_layers
+from jaxformer.interp.engine.sweep import LANDINGS
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
-from jaxformer.interp.sweep import LANDINGS
-from jaxformer.sites import AXES, WHOLE
+from jaxformer.model.sites import AXES, WHOLE
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, SEED, compiled_flops, configs, random_params

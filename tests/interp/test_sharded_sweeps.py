@@ -14,9 +14,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxformer import Config, shardings
+from jaxformer.interp.engine.sweep import LANDINGS, _columns
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
-from jaxformer.interp.sweep import LANDINGS, _columns
 from jaxformer.sharding import fitting
 from tests.helpers.errors import raises
 from tests.helpers.models import NAMED, random_params

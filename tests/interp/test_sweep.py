@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 
 from jaxformer import Compute, Config
-from jaxformer.attention import KERNELS
-from jaxformer.interp.climb import spread
 from jaxformer.interp.edit import at, chain
-from jaxformer.interp.sweep import LANDINGS, _columns
-from jaxformer.sites import WHOLE, Edit, Tap, keep, shown
-from jaxformer.transformer import block
+from jaxformer.interp.engine.climb import spread
+from jaxformer.interp.engine.sweep import LANDINGS, _columns
+from jaxformer.model.kernels import KERNELS
+from jaxformer.model.sites import WHOLE, Edit, keep, shown
+from jaxformer.model.tap import Tap
+from jaxformer.model.transformer import block
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, compiled_flops, configs, every_model, random_params
 

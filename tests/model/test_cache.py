@@ -14,10 +14,10 @@ import pytest
 from hypothesis.extra import numpy as arrays
 
 from jaxformer import Cache, Compute, Config, Params, abstract, empty_cache, forward, shown, unstack
-from jaxformer.cache import Quantized, capacity, quantized, recall
 from jaxformer.config import Kernel
-from jaxformer.generate import lower
-from jaxformer.params import layers
+from jaxformer.decoding.generate import lower
+from jaxformer.model.cache import Quantized, capacity, quantized, recall
+from jaxformer.model.params import layers
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import (

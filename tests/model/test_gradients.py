@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import Compute, forward, init
-from jaxformer.attention import softmax
+from jaxformer.model.kernels import softmax
 from tests.helpers.models import (
     CLASSIC,
     MODERN,
@@ -20,7 +20,7 @@ from tests.helpers.models import (
     random_params,
     random_tokens,
 )
-from train.batches import Batch
+from train.data.batches import Batch
 from train.optimizer import make_optimizer
 from train.recipe import Optimizer
 from train.step import How, TrainState, many_steps

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import Compute, abstract, empty_cache, forward, shown
-from jaxformer.sites import WHOLE
+from jaxformer.model.sites import WHOLE
 from tests.helpers.errors import raises
 from tests.helpers.models import (
     ATTENTION_ONLY,

@@ -12,7 +12,7 @@ import pytest
 from jaxformer import Compute, Config, empty_cache, forward
 from jaxformer.config import Kernel
 from tests.helpers.models import CLASSIC, MODERN, random_params, random_tokens
-from train.batches import Batch
+from train.data.batches import Batch
 from train.step import How, TrainState, train_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")

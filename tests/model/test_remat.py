@@ -13,7 +13,7 @@ import pytest
 
 from jaxformer import Compute, Config, abstract, forward, shown, unstack
 from jaxformer.config import Saved
-from jaxformer.sites import AXES, SITES, WHOLE
+from jaxformer.model.sites import AXES, SITES, WHOLE
 from tests.helpers.errors import raises
 from tests.helpers.models import (
     MODERN,

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from jaxformer import SITES, Compute, Config, forward, shown
 from jaxformer.config import Kernel
-from jaxformer.sites import WHOLE
+from jaxformer.model.sites import WHOLE
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import (

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 
 from jaxformer import Config, abstract, count, forward, init, partition, specs
-from jaxformer.mlp import ACTIVATIONS
-from jaxformer.spec import Spec, is_spec
+from jaxformer.model.mlp import ACTIVATIONS
+from jaxformer.model.spec import GROWTHS, Spec, is_spec
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, SEED, configs
@@ -61,11 +61,9 @@ def test_draws_have_the_declared_standard_deviation(name: str):
 def test_second_moments_are_those_of_the_functions(name: str):
     x = np.linspace(-12, 12, 200_001)
     density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    squares = np.square(
-        np.asarray(ACTIVATIONS[name].function(jnp.asarray(x, jnp.float32)), np.float64)
-    )
+    squares = np.square(np.asarray(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), np.float64))
     moment = float((squares * density).sum() * (x[1] - x[0]))
-    assert ACTIVATIONS[name].second_moment == pytest.approx(moment, rel=1e-5)
+    assert GROWTHS[name].second_moment == pytest.approx(moment, rel=1e-5)
 
 
 SCALES = {

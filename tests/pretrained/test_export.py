@@ -11,9 +11,9 @@ import pytest
 from safetensors import safe_open
 
 from jaxformer import Bytes, Config, export, forward, load, load_config, save
-from jaxformer.families import FAMILIES
-from jaxformer.subwords import Subwords, bpe, byte_level
-from jaxformer.vocabularies.folder import FILES
+from jaxformer.pretrained.families import FAMILIES
+from jaxformer.pretrained.tokenizers.folder import FILES
+from jaxformer.text.subwords import Subwords, bpe, byte_level
 from tests.helpers.crashes import crashes
 from tests.helpers.errors import check_names, raises
 from tests.helpers.families import ONE_EACH, golden
@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxformer.families.export.to_theirs", full)
+        patch.setattr("jaxformer.pretrained.export.to_theirs", full)
         with raises(OSError, 28):
             export(tmp_path, CONFIG, random_params(CONFIG, 1), None, "llama")
     same(load(tmp_path)[1], old)

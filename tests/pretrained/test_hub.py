@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jaxformer import Characters, load, load_config, save
-from jaxformer.hub import choose
-from jaxformer.pretrained import load_tokenizer
+from jaxformer.pretrained.hub import choose
+from jaxformer.pretrained.load import load_tokenizer
 from tests.helpers.errors import raises
 from tests.helpers.families import golden
 from tests.helpers.models import SEED, random_params, same

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxformer import Config, abstract, export, load
-from jaxformer.families import fill
+from jaxformer.pretrained.families import fill
 from tests.helpers import ggufs
 from tests.helpers.errors import raises
 from tests.helpers.families import ONE_EACH, golden

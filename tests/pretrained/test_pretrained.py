@@ -15,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import TypeCheckError
 
 from jaxformer import Characters, abstract, forward, load, load_config, save
-from jaxformer.families import FAMILIES
-from jaxformer.families.fill import read_params
-from jaxformer.families.plan import plan, wanted
-from jaxformer.formats import Tensor
-from jaxformer.pretrained import load_tokenizer
+from jaxformer.pretrained.families import FAMILIES
+from jaxformer.pretrained.families.fill import read_params
+from jaxformer.pretrained.families.plan import plan, wanted
+from jaxformer.pretrained.formats import Tensor
+from jaxformer.pretrained.load import load_tokenizer
 from tests.helpers import ggufs
 from tests.helpers.damage import damaged, write
 from tests.helpers.errors import raises

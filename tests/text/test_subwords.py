@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes, stream_text
-from jaxformer.subwords import Subwords, template
-from jaxformer.tokenizer import Tokenizer, from_json
-from jaxformer.vocabularies import from_folder, save_tokenizer
+from jaxformer.pretrained.tokenizers import from_folder, save_tokenizer
+from jaxformer.text.subwords import Subwords, template
+from jaxformer.text.tokenizer import Tokenizer, from_json
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.vocabs import (
@@ -217,6 +217,6 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
 @pytest.mark.processes
 def test_the_library_is_not_imported_before_it_is_needed():
     heavy = ("tokenizers", "gguf", "transformers")
-    code = f"import sys, jaxformer.vocabularies; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, jaxformer.pretrained.tokenizers; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

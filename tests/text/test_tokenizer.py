@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes, Characters, Words, stream_text
-from jaxformer.tokenizer import Tokenizer, from_json
+from jaxformer.text.tokenizer import Tokenizer, from_json
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxformer import Bytes
 from tests.helpers.errors import raises
-from train.batches import (
+from train.data.batches import (
     cover,
     draw_starts,
     draw_windows,
@@ -19,8 +19,8 @@ from train.batches import (
     host_starts,
     shuffled_starts,
 )
-from train.data import in_batches
-from train.tokenfile import write_tokens
+from train.data.dataset import in_batches
+from train.data.tokenfile import write_tokens
 
 KEY = jax.random.key(0)
 

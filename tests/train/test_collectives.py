@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.helpers.errors import raises
-from train.costs.collectives import (
+from train.plan.collectives import (
     Collective,
     Traffic,
     collectives,
@@ -16,7 +16,7 @@ from train.costs.collectives import (
     totals,
     with_reduce_scatter,
 )
-from train.costs.hlo import read_hlo
+from train.plan.hlo import read_hlo
 
 X = jax.ShapeDtypeStruct((8, 16), jnp.float32)  # 512 bytes
 LOCAL, ROW = 512 // 8, 512 // 2  # in parts on all devices; on those of a row of the mesh

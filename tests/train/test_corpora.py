@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.errors import raises
-from train import corpora
+from train.data import corpora
 
 
 def test_python_docs_is_english_prose_and_splits_by_position():

@@ -9,10 +9,10 @@ import pytest
 from jaxformer import Bytes
 from tests.helpers.runs import check_refused, final_state, folder_of, numbers, options
 from train.__main__ import main, parse
-from train.data import open_data
+from train.data.dataset import open_data
+from train.data.tasks import TASKS
+from train.data.tokenfile import write_tokens
 from train.run import keys
-from train.tasks import TASKS
-from train.tokenfile import write_tokens
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

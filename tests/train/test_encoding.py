@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes, Characters, forward, keep
-from jaxformer.subwords import Subwords, byte_level, sentencepiece, template
+from jaxformer.text.subwords import Subwords, byte_level, sentencepiece, template
 from tests.helpers.models import SEED, random_params
 from tests.helpers.tuned import TEXT, subwords
 from tests.helpers.vocabs import CORPUS, ODD, gemma, prepended, trained
-from train import encoding, tokenfile
-from train.corpora import load_corpus
-from train.encoding import encode_pieces, frame, opening, sayable, vocabulary
-from train.tokenfile import write_tokens
+from train.data import encoding, tokenfile
+from train.data.corpora import load_corpus
+from train.data.encoding import encode_pieces, frame, opening, sayable, vocabulary
+from train.data.tokenfile import write_tokens
 
 BEGUN = {"post_processor": template([("<s>", 0)], [])}
 CLOSED = {"post_processor": template([("<s>", 0)], [("</s>", 1)])}

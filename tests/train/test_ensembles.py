@@ -13,7 +13,7 @@ from jaxformer import load
 from tests.helpers.runs import assert_same_run, folder_of, numbers, options
 from train import loop
 from train.__main__ import main, parse
-from train.data import open_data
+from train.data.dataset import open_data
 from train.optimizer import make_optimizer
 from train.run import Run, draw, fresh_state, member
 from train.step import many_steps, validation_sums

@@ -29,7 +29,7 @@ from tests.helpers.tuned import TEXT, foreign, quantised, subwords, text_at, tun
 from train import prepare, sample
 from train.__main__ import main, parse
 from train.about import read_about
-from train.batches import cover, held_out_starts
+from train.data.batches import cover, held_out_starts
 from train.start import open_recipe
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

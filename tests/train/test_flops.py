@@ -8,8 +8,8 @@ from jaxformer import Compute, abstract, forward
 from jaxformer.config import Remat
 from tests.helpers.errors import check_names, raises
 from tests.helpers.models import NAMED, three_models
-from train.costs.flops import forward_flops, program_flops, train_flops
-from train.costs.hardware import HARDWARE, assumptions, find_hardware, step_seconds
+from train.plan.flops import forward_flops, program_flops, train_flops
+from train.plan.hardware import HARDWARE, assumptions, find_hardware, step_seconds
 
 CONTEXT = 5
 TOKENS = jax.ShapeDtypeStruct((CONTEXT,), jnp.int32)

@@ -17,8 +17,8 @@ from tests.helpers.families import golden
 from tests.helpers.models import CLASSIC, SEED
 from tests.helpers.tuned import LETTERS, MERGES, foreign, quantised, subwords, text_at
 from train import prepare, sample
-from train.encoding import opening
-from train.tokenfile import open_tokens
+from train.data.encoding import opening
+from train.data.tokenfile import open_tokens
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -3,13 +3,13 @@
 import pytest
 
 from tests.helpers.errors import raises
-from train.costs.collectives import (
+from train.plan.collectives import (
     Collective,
     Kind,
     collectives,
 )
-from train.costs.groups import device_groups
-from train.costs.hlo import read_hlo
+from train.plan.groups import device_groups
+from train.plan.hlo import read_hlo
 
 
 def hlo(*lines: str, before: str = "", partitions: int = 8) -> str:

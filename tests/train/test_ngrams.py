@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from train.ngrams import ngram_losses
+from train.data.ngrams import ngram_losses
 
 
 def test_ngram_losses_are_those_of_counting_by_hand():

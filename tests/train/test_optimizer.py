@@ -10,7 +10,7 @@ import pytest
 from optax import contrib
 
 from jaxformer import Config
-from jaxformer.spec import path_name
+from jaxformer.model.spec import path_name
 from tests.helpers.errors import raises
 from tests.helpers.models import CLASSIC, MODERN, NAMED, SEED, random_params, three_models
 from train.optimizer import decays, make_optimizer, orthogonal, schedule

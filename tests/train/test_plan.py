@@ -12,11 +12,11 @@ import pytest
 from jaxformer import Compute, count
 from tests.helpers.errors import check_names
 from tests.helpers.meshes import CLASSIC_8, MODERN_8, batches_for, layout_of, recipe_of
-from train.costs.activations import kept_bytes, local_config
-from train.costs.plan import own_bytes, plan
-from train.layout import Layout
+from train.devices.layout import Layout
 from train.optimizer import make_optimizer
-from train.plan import main
+from train.plan.__main__ import main
+from train.plan.activations import kept_bytes, local_config
+from train.plan.memory import own_bytes, plan
 from train.presets import PRESETS
 from train.run import fresh_state, how_of
 from train.step import many_steps

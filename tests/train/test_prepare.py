@@ -14,9 +14,10 @@ import pytest
 from jaxformer import Bytes, Characters, init, save
 from tests.helpers.errors import check_names, raises
 from tests.helpers.models import SEED
-from train import corpora, prepare
-from train.corpora import find_files, load_corpus, read_files, read_path
-from train.tokenfile import UnknownCharacter, check_tokens, open_tokens, write_tokens
+from train import prepare
+from train.data import corpora
+from train.data.corpora import find_files, load_corpus, read_files, read_path
+from train.data.tokenfile import UnknownCharacter, check_tokens, open_tokens, write_tokens
 
 KEY = jax.random.key(0)
 TEXT = "Der Käse – 3 €, 😀 sagte sie;\nnothing  more \n than words, words. " * 30

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxformer import count
-from train.data import open_data
+from train.data.dataset import open_data
+from train.data.tasks import TASKS
 from train.metrics import read_metrics
 from train.presets import PRESETS
-from train.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 COMPARED = ("nanogpt-cpu", "baby", "seed-best")

@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.errors import check_names
 from tests.helpers.runs import ROOT, folder_of, kept_steps, numbers, options
 from train.__main__ import main
-from train.guard import LOST
+from train.devices.guard import LOST
 from train.metrics import read_metrics
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("standard_promotion")]
@@ -167,9 +167,9 @@ import sys
 import jax, numpy as np
 from pathlib import Path
 from rich.console import Console
-from train import data
+from train.data import dataset as data
 from train.__main__ import parse
-from train.layout import Layout, lay_out
+from train.devices.layout import Layout, lay_out
 from train.run import Run, draw
 
 where, process, *command = sys.argv[1:]

@@ -21,8 +21,8 @@ from tests.helpers.runs import check_refused, folder_of, numbers, options, stop_
 from tests.helpers.tuned import foreign, text_at, tuning
 from train.__main__ import main, parse
 from train.checkpoints import Checkpoints
-from train.data import open_data
-from train.layout import Layout
+from train.data.dataset import open_data
+from train.devices.layout import Layout
 from train.optimizer import make_optimizer
 from train.run import Run, draw, fresh_state, how_of, state_shapes
 from train.start import open_recipe

@@ -18,9 +18,9 @@ from tests.helpers.meshes import (
     trained,
 )
 from tests.helpers.models import SEED
-from train.costs.collectives import collectives, compile_to_text, totals, with_reduce_scatter
-from train.layout import Layout
+from train.devices.layout import Layout
 from train.optimizer import make_optimizer
+from train.plan.collectives import collectives, compile_to_text, totals, with_reduce_scatter
 from train.recipe import Architecture, Optimizer
 from train.run import batch_shapes, fresh_state, how_of, state_shapes
 from train.step import many_steps

@@ -13,7 +13,7 @@ import pytest
 from jaxformer import Compute, Config, Params, forward, init
 from tests.helpers.models import NAMED, SEED, random_params
 from tests.helpers.runs import batches_of
-from train.batches import Batch, cover
+from train.data.batches import Batch, cover
 from train.optimizer import make_optimizer
 from train.recipe import Optimizer
 from train.step import (

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.errors import raises
-from train.tasks import TASKS, Task
-from train.tasks.brackets import CLOSE, OPEN
-from train.tasks.grammar import Story, choices
-from train.tasks.induction import periods
+from train.data.tasks import TASKS, Task
+from train.data.tasks.brackets import CLOSE, OPEN
+from train.data.tasks.grammar import Story, choices
+from train.data.tasks.induction import periods
 
 KEY = jax.random.key(0)
 CONTEXT = {"grammar": 20, "induction": 23, "modular-addition": 3, "brackets": 9}

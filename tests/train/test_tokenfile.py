@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer import Bytes, Characters, tokenizer
+from jaxformer import Bytes, Characters
+from jaxformer.text import tokenizer
 from tests.helpers.crashes import Crash
 from tests.helpers.errors import check_names, raises
-from train import tokenfile
-from train.corpora import read_pieces
-from train.tokenfile import check_tokens, open_tokens, pack_header, write_tokens
+from train.data import tokenfile
+from train.data.corpora import read_pieces
+from train.data.tokenfile import check_tokens, open_tokens, pack_header, write_tokens
 
 KEY = jax.random.key(0)
 ROOT = Path(__file__).parents[2]
@@ -87,8 +88,8 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from jaxformer import Bytes
-from train.batches import draw_windows, held_out_starts, host_starts
-from train.tokenfile import open_tokens, pack_header, write_tokens
+from train.data.batches import draw_windows, held_out_starts, host_starts
+from train.data.tokenfile import open_tokens, pack_header, write_tokens
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

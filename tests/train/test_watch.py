@@ -13,7 +13,7 @@ from jaxformer import Compute, Config, forward
 from tests.helpers.models import ATTENTION_ONLY, MODERN, SEED, random_params
 from tests.helpers.runs import Finished, folder_of, numbers
 from train.__main__ import main, parse
-from train.batches import Batch
+from train.data.batches import Batch
 from train.recipe import Watch
 from train.watch import LOOKS, PROMPTS, repeated_tokens, watcher
 

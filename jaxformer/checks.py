@@ -1,0 +1,37 @@
+"""Checks that several packages share."""
+
+import operator
+from typing import Any
+
+import numpy as np
+
+
+def check_vocabulary(tokens: Any, n_vocab: int) -> None:
+    """Refuse concrete tokens that are outside the vocabulary.
+
+    Raises:
+        ValueError: naming the first such token and its place.
+    """
+    tokens = np.asarray(tokens)
+    outside = np.argwhere((tokens < 0) | (tokens >= n_vocab))
+    if len(outside):
+        place = tuple(int(i) for i in outside[0])
+        raise ValueError(
+            f"token {tokens[place]} at position {place[-1]} is outside the vocabulary of {n_vocab} entries"
+        )
+
+
+def whole(name: str, value: Any, most: int | None = None) -> int:
+    """A number of at least 1 of something, as a Python int.
+
+    Raises:
+        ValueError: anything else, or more than `most`.
+    """
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or (most is not None and number > most):
+        above = "" if most is None else f" and at most {most}"
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1{above}")
+    return number

@@ -1,0 +1,142 @@
+"""What an edit is made of: where it acts, and what it puts there; `jaxformer.interp.edit` builds them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Shaped
+
+from jaxformer.config import Compute, Config
+from jaxformer.interp.engine.parts import Index, concrete, part, whole_numbers
+from jaxformer.model.sites import AXES, WHOLE, Layer, Site
+from jaxformer.model.tap import check_capture
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class At:
+    """An edit of one site, in one layer, or in all where `layer` is None; `change` is called as an edit is."""
+
+    site: str = dataclasses.field(metadata={"static": True})
+    layer: Any
+    change: Partial
+
+    def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
+        """The value to go on with."""
+        if str(site) != self.site:
+            return value
+        changed = self.change(site, layer, value)
+        if self.layer is None:
+            return changed
+        if jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
+            return changed  # for the pass to refuse
+        here = layer == jnp.asarray(self.layer, jnp.int32)
+        return jnp.where(here, jnp.asarray(changed).astype(value.dtype), value)
+
+    def check(self, config: Config, compute: Compute) -> None:
+        """Refuse a model that never comes to where this acts.
+
+        Raises:
+            ValueError: naming the site or the layer, and what there is.
+        """
+        check_capture((self.site,), config, compute)
+        if self.site not in WHOLE and not config.n_layers:
+            raise ValueError(f"no layer has a {self.site}: this model has n_layers=0")
+        if self.change.func is put_own:
+            shape = jnp.shape(self.change.args[1])
+            if shape[:1] != (config.n_layers,):
+                raise ValueError(
+                    f"values of shape {shape} are not one for each of {config.n_layers} layers"
+                )
+        for layer in np.ravel(concrete(self.layer)):
+            if not 0 <= layer < config.n_layers:
+                raise ValueError(
+                    f"layer={layer} is out of range: this model has layers 0 to {config.n_layers - 1}"
+                )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chain:
+    """Several edits as one: each gets what the one before it made."""
+
+    edits: tuple[Any, ...]
+
+    def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
+        """The value to go on with."""
+        for edit in self.edits:
+            value = edit(site, layer, value)
+        return value
+
+    def check(self, config: Config, compute: Compute) -> None:
+        """Refuse what any of them refuses."""
+        for edit in self.edits:
+            if check := getattr(edit, "check", None):
+                check(config, compute)
+
+
+def acting(site: str, layer: Any, change: Partial) -> At:
+    """The edit that makes a change at a site, in a layer.
+
+    Raises:
+        ValueError: an unknown site, a layer of a site that has none, a layer that is no whole number.
+    """
+    if site not in AXES:
+        raise ValueError(f"unknown site {site!r}; the sites are {', '.join(AXES)}")
+    if layer is not None:
+        if site in WHOLE:
+            raise ValueError(f"{site} belongs to no layer; give layer=None, not {layer!r}")
+        if not whole_numbers(layer, 0):
+            raise ValueError(f"layer={layer!r} must be a whole number, or None for every layer")
+    return At(site, layer, change)
+
+
+def of_value(fn: Callable[[Any], Any], site: Site, layer: Layer, value: Array) -> Any:
+    """What a function makes of the value."""
+    del site, layer
+    return fn(value)
+
+
+def put(index: Index, new: Any, site: Site, layer: Layer, value: Array) -> Array:
+    """A part of another value, which broadcasts, in the place of this one's."""
+    del layer
+    new = _fitting(new, site, value)
+    return jnp.where(part(str(site), value.shape, index), new, value)
+
+
+def add(
+    index: Index, direction: Any, strength: Any, site: Site, layer: Layer, value: Array
+) -> Array:
+    """The value plus so much of a direction, in a part of it."""
+    del layer
+    change = jnp.asarray(strength).astype(value.dtype) * _fitting(direction, site, value)
+    return jnp.where(part(str(site), value.shape, index), value + change, value)
+
+
+def put_own(index: Index, stacked: Any, site: Site, layer: Layer, value: Array) -> Array:
+    """A part of this layer's own value among those of all layers."""
+    own = jnp.asarray(stacked)[layer]
+    if own.shape != value.shape:
+        raise _unfitting(own, site, value)  # not spread: a run of one token is no run of many
+    return put(index, own, site, layer, value)
+
+
+def _fitting(new: Any, site: Site, value: Array) -> Array:
+    """In the dtype and the shape of the site's value."""
+    new = jnp.asarray(new)
+    sizes = zip(new.shape[::-1], value.shape[::-1], strict=False)
+    spreads = new.ndim <= value.ndim and all(size in (1, own) for size, own in sizes)
+    if not spreads or jnp.iscomplexobj(new):
+        raise _unfitting(new, site, value)
+    return jnp.broadcast_to(new.astype(value.dtype), value.shape)
+
+
+def _unfitting(new: Array, site: Site, value: Array) -> ValueError:
+    return ValueError(
+        f"a value of shape {new.shape} and dtype {new.dtype} does not fit {site}, "
+        f"which holds {value.shape} [{AXES[str(site)]}] of {value.dtype}"
+    )

@@ -1,0 +1,182 @@
+"""A model on disk: one folder that holds config, parameters and tokenizer.
+
+`model.json` holds the Config and the tokenizer, and names the safetensors file with the parameters by
+its SHA-256. The parameters are written first, under a name that no older model uses; renaming the new
+`model.json` over the old one is the only moment at which the folder changes from one whole model to the
+other. A crash at any other moment leaves at most a file that the next `save` clears away.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.config import Config
+from jaxformer.model.params import Params, abstract, check_params
+from jaxformer.model.spec import path_name
+from jaxformer.pretrained.atomic import replace_file
+from jaxformer.pretrained.json_io import explained, read_object
+from jaxformer.text.subwords import Subwords
+from jaxformer.text.tokenizer import Tokenizer, from_json
+
+FORMAT = "jaxformer-1"
+OURS = re.compile(
+    r"params-[0-9a-f]{16}\.safetensors|\.(params-[0-9a-f]{16}\.safetensors|model\.json)\.\d+\.partial"
+)
+"""The names that only `save` gives: of parameters, and of files that it did not finish."""
+
+
+def save(
+    folder: str | os.PathLike[str],
+    config: Config,
+    params: Params,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write a model into a folder, in place of the one that may be there.
+
+    Raises:
+        ValueError: parts that are not of one model; a model that was there stays whole.
+        OSError: the folder cannot be made or written; a model that was there stays whole.
+    """
+    from safetensors.numpy import save as to_safetensors
+
+    check_params(params, config)
+    _check_tokenizer(tokenizer, config)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        path_name(path): np.ascontiguousarray(np.asarray(array))
+        for path, array in jax.tree_util.tree_leaves_with_path(params)
+    }
+    data = to_safetensors(arrays)
+    digest = hashlib.sha256(data).hexdigest()
+    file = f"params-{digest[:16]}.safetensors"
+    model = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "tokenizer": None if tokenizer is None else json.loads(tokenizer.to_json()),
+        "parameters": {"file": file, "sha256": digest},
+    }
+    replace_file(folder / file, data)
+    replace_file(folder / "model.json", json.dumps(model, indent=2).encode())
+    for old in folder.iterdir():
+        if OURS.fullmatch(old.name) and old.name not in (file, "model.json"):
+            old.unlink(missing_ok=True)
+
+
+def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | None]:
+    """The model in a folder that `save` wrote.
+
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: a file that `save` did not write, or that was cut short or changed since.
+    """
+    saved = Saved(folder)
+    return saved.config, saved.params(), saved.tokenizer()
+
+
+class Saved:
+    """The model in a folder that `save` wrote: its Config, and the rest when it is asked for.
+
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: a file that `save` did not write, or that was cut short or changed since.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder, self.path = Path(folder), Path(folder) / "model.json"
+        self.model = _read_model(self.path)
+        self.config = explained(
+            self.path, lambda: Config.from_json(json.dumps(self.model["config"]))
+        )
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer, if it has one."""
+        if self.model["tokenizer"] is None:
+            return None
+        text = json.dumps(self.model["tokenizer"])
+        tokenizer = explained(self.path, lambda: from_json(text))
+        explained(self.path, lambda: _check_tokenizer(tokenizer, self.config))
+        return tokenizer
+
+    def params(self) -> Params:
+        """Its parameters."""
+        return _read_params(self.folder, self.model["parameters"], self.config)
+
+
+def _check_tokenizer(tokenizer: Tokenizer | None, config: Config) -> None:
+    """Published models may have tokens without embeddings; one of ours was made with its tokenizer."""
+    if tokenizer is None or isinstance(tokenizer, Subwords):
+        return
+    if tokenizer.n_vocab > config.n_vocab:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.n_vocab} entries, the Config n_vocab={config.n_vocab}; "
+            "a model needs at least as many as its tokenizer"
+        )
+
+
+def _read_model(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no model: there is no {path.name} in it")
+    model = read_object(path)
+    if model.get("format") != FORMAT:
+        raise ValueError(f'{path} is not a model of ours: it lacks "format": "{FORMAT}"')
+    if missing := {"config", "tokenizer", "parameters"} - model.keys():
+        raise ValueError(f"{path} lacks {min(missing)!r}; it was changed after it was saved")
+    return model
+
+
+def _read_params(folder: Path, named: Any, config: Config) -> Params:
+    from safetensors import SafetensorError, safe_open
+
+    if not isinstance(named, dict) or not isinstance(named.get("file"), str):
+        raise ValueError(f"{folder / 'model.json'} does not name its parameters' file")
+    path = folder / Path(named["file"]).name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; model.json names it as the parameters' file")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != named.get("sha256"):
+        raise ValueError(
+            f"{path} is damaged: its bytes are not those that were saved; save the model again"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    return _fit(arrays, config, path)
+
+
+def _fit(arrays: dict[str, Any], config: Config, path: Path) -> Params:
+    """The arrays in their places in the tree, every one of them used and of the declared shape."""
+
+    def take(place: Any, expected: jax.ShapeDtypeStruct) -> Any:
+        name = path_name(place)
+        array = arrays.pop(name, None)
+        if array is None:
+            raise ValueError(f"{path} lacks {name}, of shape {expected.shape}")
+        if array.shape != expected.shape:
+            raise ValueError(
+                f"{path} holds {name} of shape {array.shape}; the Config asks for {expected.shape}"
+            )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{path} holds {name} as {array.dtype}; parameters are floats")
+        if array.dtype == np.float64 and jnp.result_type(float) != np.float64:
+            raise ValueError(
+                f'{path} holds {name} as float64; call jax.config.update("jax_enable_x64", True) first'
+            )
+        return jnp.asarray(array)
+
+    params = jax.tree_util.tree_map_with_path(take, abstract(config))
+    if arrays:
+        raise ValueError(f"{path} holds {min(arrays)}, which the Config does not have")
+    return params

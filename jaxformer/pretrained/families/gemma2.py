@@ -1,0 +1,100 @@
+"""Gemma 2: soft caps, norms before and after each layer that multiply by 1 + w, a scaled embedding, windows in turn.
+
+Source: Gemma Team 2024, "Gemma 2: Improving Open Language Models at a Practical Size", §2.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.config import Config
+from jaxformer.pretrained.families.family import Family
+from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.llama import (
+    BIASES,
+    BUFFERS,
+    SIZES,
+    take_shape,
+    weights,
+    write_shape,
+)
+from jaxformer.pretrained.families.rotary import take_rotary
+from jaxformer.pretrained.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
+
+GEMMA_SIZES = SIZES | {
+    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 256,
+}  # fmt: skip
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+BOTH = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "attn_post_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
+
+
+def take_gemma(
+    fields: Fields, n_vocab: int, pattern: int, caps: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """Our fields of what Gemma 2 and 3 share.
+
+    Args:
+        fields: of the config.
+        n_vocab: the default of vocab_size.
+        pattern: every so many layers one has no window, unless layer_types says otherwise.
+        caps: the names and defaults of the caps on scores and on logits.
+    """
+    shape = take_shape(
+        fields,
+        sizes=GEMMA_SIZES | {"vocab_size": n_vocab},
+        act=("hidden_activation", "gelu_pytorch_tanh"),
+        tied=True,
+    )
+    fields.ignore("hidden_act")  # transformers does not read it here
+    n_layers, d_head = shape["n_layers"], shape["d_head"]
+    scalar = fields.take("query_pre_attn_scalar", "number", 256)
+    if not scalar > 0:
+        raise ValueError(f"{fields.where} has query_pre_attn_scalar={scalar}; it must be positive")
+    usual = [GLOBAL if (i + 1) % pattern == 0 else LOCAL for i in range(n_layers)]
+    window = fields.optional("sliding_window", "int", 4096)
+    attention_cap, logit_cap = (fields.optional(name, "number", cap) for name, cap in caps.items())
+    return shape | {
+        "bias": BIASES[fields.take("attention_bias", "bool", False), False],
+        "norm_place": "both",
+        "norm_plus_one": True,
+        "embedding_scale": float(shape["d_model"] ** 0.5),
+        "attention_scale": None if scalar == d_head else float(scalar) ** -0.5,
+        "attention_cap": None if attention_cap is None else float(attention_cap),
+        "logit_cap": None if logit_cap is None else float(logit_cap),
+        **take_layer_types(fields, window, usual),
+    }
+
+
+def write_gemma(config: Config) -> dict[str, Any]:
+    """The same of ours."""
+    scale = config.score_scale
+    scalar = config.d_head if config.attention_scale is None else max(round(scale**-2), 1)
+    if config.attention_scale is not None and scalar**-0.5 != scale:
+        raise ValueError(f"attention_scale={scale} is not 1 over the root of a whole number")
+    no_window = 4096  # read, and then by no layer
+    return write_shape(config, "hidden_activation") | {
+        "attention_bias": config.has_bias("qkv"), "query_pre_attn_scalar": scalar,
+        "sliding_window": config.window or no_window, "layer_types": write_layer_types(config),
+        "attn_logit_softcapping": config.attention_cap, "final_logit_softcapping": config.logit_cap,
+    }  # fmt: skip
+
+
+def read(fields: Fields) -> Config:
+    """Our Config of a Gemma2Config."""
+    return Config(**take_gemma(fields, 256_000, 2, CAPS), **take_rotary(fields))
+
+
+GEMMA2 = Family(
+    name="gemma2",
+    architecture="Gemma2ForCausalLM",
+    prefix="model.",
+    weights=weights(**BOTH),
+    buffers=BUFFERS,
+    read=read,
+    write=write_gemma,
+)

@@ -1,0 +1,70 @@
+"""Gemma 3, its text model: Gemma 2 with norms on queries and keys in place of caps, and two rotary bases.
+
+Source: Gemma Team 2025, "Gemma 3 Technical Report", §2.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.config import Config
+from jaxformer.pretrained.families.family import Family
+from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.gemma2 import BOTH, take_gemma, write_gemma
+from jaxformer.pretrained.families.llama import BUFFERS, head_norms, weights
+from jaxformer.pretrained.families.rotary import take_scaling, write_rotary
+
+
+def read(fields: Fields) -> Config:
+    """Our Config of a Gemma3TextConfig."""
+    every = fields.take("sliding_window_pattern", "int", 6)
+    fields.ignore("_sliding_window_pattern")  # transformers writes it and does not read it
+    # Of caps on scores, transformers' Gemma 3 reads the field and does not use it: nobody knows what it would mean.
+    fields.demand("attn_logit_softcapping", None)
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    shape = take_gemma(fields, 262_208, max(every, 1), caps)
+    return Config(**shape, qk_norm="head", **take_bases(fields, windowed="window" in shape))
+
+
+def take_bases(fields: Fields, *, windowed: bool) -> dict[str, Any]:
+    """Our fields of the two kinds of rotary positions: layers with a window have a base of their own, unscaled."""
+    both = fields.nested("rope_parameters")
+    whole, local = both.nested("full_attention"), both.nested("sliding_attention")
+    both.finish()
+    old = fields.nested("rope_scaling")
+    old_base = fields.take("rope_theta", "number", 1_000_000.0)
+    old_local = fields.take("rope_local_base_freq", "number", 10_000.0)
+    if old.values:
+        whole = Fields(whole.values | old.values, old.where)
+    base = float(whole.take("rope_theta", "number", old_base))
+    local_base = float(local.take("rope_theta", "number", old_local))
+    local.demand("rope_type", "default")
+    local.finish()
+    chosen = {"position": "rotary", "rotary_base": base}
+    if windowed and local_base != base:
+        chosen["local_rotary_base"] = local_base
+    scaling = take_scaling(whole, fields.take("max_position_embeddings", "int", None))
+    if windowed and scaling:
+        chosen["local_rotary_base"] = local_base
+    return chosen | scaling
+
+
+def write(config: Config) -> Mapping[str, Any]:
+    """A Gemma3TextConfig of ours."""
+    local = config.rotary_base if config.local_rotary_base is None else config.local_rotary_base
+    return write_gemma(config) | {
+        "rope_parameters": {
+            "full_attention": write_rotary(config),
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        }
+    }
+
+
+GEMMA3 = Family(
+    name="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    prefix="model.",
+    weights=(*weights(**BOTH), *head_norms()),
+    buffers=BUFFERS,
+    read=read,
+    write=write,
+)

@@ -1,0 +1,108 @@
+"""GGUF's own names: of config fields, of tensors, of architectures, to those of our families.
+
+Source: the GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.pretrained.families import FAMILIES
+from jaxformer.pretrained.families.family import Family
+
+COMMON = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "vocab_size": "vocab_size",
+}
+"""A GGUF field, behind the name of its architecture, to transformers' name."""
+
+GPT = {
+    "block_count": "n_layer", "embedding_length": "n_embd", "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head", "attention.layer_norm_epsilon": "layer_norm_epsilon",
+    "context_length": "n_positions", "vocab_size": "vocab_size",
+}  # fmt: skip
+"""The same of GPT-2."""
+
+NAMES = {
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
+    "blk.{l}.attn_norm": "layers.{l}.input_layernorm",
+    "blk.{l}.ffn_norm": "layers.{l}.post_attention_layernorm",
+    "blk.{l}.attn_q": "layers.{l}.self_attn.q_proj",
+    "blk.{l}.attn_k": "layers.{l}.self_attn.k_proj",
+    "blk.{l}.attn_v": "layers.{l}.self_attn.v_proj",
+    "blk.{l}.attn_output": "layers.{l}.self_attn.o_proj",
+    "blk.{l}.attn_q_norm": "layers.{l}.self_attn.q_norm",
+    "blk.{l}.attn_k_norm": "layers.{l}.self_attn.k_norm",
+    "blk.{l}.ffn_gate": "layers.{l}.mlp.gate_proj",
+    "blk.{l}.ffn_up": "layers.{l}.mlp.up_proj",
+    "blk.{l}.ffn_down": "layers.{l}.mlp.down_proj",
+}
+"""A GGUF tensor to transformers' name, for the families that grew from Llama."""
+
+POST_NORMS = {
+    "blk.{l}.post_attention_norm": "layers.{l}.post_attention_layernorm",
+    "blk.{l}.post_ffw_norm": "layers.{l}.post_feedforward_layernorm",
+}
+BOTH_NORMS = POST_NORMS | {"blk.{l}.ffn_norm": "layers.{l}.pre_feedforward_layernorm"}
+
+GPT_NAMES = {
+    "token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f",
+    "blk.{l}.attn_norm": "h.{l}.ln_1", "blk.{l}.ffn_norm": "h.{l}.ln_2",
+    "blk.{l}.attn_qkv": "h.{l}.attn.c_attn", "blk.{l}.attn_output": "h.{l}.attn.c_proj",
+    "blk.{l}.ffn_up": "h.{l}.mlp.c_fc", "blk.{l}.ffn_down": "h.{l}.mlp.c_proj",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """One architecture of GGUF."""
+
+    family: Family
+    fields: Mapping[str, str]
+    names: Mapping[str, str]
+    paired: bool = False
+    """llama.cpp turns neighbouring coordinates where we turn halves: rows of Q and K lie in its order"""
+    largest: int = 0
+    """Gemma's scores are scaled by the width of a head, but in the model of so many layers, the largest of its kind,
+    by that of the stream per head: llama.cpp knows it, and files do not say so"""
+    unsaid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """transformers' fields that llama.cpp takes for given"""
+    transposed: bool = False
+    """the family's files have matrices as [in out], GGUF as [out in]"""
+
+
+DIALECTS = {
+    "llama": Dialect(family=FAMILIES["llama"], fields=COMMON, names=NAMES, paired=True),
+    "gpt2": Dialect(
+        family=FAMILIES["gpt2"],
+        fields=GPT,
+        names=GPT_NAMES,
+        transposed=True,
+        unsaid={"activation_function": "gelu_new"},
+    ),
+    "qwen2": Dialect(family=FAMILIES["qwen2"], fields=COMMON, names=NAMES),
+    "qwen3": Dialect(family=FAMILIES["qwen3"], fields=COMMON, names=NAMES),
+    "gemma2": Dialect(
+        family=FAMILIES["gemma2"], fields=COMMON, names=NAMES | BOTH_NORMS, largest=46
+    ),
+    "gemma3": Dialect(
+        family=FAMILIES["gemma3_text"],
+        fields=COMMON | {"rope.freq_base_swa": "rope_local_base_freq"},
+        names=NAMES | BOTH_NORMS,
+        largest=62,
+    ),
+    "olmo2": Dialect(family=FAMILIES["olmo2"], fields=COMMON, names=NAMES | POST_NORMS),
+}
+"""By `general.architecture`; files of Mistral's models say llama."""

@@ -1,0 +1,49 @@
+"""OLMo 2: Llama with norms on what layers write in place of what they read, and on all queries and keys together.
+
+Source: OLMo Team 2025, "2 OLMo 2 Furious", §3.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.config import Config
+from jaxformer.pretrained.families.family import Family
+from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.llama import (
+    BIASES,
+    BUFFERS,
+    SIZES,
+    head_norms,
+    take_shape,
+    weights,
+    write_shape,
+)
+from jaxformer.pretrained.families.rotary import take_rotary
+
+AFTER = {
+    "post_attention_layernorm": "attn_post_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
+
+
+def read(fields: Fields) -> Config:
+    """Our Config of an Olmo2Config."""
+    shape = take_shape(fields, sizes=SIZES | {"vocab_size": 50304}, epsilon=1e-5)
+    bias = BIASES[fields.take("attention_bias", "bool", False), False]
+    return Config(**shape, bias=bias, norm_place="after", qk_norm="all", **take_rotary(fields))
+
+
+def write(config: Config) -> Mapping[str, Any]:
+    """An Olmo2Config of ours."""
+    return write_shape(config) | {"attention_bias": config.has_bias("qkv")}
+
+
+OLMO2 = Family(
+    name="olmo2",
+    architecture="Olmo2ForCausalLM",
+    prefix="model.",
+    weights=(*weights(**AFTER), *head_norms("n.h", "k.h")),
+    buffers=BUFFERS,
+    read=read,
+    write=write,
+)

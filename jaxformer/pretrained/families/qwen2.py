@@ -1,0 +1,64 @@
+"""Qwen 2 and 2.5: Llama with biases on queries, keys and values, and windows in the later layers if asked for.
+
+Source: Yang et al. 2024, "Qwen2 Technical Report".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.config import Config
+from jaxformer.pretrained.families.family import Family
+from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.llama import (
+    BEFORE,
+    BUFFERS,
+    SIZES,
+    take_shape,
+    weights,
+    write_shape,
+)
+from jaxformer.pretrained.families.rotary import take_rotary
+from jaxformer.pretrained.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
+
+QWEN_SIZES = SIZES | {"intermediate_size": 22016, "vocab_size": 151936, "num_key_value_heads": 32}
+
+
+def take_late_windows(fields: Fields, n_layers: int) -> dict[str, Any]:
+    """Windows in all layers from max_window_layers on, or in those that layer_types names."""
+    window = fields.optional("sliding_window", "int", 4096)
+    window = window if fields.take("use_sliding_window", "bool", False) else None
+    first = fields.take("max_window_layers", "int", 28)
+    late = [LOCAL if window and i >= first else GLOBAL for i in range(n_layers)]
+    return take_layer_types(fields, window, late)
+
+
+def write_windows(config: Config) -> dict[str, Any]:
+    """The same of ours."""
+    return {
+        "use_sliding_window": config.window is not None, "sliding_window": config.window,
+        "layer_types": write_layer_types(config), "max_window_layers": config.n_layers,
+    }  # fmt: skip
+
+
+def read(fields: Fields) -> Config:
+    """Our Config of a Qwen2Config."""
+    fields.demand("use_mrope", False)
+    shape = take_shape(fields, sizes=QWEN_SIZES)
+    windows = take_late_windows(fields, shape["n_layers"])
+    return Config(**shape, bias="qkv", **windows, **take_rotary(fields))
+
+
+def write(config: Config) -> Mapping[str, Any]:
+    """A Qwen2Config of ours."""
+    return write_shape(config) | write_windows(config)
+
+
+QWEN2 = Family(
+    name="qwen2",
+    architecture="Qwen2ForCausalLM",
+    prefix="model.",
+    weights=weights(**BEFORE),
+    buffers=BUFFERS,
+    read=read,
+    write=write,
+)

@@ -1,0 +1,85 @@
+"""A safetensors file: a JSON header, then the tensors' bytes as they are in memory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from jaxformer.pretrained.formats.source import Tensor, declare, pick, pick_rows, unreadable
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "F6_E2M3": ml_dtypes.float6_e2m3fn,
+    "F6_E3M2": ml_dtypes.float6_e3m2fn,
+    "F4": ml_dtypes.float4_e2m1fn,
+    "BOOL": np.bool_,
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    "C64": np.complex64,
+}
+"""The format's names of dtypes; one that is added to it later is listed as void."""
+
+
+class Safetensors:
+    """One safetensors file as a Source."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="numpy")
+            headers = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise unreadable(path, "safetensors file", error) from error
+        self.tensors = {
+            name: declare(
+                path,
+                name,
+                tuple(header.get_shape()),
+                np.dtype(DTYPES.get(header.get_dtype(), np.void)),
+            )
+            for name, header in headers.items()
+        }
+        self._open = True
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, copied out of the file."""
+        from safetensors import SafetensorError
+
+        tensor = pick(self, name, is_open=self._open)
+        try:
+            return self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise unreadable(tensor.file, "safetensors file", error) from error
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Some rows of a tensor, copied out of the file."""
+        from safetensors import SafetensorError
+
+        tensor = pick_rows(self, name, start, stop, is_open=self._open)
+        if start == stop:  # which safetensors has no slice for
+            return np.empty((0, *tensor.shape[1:]), tensor.dtype)
+        try:
+            return self._file.get_slice(name)[start:stop]
+        except SafetensorError as error:
+            raise unreadable(tensor.file, "safetensors file", error) from error
+
+    def __enter__(self) -> "Safetensors":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open = False
+        self._file.__exit__(None, None, None)

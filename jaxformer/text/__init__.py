@@ -1,0 +1,1 @@
+"""Text as tokens: characters, words, bytes, and the subwords of published models."""

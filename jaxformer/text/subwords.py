@@ -1,0 +1,246 @@
+"""Subwords: the tokenizers of published checkpoints, as the library `tokenizers` runs them."""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxformer.checks import check_vocabulary
+
+T = TypeVar("T")
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""How a vocabulary with byte fallback spells a byte."""
+
+
+class Subwords:
+    """The tokenizer that a tokenizer.json describes; texts get the special tokens that it adds, as BOS.
+
+    >>> words = Subwords({"model": {"type": "WordLevel", "vocab": {"cat": 0, "?": 1}, "unk_token": "?"}})
+    >>> words.encode("cat")
+    array([0], dtype=int32)
+    """
+
+    def __init__(self, content: Mapping[str, Any]):
+        """A tokenizer from the content of its tokenizer.json; truncation and padding in it are switched off.
+
+        Raises:
+            ValueError: a content that is no tokenizer, or whose ids are not 0 to n - 1, each once.
+        """
+        _check_model(content.get("model"))
+        self.content = {**content, "truncation": None, "padding": None}
+        self._tokenizer = _library(self.content)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.n_vocab = _check_ids(vocabulary)
+        for entry in content.get("added_tokens") or ():
+            if (given := vocabulary.get(entry["content"])) != entry["id"]:
+                raise ValueError(
+                    f"added_tokens gives {entry['content']!r} the id {entry['id']}; "
+                    f"by its place in the vocabulary it is {given}"
+                )
+        falls_back = '"ByteFallback"' in json.dumps(content.get("decoder"))
+        self._bytes = np.array(
+            [i for token, i in vocabulary.items() if falls_back and BYTE.fullmatch(token)], np.int32
+        )
+        check_vocabulary(self.encode(""), self.n_vocab)
+
+    def encode(self, text: str) -> Int[np.ndarray, " t"]:
+        """The ids of a text, with the special tokens that the tokenizer adds to every text.
+
+        Raises:
+            ValueError: a text that has no ids, as one with half a surrogate pair.
+        """
+        encoded = _explained(
+            lambda: self._tokenizer.encode(text), f"no ids for a text beginning {text[:40]!r}"
+        )
+        return np.array(encoded.ids, np.int32)
+
+    def decode(self, tokens: Int[np.ndarray, " t"]) -> str:
+        """The text of some ids, special tokens too; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        check_vocabulary(tokens, self.n_vocab)
+        ids = np.asarray(tokens).tolist()
+        return _explained(
+            lambda: self._tokenizer.decode(ids, skip_special_tokens=False), f"no text for {ids[:8]}"
+        )
+
+    def unfinished(self, tokens: Int[np.ndarray, " t"]) -> int:
+        """How many of the last ids have no certain text yet: bytes, which are read with those that follow.
+
+        Where bytes are tokens of their own, a run of them that is no UTF-8 as a whole is U+FFFD for every one
+        of its bytes, so that any byte may change what those before it mean.
+        """
+        others = np.flatnonzero(~np.isin(np.asarray(tokens), self._bytes))
+        return len(tokens) - (int(others[-1]) + 1 if len(others) else 0)
+
+    def to_json(self) -> str:
+        """The content of its tokenizer.json."""
+        return json.dumps({"kind": "subwords", "tokenizer": self.content})
+
+
+def _library(content: Mapping[str, Any]) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ValueError(
+            "a subword tokenizer needs the library `tokenizers`: pip install 'jaxformer[hf]'"
+        ) from error
+    return _explained(lambda: Tokenizer.from_str(json.dumps(content)), "no tokenizer that can run")
+
+
+def _explained(work: Callable[[], T], saying: str) -> T:
+    """What some work in the library gives; all that goes wrong there is a ValueError."""
+    try:
+        return work()
+    except BaseException as error:
+        # A panic of its Rust code is no Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{saying}: {error}") from error
+        raise
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what the library would take silently, or panic at."""
+    if not isinstance(model, Mapping) or not isinstance(model.get("vocab"), (Mapping, Sequence)):
+        raise ValueError("model is not there, or has no vocab; a tokenizer.json has both")
+    if model.get("dropout"):
+        raise ValueError(
+            f"model.dropout={model['dropout']} would cut the same text differently each time; set it to null"
+        )
+    vocab = model["vocab"]
+    if isinstance(vocab, Mapping):
+        if odd := [token for token, i in vocab.items() if type(i) is not int or i < 0]:
+            raise ValueError(
+                f"model.vocab gives {odd[0]!r} the id {vocab[odd[0]]!r}; ids count from 0"
+            )
+        if len(set(vocab.values())) != len(vocab):
+            raise ValueError(f"model.vocab has two tokens of id {_repeated(vocab.values())}")
+        check_merges(model.get("merges") or (), vocab, model.get("continuing_subword_prefix") or "")
+
+
+def check_merges(merges: Any, vocab: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse merges that are not two tokens of the vocabulary that make a third.
+
+    Raises:
+        ValueError: naming the first such merge.
+    """
+    if not isinstance(merges, (list, tuple)):
+        raise ValueError(f"merges is {type(merges).__name__}, no list")
+    for i, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError(f"merges[{i}] is {merge!r}, not a pair of tokens")
+        left, right = pair
+        if not isinstance(left, str) or not isinstance(right, str):
+            raise ValueError(f"merges[{i}] is {merge!r}, not a pair of tokens")
+        for token in (left, right, left + right.removeprefix(prefix)):
+            if token not in vocab:
+                raise ValueError(
+                    f"merges[{i}] is {merge!r}, and {token!r} is not in the vocabulary"
+                )
+
+
+def _check_ids(vocabulary: Mapping[str, int]) -> int:
+    """The number of ids, when they are 0 to that number, each once."""
+    if not vocabulary:
+        raise ValueError("the vocabulary is empty")
+    ids = set(vocabulary.values())
+    if len(ids) != len(vocabulary):
+        raise ValueError(f"the vocabulary has two tokens of id {_repeated(vocabulary.values())}")
+    if max(ids) + 1 != len(ids):
+        hole = next(i for i in range(len(ids)) if i not in ids)
+        raise ValueError(f"the vocabulary has no token of id {hole}, but one of id {max(ids)}")
+    return len(ids)
+
+
+def _repeated(ids: Any) -> int:
+    ordered = sorted(ids)
+    return next(a for a, b in itertools.pairwise(ordered) if a == b)
+
+
+def bpe(
+    vocab: Mapping[str, int],
+    merges: Sequence[Any],
+    added: Sequence[Mapping[str, Any]],
+    **parts: Any,
+) -> dict[str, Any]:
+    """The tokenizer.json of a byte-pair encoding; parts are its pipeline, and flags of its model."""
+    pipeline = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    return {
+        "version": "1.0",
+        "added_tokens": list(added),
+        **{name: parts.pop(name, None) for name in pipeline},
+        "model": {"type": "BPE", "vocab": dict(vocab), "merges": list(merges), **parts},
+    }
+
+
+def added_token(content: str, number: int, *, special: bool = True) -> dict[str, Any]:
+    """A token that is found in a text before the text is cut, in whatever it stands."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    return {
+        "id": number,
+        "content": content,
+        **flags,
+        "normalized": not special,
+        "special": special,
+    }
+
+
+def template(before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """The post-processor that puts these tokens before and after every text."""
+    single = [
+        *({"SpecialToken": {"id": token, "type_id": 0}} for token, _ in before),
+        {"Sequence": {"id": "A", "type_id": 0}},
+        *({"SpecialToken": {"id": token, "type_id": 0}} for token, _ in after),
+    ]
+    tokens = {t: {"id": t, "ids": [i], "tokens": [t]} for t, i in (*before, *after)}
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": pair,
+        "special_tokens": tokens,
+    }
+
+
+def byte_level(splits: Sequence[str] = ()) -> dict[str, Any]:
+    """The pipeline over the 256 bytes of UTF-8: GPT-2's, or one that cuts a text at other patterns."""
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    cuts = [
+        {"type": "Split", "pattern": {"Regex": s}, "behavior": "Isolated", "invert": False}
+        for s in splits
+    ]
+    steps = [*cuts, {**step, "use_regex": not splits}]
+    return {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "decoder": {**step, "use_regex": True},
+    }
+
+
+def sentencepiece(scheme: str) -> dict[str, Any]:
+    """The pipeline of SentencePiece, with `▁` for a blank, and bytes for unknown characters.
+
+    Args:
+        scheme: what gets a blank of its own before it: the text ("first"), every part of it between special
+            tokens ("always"), or nothing ("never").
+    """
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if scheme != "never":
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    return {
+        "pre_tokenizer": metaspace,
+        "decoder": {"type": "Sequence", "decoders": steps},
+        "byte_fallback": True,
+        "fuse_unk": True,
+    }

@@ -1,0 +1,221 @@
+"""Every family against the transformers that is installed: what it saves we load, what we export it loads."""
+# pyright: reportMissingImports=false
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.numpy import load_file
+
+from jaxformer import Config, export, forward, load
+from jaxformer.pretrained.export import foreign_tensors
+from jaxformer.pretrained.families import FAMILIES
+from tests.helpers import ggufs, hf
+from tests.helpers.families import (
+    CASES,
+    ONE_EACH,
+    TOKENS,
+    close,
+    golden,
+    logits_and_gradient,
+    spots,
+)
+from tests.helpers.models import same
+
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]  # of transformers
+
+
+def their_logits(model: Any) -> np.ndarray:
+    with torch.no_grad():
+        return (
+            model(torch.tensor([TOKENS]), use_cache=False, return_dict=True)
+            .logits[0]
+            .float()
+            .numpy()
+        )
+
+
+def our_logits(config: Config, params: Any) -> np.ndarray:
+    return np.asarray(forward(params, config, jnp.asarray(TOKENS)).logits, np.float32)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_golden_files_hold_what_transformers_computes(case: str, tmp_path: Path):
+    record, found = golden(case), hf.answers(case)
+    hf.build(case).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors.keys() == record.tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, record.tensors[name])
+    close(found["logits"], record.logits, 1e-11)
+    close(found["loss"], record.loss, 1e-11)
+    np.testing.assert_array_equal(found["greedy"], record.greedy)
+    for name, expected in record.gradients.items():
+        close(spots(found[f"gradient {name}"]), expected, 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_transformers_entry_by_entry(case: str, tmp_path: Path, x64):
+    golden(case).write(tmp_path)
+    config, params, _ = load(tmp_path, dtype="float64")
+    gradient = logits_and_gradient(params, config)[2]
+    theirs = foreign_tensors(FAMILIES[CASES[case][0]], config, gradient)
+    for name, tensor in theirs.items():
+        close(tensor, hf.answers(case)[f"gradient {name}"], 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_transformers_saves_is_loaded_with_its_logits(case: str, tmp_path: Path):
+    model = hf.build(case)
+    model.save_pretrained(tmp_path)
+    config, params, _ = load(tmp_path)
+    close(our_logits(config, params), their_logits(model), 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_exported_transformers_loads_with_the_same_logits(case: str, tmp_path: Path):
+    golden(case).write(tmp_path / "in")
+    config, params, _ = load(tmp_path / "in")
+    export(tmp_path / "out", config, params, None, CASES[case][0])
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(model).__name__ == FAMILIES[CASES[case][0]].architecture == CASES[case][1]
+    close(their_logits(model.eval()), our_logits(config, params), 1e-5)
+
+
+@pytest.mark.parametrize("case", ONE_EACH)
+def test_shards_and_pickles_hold_the_same_model(case: str, tmp_path: Path):
+    model = hf.build(case)
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    (tmp_path / "pickle").mkdir()
+    torch.save(model.state_dict(), tmp_path / "pickle" / "pytorch_model.bin")
+    (tmp_path / "pickle" / "config.json").write_text((tmp_path / "one" / "config.json").read_text())
+    config, params, _ = load(tmp_path / "one")
+    for other in ("shards", "pickle"):
+        again, loaded, _ = load(tmp_path / other)
+        assert again == config
+        same(loaded, params)
+
+
+@pytest.mark.parametrize("case", ONE_EACH)
+def test_bfloat16_is_as_close_to_float32_as_transformers_is(case: str, tmp_path: Path):
+    model = hf.build(case)
+    model.save_pretrained(tmp_path)
+    exact = their_logits(model)
+    theirs = np.abs(their_logits(model.to(torch.bfloat16)) - exact).max()
+    config, params, _ = load(tmp_path, dtype="bfloat16")
+    assert np.abs(our_logits(config, params) - exact).max() <= 2 * theirs
+
+
+OTHERS: dict[str, list[Any]] = {
+    "activation_function": ["relu", "gelu", "silu", "quick_gelu"],
+    "hidden_act": ["relu", "gelu_new", "quick_gelu"],
+    "hidden_activation": ["relu", "gelu"],
+    "summary_type": ["last"],
+    "attention_types": [[[["local"], 3]]],
+    "layer_types": [["sliding_attention"] * 3, ["full_attention"] * 3],
+    "rope_parameters": [
+        {"rope_type": "default", "rope_theta": 77.0},
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+        {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 8,
+        },
+        {
+            "full_attention": {"rope_type": "default", "rope_theta": 5.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5.0},
+        },
+        {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+        },
+    ],
+}
+"""Other values of fields that are not numbers or booleans."""
+
+
+def valid(kind: Any, fields: dict[str, Any]) -> bool:
+    try:
+        kind.from_dict(fields)
+    except (StrictDataclassError, ValueError):
+        return False
+    return True
+
+
+def flips(value: Any, name: str) -> list[Any]:
+    if name in OTHERS:
+        return [other for other in OTHERS[name] if other != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value + 3]
+    if isinstance(value, float):
+        return [value * 1.5 + 0.1]
+    return [True, 2, 0.5] if value is None else []
+
+
+@pytest.mark.parametrize("case", ONE_EACH)
+def test_no_field_that_changes_the_logits_is_ignored(case: str, tmp_path: Path):
+    """Each field with another value is refused by name, or read, or changes nothing in transformers either."""
+    record, model = golden(case), hf.build(case)
+    record.write(tmp_path / "plain")
+    plain, expected = load(tmp_path / "plain")[0], their_logits(model)
+    defaults = model.config.__class__().to_dict()
+    ignored = []
+    for name in sorted(defaults.keys() | record.config.keys()):
+        value = record.config.get(name, defaults.get(name))
+        for other in flips(value, name):
+            changed = record._replace(config=record.config | {name: other})
+            changed.write(tmp_path / "changed")
+            try:
+                config = load(tmp_path / "changed")[0]
+            except ValueError as error:
+                assert str(tmp_path) in str(error)
+                continue
+            if config == plain:
+                ignored.append((name, other))
+    assert ignored, "transformers has fields that change nothing"
+    for name, other in ignored:
+        if name in ("return_dict", "use_return_dict"):
+            continue  # transformers' own models then fail
+        if not valid(type(model.config), record.config | {name: other}):
+            continue  # no file of transformers has it
+        again = type(model)._from_config(
+            type(model.config).from_dict(record.config | {name: other}), attn_implementation="eager"
+        )
+        again.load_state_dict(model.state_dict())
+        np.testing.assert_allclose(
+            their_logits(again.eval()), expected, atol=1e-5, err_msg=f"{name}={other}"
+        )
+
+
+READABLE = ["llama-plain", "llama-head_dim", "mistral-no_window", "qwen2-plain"]
+"""Those of which transformers reads every field: of other tiny ones it leaves out a head's width or Gemma's scale."""
+
+
+@pytest.mark.parametrize("case", READABLE)
+def test_transformers_reads_the_same_model_from_the_same_gguf_file(case: str, tmp_path: Path):
+    ggufs.write(tmp_path / "model.gguf", golden(case))
+    config, params, _ = load(tmp_path / "model.gguf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", attn_implementation="eager"
+    )
+    close(our_logits(config, params), their_logits(theirs.eval()), 1e-5)

@@ -1,0 +1,335 @@
+"""Files of weights: what was written is what is read, and a file that says something else is refused."""
+
+import json
+import sys
+import tracemalloc
+from pathlib import Path
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxformer.pretrained.formats import Source, Tensor, ggufs, open_folder, open_gguf
+from jaxformer.pretrained.formats.source import copy_checked
+from tests.helpers.errors import raises
+from tests.helpers.weightfiles import (
+    FORMS,
+    HUGGING_FACE,
+    bits,
+    every_form,
+    forms,
+    reopen,
+    to_torch,
+    write_gguf,
+)
+
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+KINDS = sorted(gguf.GGML_QUANT_SIZES)
+BLOCKS = [kind for kind in KINDS if gguf.GGML_QUANT_SIZES[kind][0] > 1]
+
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_form
+def test_what_was_written_is_read_bit_for_bit(tmp_path: Path, form: str, dtype):
+    shapes = [(5,), (2, 3, 4), (1, 64)] + ([(), (0, 3)] if form in HUGGING_FACE else [])
+    written = {f"w{i}": bits(shape, dtype, i) for i, shape in enumerate(shapes)}
+    FORMS[form](tmp_path, written)
+    with reopen(tmp_path) as source:
+        assert isinstance(source, Source)
+        assert source.tensors.keys() == written.keys()
+        for name, array in written.items():
+            again, tensor = source.read(name), source.tensors[name]
+            assert (again.shape, again.dtype) == (array.shape, array.dtype) == tensor[:2]
+            assert again.tobytes() == array.tobytes()
+            assert tensor.file.is_file()
+            again[...] = 0  # the reader's own: the file and the next read do not see it
+            assert source.read(name).tobytes() == array.tobytes()
+
+
+ROWS = [(0, 0), (0, 1), (1, 3), (3, 5), (0, 5), (4, 5), (5, 5)]
+"""Starts and stops among five rows."""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_form
+def test_rows_are_those_of_the_whole(tmp_path: Path, form: str, dtype):
+    written = {f"w{i}": bits((5, *more), dtype, i) for i, more in enumerate([(), (3,), (2, 3)])}
+    FORMS[form](tmp_path, written)
+    with reopen(tmp_path) as source:
+        for name, array in written.items():
+            for start, stop in ROWS:
+                rows = source.read_rows(name, start, stop)
+                assert (rows.shape, rows.dtype) == (array[start:stop].shape, array.dtype)
+                assert rows.tobytes() == array[start:stop].tobytes()
+                rows[...] = 0  # the reader's own
+            assert source.read(name).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
+def test_rows_of_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatch, kind):
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = {
+        "w": (bits((5, 3 * size), np.uint8, kind), kind),
+        "v": (bits((2 * size,), np.uint8, kind), kind),
+    }
+    write_gguf(tmp_path, {}, raw=raw)
+    monkeypatch.setattr(ggufs, "AT_ONCE", 2 * block)
+    with reopen(tmp_path) as source:
+        try:
+            whole = {name: source.read(name) for name in raw}
+        except ValueError:  # which the gguf package cannot dequantise
+            with raises(ValueError, tmp_path / "m.gguf", "'w'", kind.name):
+                source.read_rows("w", 0, 1)
+            return
+        for start, stop in ROWS:
+            np.testing.assert_array_equal(
+                source.read_rows("w", start, stop), whole["w"][start:stop]
+            )
+        for start, stop in [(0, 1), (block - 1, block + 1), (3, 2 * block), (2 * block, 2 * block)]:
+            np.testing.assert_array_equal(
+                source.read_rows("v", start, stop), whole["v"][start:stop]
+            )
+
+
+@every_form
+def test_rows_that_are_not_there_are_refused(tmp_path: Path, form: str):
+    FORMS[form](tmp_path, {"w": np.ones((5, 2), np.float32), "n": np.ones(5, np.int64)})
+    with reopen(tmp_path) as source:
+        for start, stop in [(-1, 2), (0, 6), (6, 6), (3, 2), (-2, -1)]:
+            with raises(ValueError, source.tensors["w"].file, "'w'", [5, 2], start, stop):
+                source.read_rows("w", start, stop)
+        with raises(ValueError, tmp_path, "'n'", "int64"):
+            source.read_rows("n", 0, 1)
+        with raises(ValueError, tmp_path, "'x'"):
+            source.read_rows("x", 0, 1)
+    with raises(ValueError, tmp_path, "'w'", "`with`"):
+        source.read_rows("w", 0, 1)
+
+
+def test_a_number_has_no_rows(tmp_path: Path):
+    save_file({"x": np.array(1.0)}, tmp_path / "model.safetensors")
+    source = open_folder(tmp_path)
+    with source, raises(ValueError, tmp_path / "model.safetensors", "'x'", []):
+        source.read_rows("x", 0, 0)
+
+
+def test_numbers_are_copied_where_a_dtype_has_room_for_them():
+    into = np.zeros(3, np.float16)
+    for part in ([1, np.inf, np.nan], [-np.inf, 65504, 65519]):
+        copy_checked(np.array(part, np.float32), into, "m holds w")
+        np.testing.assert_array_equal(into, np.array(part, np.float32).astype(np.float16))
+    for part in ([1, 65520, 2], [np.inf, 1e6, 1], [np.nan, 1, -1e6]):
+        with raises(ValueError, "m holds w", "float16"):
+            copy_checked(np.array(part, np.float32), into, "m holds w")
+    with raises(ValueError, "m holds w", "bfloat16"):
+        copy_checked(np.full(3, 3.4e38, np.float32), into.view(ml_dtypes.bfloat16), "m holds w")
+
+
+@pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
+def test_blocks_are_dequantised_as_the_gguf_package_does(tmp_path: Path, monkeypatch, kind):
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = bits((3, 5 * size), np.uint8, kind)
+    write_gguf(tmp_path, {}, raw={"w": (raw, kind)})
+    monkeypatch.setattr(ggufs, "AT_ONCE", 2 * block)  # the tensor is several such pieces
+    with reopen(tmp_path) as source, np.errstate(all="ignore"):
+        assert source.tensors["w"] == Tensor((3, 5 * block), np.dtype("f4"), tmp_path / "m.gguf")
+        try:
+            expected = gguf.quants.dequantize(raw, kind)
+        except NotImplementedError:
+            with raises(ValueError, tmp_path / "m.gguf", "'w'", kind.name):
+                source.read("w")
+        else:
+            np.testing.assert_array_equal(source.read("w"), expected)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "BF16"])
+def test_quantised_weights_come_back_within_their_step(tmp_path: Path, name: str):
+    kind = gguf.GGMLQuantizationType[name]
+    values = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    write_gguf(tmp_path, {}, raw={"w": (gguf.quants.quantize(values, kind), kind)})
+    with reopen(tmp_path) as source:
+        error = np.abs(source.read("w").astype(np.float32) - values).max()
+        assert error < {"8": 0.02, "5": 0.2, "4": 0.4, "F": 0.02}[name[1]]
+
+
+def test_metadata_are_plain_values(tmp_path: Path):
+    fields = {"n": 3, "x": 1.5, "yes": True, "text": "añ\n", "list": [1, -2], "words": ["", "b"]}
+    write_gguf(tmp_path, {}, fields)
+    with open_gguf(tmp_path / "m.gguf") as source:
+        read = dict(source.fields)
+    assert read == {"general.architecture": "test", **fields}
+    assert [type(read[name]) for name in fields] == [int, float, bool, str, list, list]
+
+
+@pytest.fixture
+def traced():
+    tracemalloc.start()
+    yield tracemalloc
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", forms(sorted({*FORMS} - {"bin of old"})))
+def test_opening_reads_no_data_and_reading_keeps_none(tmp_path: Path, traced, form: str):
+    written = {f"w{i}": np.full((256, 1024), i, np.float32) for i in range(1, 5)}
+    FORMS[form](tmp_path, written)
+    size = written["w1"].nbytes
+    traced.reset_peak()
+    before = traced.get_traced_memory()[0]
+    with reopen(tmp_path) as source:
+        assert traced.get_traced_memory()[1] < before + size / 4
+        for name, array in written.items():  # what the file says now, not when it was opened
+            change(source.tensors[name].file, array.tobytes(), (array + 9).tobytes())
+        traced.reset_peak()
+        for name in written:  # but for a buffer's length behind the header
+            assert source.read(name)[4:].min() == int(name[1:]) + 9
+        assert traced.get_traced_memory()[1] < before + 1.5 * size
+
+
+@pytest.mark.parametrize("form", forms(sorted({*FORMS} - {"bin of old"})))
+def test_rows_are_read_without_the_rest(tmp_path: Path, traced, form: str):
+    FORMS[form](tmp_path, {"w": np.ones((1024, 1024), np.float32)})
+    with reopen(tmp_path) as source:
+        traced.reset_peak()
+        before = traced.get_traced_memory()[0]
+        source.read_rows("w", 1000, 1024)
+        assert traced.get_traced_memory()[1] < before + 2**19
+
+
+def change(file: Path, old: bytes, new: bytes) -> None:
+    place = file.read_bytes().index(old)
+    with file.open("r+b") as same:
+        same.seek(place)
+        same.write(new)
+
+
+@every_form
+def test_only_floats_that_are_there_are_read_and_only_while_open(tmp_path: Path, form: str):
+    FORMS[form](tmp_path, {"w": np.ones(2, np.float32), "n": np.ones(2, np.int64)})
+    with reopen(tmp_path) as source:
+        assert source.tensors["n"].dtype == np.int64
+        with raises(ValueError, tmp_path, "'n'", "int64"):
+            source.read("n")
+        with raises(ValueError, tmp_path, "'x'", ".tensors"):
+            source.read("x")
+    with raises(ValueError, tmp_path, "'w'", "`with`"):
+        source.read("w")
+    if MAPS.exists():  # nor is a file mapped any longer, though the source lives on
+        assert str(tmp_path) not in MAPS.read_text()
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int8, np.float64, np.complex64])
+def test_buffers_beside_the_weights_are_listed(tmp_path: Path, dtype):
+    save_file({"mask": np.ones((2, 2), dtype), "w": np.ones(1)}, tmp_path / "model.safetensors")
+    with open_folder(tmp_path) as source:
+        assert source.tensors["mask"] == Tensor(
+            (2, 2), np.dtype(dtype), tmp_path / "model.safetensors"
+        )
+        assert source.read("w") == 1
+
+
+def test_small_floats_are_listed_though_numpy_alone_has_none(tmp_path: Path):
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with open_folder(tmp_path) as source:
+        assert source.tensors["w"].dtype == ml_dtypes.float8_e4m3fn
+        with raises(ValueError, tmp_path, "'w'", "float8_e4m3fn"):
+            source.read("w")
+
+
+@pytest.mark.peers
+def test_the_first_whole_set_is_opened(tmp_path: Path):
+    pytest.importorskip("torch")
+    order = ["safetensors", "safetensors in shards", "bin", "bin in shards"]
+    for value, form in reversed(list(enumerate(order))):
+        FORMS[form](tmp_path, {"w": np.full(2, value, np.float32), "v": np.ones(1)})
+        with open_folder(tmp_path) as source:
+            assert source.read("w")[0] == value
+    (tmp_path / "model.safetensors").unlink()
+    lost = next(tmp_path.glob("model-*.safetensors"))
+    lost.unlink()  # the shards are not whole: the next set
+    with open_folder(tmp_path) as source:
+        assert source.read("w")[0] == 2
+    for path in tmp_path.glob("pytorch_model*"):
+        path.unlink()
+    with raises(FileNotFoundError, tmp_path / "model.safetensors.index.json", lost.name):
+        open_folder(tmp_path)
+
+
+def test_a_folder_without_weights_says_what_is_expected(tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with raises(FileNotFoundError, folder, "model.safetensors", "pytorch_model.bin"):
+            open_folder(folder)
+    for path in (tmp_path, tmp_path / "none"):
+        with raises(FileNotFoundError, path):
+            open_gguf(path)
+
+
+REPAIRS = {
+    "torch": ("pytorch_model.bin", "pip install torch"),
+    "gguf": ("m.gguf", "pip install 'jaxformer[hf]'"),
+}
+
+
+@pytest.mark.parametrize("package", REPAIRS)
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch, package: str):
+    monkeypatch.setitem(sys.modules, package, None)
+    name, repair = REPAIRS[package]
+    (tmp_path / name).touch()
+    with raises(ValueError, tmp_path / name, repair):
+        reopen(tmp_path)
+
+
+class Evil:
+    """A pickle that writes a file when it is believed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, zipped: bool):
+    torch = pytest.importorskip("torch")
+    path, trace = tmp_path / "pytorch_model.bin", tmp_path / "was-run"
+    torch.save({"w": Evil(trace)}, path, _use_new_zipfile_serialization=zipped)
+    with raises(ValueError, path):
+        open_folder(tmp_path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+@pytest.mark.peers
+def test_a_pickle_of_anything_but_plain_tensors_is_refused(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    one = torch.ones(1)
+    for held, named in [
+        ([one], ("list",)),
+        ({1: one}, (1,)),
+        ({"a": one, "b": {"w": one}}, ("'b'", "dict")),
+        ({"a": torch.eye(2).to_sparse()}, ("'a'",)),
+        ({"a": torch.ones(2, device="meta")}, ("'a'",)),
+        ({"a": one.expand(9)}, ("'a'", "[9]")),
+    ]:
+        torch.save(held, tmp_path / "pytorch_model.bin")
+        with raises(ValueError, tmp_path / "pytorch_model.bin", *named):
+            open_folder(tmp_path)
+
+
+@pytest.mark.peers
+def test_parameters_and_views_are_tensors_as_well(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    array = bits((3, 4), ml_dtypes.bfloat16, 0)
+    view = to_torch(array).T
+    torch.save({"p": torch.nn.Parameter(view), "row": view[1]}, tmp_path / "pytorch_model.bin")
+    with open_folder(tmp_path) as source:
+        assert source.read("p").tobytes() == array.T.tobytes()
+        assert source.read("row").tobytes() == array.T[1].tobytes()

@@ -1,0 +1,229 @@
+"""Tokenizers that cannot be: one clear error each, whatever the damage."""
+# pyright: reportMissingImports=false
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer.pretrained.tokenizers import from_folder, from_gguf
+from jaxformer.text.subwords import Subwords, added_token, byte_level, template
+from tests.helpers.errors import raises
+from tests.helpers.examples import examples
+from tests.helpers.vocabs import END, SMALL, as_gguf, ours, small, write
+
+
+def test_truncation_and_padding_are_switched_off(tmp_path: Path):
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    pad = {
+        "strategy": {"Fixed": 8},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "a",
+    }
+    tokenizer = ours(write(tmp_path, tokenizer=small(truncation=cut, padding=pad)))
+    assert tokenizer.encode("abaab").tolist() == [2, 0, 2]
+    assert tokenizer.encode("abaaba").tolist() == [2, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model__vocab": {"a": 0, "b": 2, "ab": 4, END: 3}}, (1, 4)),
+        ({"model__vocab": SMALL | {"c": 2}}, (2,)),
+        ({"model__vocab": SMALL | {"c": -1}}, ("'c'", -1)),
+        ({"model__vocab": SMALL | {"c": True}}, ("'c'", True)),
+        ({"model__vocab": SMALL | {"c": "4"}}, ("'c'", "'4'")),
+        ({"model__vocab": SMALL | {"c": 2**40}}, ()),
+        ({"model__vocab": {}, "added_tokens": [], "model__merges": []}, ()),
+        ({"model__vocab": None}, ("model", "vocab")),
+        ({"model": None}, ("model", "NoneType")),
+        ({"model__merges": ["a b", "a c"]}, ("merges[1]", "'a c'", "'c'")),
+        ({"model__merges": ["a b", "b a"]}, ("merges[1]", "'b a'", "'ba'")),
+        ({"model__merges": ["ab"]}, ("merges[0]", "'ab'")),
+        ({"model__merges": [["a", 1]]}, ("merges[0]", ["a", 1])),
+        ({"model__merges": "a b"}, ("merges", "str")),
+        ({"model__dropout": 0.1}, ("model.dropout=0.1",)),
+        ({"model__type": "Odd"}, ()),
+        ({"added_tokens": [added_token("new", 7)]}, ("'new'", 7, 4)),
+        ({"added_tokens": [added_token("a", 1)]}, ("'a'", 1, 0)),
+        ({"added_tokens": {"a": 1}}, ()),
+        ({"added_tokens": [{"id": 3}]}, ("content",)),
+        ({"post_processor": template([("<s>", 9)], [])}, (9, 0, 4)),
+        (byte_level(["("]), ()),
+        ({"decoder": 3}, ()),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_cannot_be_is_named(
+    changes: dict[str, Any], named: tuple[object, ...], tmp_path: Path
+):
+    write(tmp_path, tokenizer=small(**changes))
+    with raises(ValueError, tmp_path / "tokenizer.json", *named):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        ({"split_special_tokens": True}, ("split_special_tokens=True",)),
+        ({"fix_mistral_regex": True}, ("fix_mistral_regex=True",)),
+        ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, ("auto_map={'AutoTokenizer': ['a.B', None]}",)),
+        ({"tokenizer_class": "T5Tokenizer"}, ("tokenizer_class='T5Tokenizer'", "GPT2Tokenizer")),
+        ({"added_tokens_decoder": {"9": {"content": "new"}}}, ("'new'", 9, 4)),
+        ({"added_tokens_decoder": {"x": {"content": "new"}}}, ("'x'",)),
+        ({"added_tokens_decoder": {"4": {}}}, ("content",)),
+        ({"added_tokens_decoder": ["new"]}, ()),
+        ({"extra_special_tokens": 3}, ()),
+    ],
+)  # fmt: skip
+def test_a_setting_that_is_not_done_is_named(
+    beside: dict[str, Any], named: tuple[object, ...], tmp_path: Path
+):
+    write(tmp_path, tokenizer=small(), tokenizer_config=beside)
+    with raises(ValueError, tmp_path, *named):
+        from_folder(tmp_path)
+
+
+def test_files_that_are_not_enough_are_named(tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
+    with raises(ValueError, tmp_path, "tokenizer.model", "tokenizer.json"):
+        from_folder(tmp_path)
+    write(tmp_path, vocab=SMALL)
+    with raises(ValueError, tmp_path / "merges.txt", "vocab.json"):
+        from_folder(tmp_path)
+    for text, named in (
+        (b"#version: 0.2\na b\na c\n", ("merges[1]", "'a c'", "'c'")),
+        (b"a\n", ("merges[0]", "'a'")),
+        (b"\xff", ("UTF-8",)),
+    ):
+        (tmp_path / "merges.txt").write_bytes(text)
+        with raises(ValueError, tmp_path / "merges.txt", *named):
+            from_folder(tmp_path)
+    (tmp_path / "merges.txt").write_bytes(b"a b")
+    assert ours(tmp_path).encode("ab").tolist() == [2]
+    write(tmp_path, tokenizer_config={"tokenizer_class": "LlamaTokenizer"})
+    with raises(ValueError, tmp_path, "tokenizer_class='LlamaTokenizer'", "tokenizer.json"):
+        from_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with raises(ValueError, tmp_path / "tokenizer_config.json"):
+        from_folder(tmp_path)
+
+
+def g(**changes: Any) -> dict[str, Any]:
+    fields = as_gguf(small(), "gpt-2")
+    return fields | {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": "bert"}, ("model", "'bert'", "'llama'")),
+        ({"model": 3}, ("model", 3)),
+        ({"pre": "nobody's"}, ("pre", '"nobody\'s"', "llama-bpe")),
+        ({"pre": 3}, ("pre", 3, "str")),
+        ({"tokens": None}, ("tokens", "NoneType", "list")),
+        ({"tokens": []}, ("tokens",)),
+        ({"tokens": ["a", "b", "ab", 3]}, ("tokens[3]", 3, "str")),
+        ({"tokens": ["a", "b", "ab", "a"]}, ("tokens", "'a'", 0, 3)),
+        ({"merges": None}, ("merges", "NoneType", "list")),
+        ({"merges": ["a"]}, ("merges[0]", "'a'")),
+        ({"merges": ["a c"]}, ("merges[0]", ("a", "c"), "'c'")),
+        ({"token_type": [1]}, ("token_type", 1, 4)),
+        ({"token_type": [1, 1, 1, "3"]}, ("token_type[3]", "'3'", "int")),
+        ({"bos_token_id": 4}, ("bos_token_id", 4)),
+        ({"bos_token_id": "1"}, ("bos_token_id", "'1'", "int")),
+        ({"add_bos_token": True}, ("bos_token_id",)),
+        ({"add_bos_token": 1}, ("add_bos_token", 1, "bool")),
+        ({"model": "llama"}, ("bos_token_id",)),
+        ({"pre": "llama-bpe"}, ("bos_token_id",)),
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_is_named(changes: dict[str, Any], named: tuple[object, ...]):
+    with raises(ValueError, "here.gguf", *named):
+        from_gguf(g(**changes), "here.gguf")
+
+
+@pytest.mark.parametrize("scores", [None, [0.0], [0.0, 1.0, float("nan"), 2.0], ["a"] * 4])
+def test_scores_that_cannot_be_are_named(scores: Any):
+    fields = g(model="llama", scores=scores, bos_token_id=0)
+    del fields["tokenizer.ggml.merges"]
+    with raises(ValueError, "here.gguf", "tokenizer.ggml.scores"):
+        from_gguf(fields, "here.gguf")
+    assert from_gguf({"general.architecture": "llama"}, "here.gguf") is None
+
+
+def test_an_id_outside_the_vocabulary_is_refused():
+    tokenizer = Subwords(small())
+    for tokens in ([4], [-1]):
+        with raises(ValueError, tokens[0], 0, 4):
+            tokenizer.decode(np.array(tokens))
+    with raises(ValueError, repr("\ud800")):
+        tokenizer.encode("\ud800")
+    word = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}
+    with raises(ValueError, "'b'"):
+        Subwords({"model": word}).encode("b")
+
+
+@examples(50)
+@given(data=st.data())
+def test_a_damaged_file_is_a_value_error_or_a_tokenizer(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+):
+    """Truncated, bits flipped, bytes put in or taken out."""
+    whole = json.dumps(small(post_processor=template([("a", 0)], []))).encode()
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        if not content:
+            break
+        place = data.draw(st.integers(0, len(content) - 1))
+        match data.draw(st.integers(0, 5)):
+            case 0:
+                content = content[: place + 1]
+            case 1:
+                content[place] = data.draw(st.sampled_from(b'0123456789"{}[],:ab\\-.'))
+            case 2:
+                del content[place]
+            case _:
+                content[place] ^= 1 << data.draw(st.integers(0, 7))
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_bytes(content)
+    try:
+        tokenizer = ours(folder)
+    except ValueError as error:
+        assert "tokenizer.json" in str(error)
+        return
+    ids = tokenizer.encode("abba é" + END)
+    assert (ids < tokenizer.n_vocab).all()
+    tokenizer.decode(np.arange(tokenizer.n_vocab))
+
+
+@examples(50)
+@given(data=st.data())
+def test_damaged_metadata_is_a_value_error_or_a_tokenizer(data: st.DataObject):
+    fields = g(
+        bos_token_id=0,
+        eos_token_id=1,
+        add_bos_token=True,
+        scores=[0.0] * 4,
+        model=data.draw(st.sampled_from(["gpt2", "llama"])),
+    )
+    odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+    for name in data.draw(st.lists(st.sampled_from(sorted(fields)), max_size=3)):
+        fields[name] = data.draw(
+            odd | st.lists(odd, max_size=4) | st.permutations(fields[name])
+            if isinstance(fields[name], list)
+            else odd
+        )
+    try:
+        tokenizer = from_gguf(fields, "here.gguf")
+    except ValueError as error:
+        assert "here.gguf" in str(error)
+    else:
+        assert tokenizer is None or tokenizer.n_vocab <= 4

@@ -1,0 +1,207 @@
+"""What a run trains on and is judged by: texts, token files and toy tasks, seen alike by the loop."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, Integer, Key
+
+from jaxformer.text.tokenizer import Tokenizer
+from train.data.batches import (
+    Batch,
+    cover,
+    draw_windows,
+    held_out_starts,
+    host_starts,
+    shuffled_starts,
+)
+from train.data.corpora import load_corpus
+from train.data.encoding import vocabulary
+from train.data.ngrams import ngram_losses
+from train.data.tasks import TASKS, Task
+from train.data.tokenfile import TokenFile, is_token_file, open_tokens
+from train.recipe import Recipe
+
+Rows = slice | Int[np.ndarray, " rows"]
+"""Which sequences of a batch."""
+ALL = slice(None)
+
+
+@runtime_checkable
+class Draw(Protocol):
+    """Draws batches: of some steps, all rows or some, of which no others are read."""
+
+    def __call__(
+        self, key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /
+    ) -> Batch:
+        """Those steps' rows, `[n b window]`, whatever was drawn before."""
+        ...
+
+
+class Data(NamedTuple):
+    """A source of batches, and what to hold a loss against."""
+
+    tokenizer: Tokenizer
+    draw: Draw
+    held_out: Batch
+    """batches for the validation, `[n b window]`; what fills up the last is not counted"""
+    about: str
+    """how much there is to train and to validate on"""
+    sha256: str
+    """of the text; of a toy task, its name"""
+    yardsticks: Callable[[], dict[str, float]]
+    """losses per token of predictors that are no neural network, by name"""
+    perfect: float | None = None
+    """loss of the best possible predictor, where that is known"""
+    characters_per_token: float | None = None
+    """in a text's validation part, in all of a token file; losses per token become losses per character by it"""
+    prompt: Int[np.ndarray, " t"] | None = None
+    """tokens to go on from in a sample, where there is something to go on with"""
+
+
+def open_data(recipe: Recipe, own: Tokenizer | None = None) -> Data:
+    """The Data that a Recipe names.
+
+    Args:
+        recipe: of a run that goes on from a model, its config must be that model's.
+        own: the tokenizer of the model that the run goes on from, if that has one.
+
+    Raises:
+        ValueError: there is no such corpus, it is too short, or it does not fit the Recipe or the model.
+        OSError: it cannot be read or downloaded.
+    """
+    if recipe.corpus in TASKS:
+        if recipe.start is not None:
+            raise ValueError(
+                f"{recipe.corpus} brings its own vocabulary, so that no run on it can go on from another "
+                "model; give --corpus a text, or leave --start out"
+            )
+        return _from_task(TASKS[recipe.corpus](), recipe)
+    path = Path(recipe.corpus)
+    if path.is_file() and is_token_file(path):
+        file = open_tokens(path)
+        return _from_file(file, recipe, _fitting(file, recipe, own))
+    if recipe.start is not None and own is None:
+        raise ValueError(
+            f"{recipe.start} has no tokenizer to read the text {recipe.corpus!r} with; "
+            "give --corpus a file that train.prepare wrote with the model's tokenizer"
+        )
+    return _from_text(recipe, own)
+
+
+def rows(recipe: Recipe) -> int:
+    """Sequences of a batch of the validation: as many as the gradient takes at once."""
+    return recipe.batch // recipe.accumulate
+
+
+def _fitting(file: TokenFile, recipe: Recipe, own: Tokenizer | None) -> Tokenizer:
+    """The tokenizer of a run on a token file.
+
+    Raises:
+        ValueError: it was prepared for another vocabulary than that of the model that the run goes on from.
+    """
+    if own is not None and vocabulary(own) != vocabulary(file.tokenizer):
+        raise ValueError(
+            f"{recipe.corpus} was prepared with another vocabulary than that of {recipe.start}; prepare it "
+            f"again: python -m train.prepare ... --tokenizer {recipe.start}"
+        )
+    if recipe.start is not None and file.tokenizer.n_vocab > recipe.config.n_vocab:
+        raise ValueError(
+            f"{recipe.corpus} was prepared with a vocabulary of {file.tokenizer.n_vocab}, and {recipe.start} "
+            f"has {recipe.config.n_vocab} entries; prepare it again with the model's own tokenizer"
+        )
+    return own or file.tokenizer
+
+
+def _from_text(recipe: Recipe, own: Tokenizer | None) -> Data:
+    corpus = load_corpus(recipe.corpus, own or recipe.tokenizer, recipe.context)
+    n_vocab = corpus.tokenizer.n_vocab
+    return Data(
+        tokenizer=corpus.tokenizer,
+        draw=_windows_of(corpus.train, recipe),
+        held_out=Batch(*cover(corpus.validation, rows(recipe), recipe.context)),
+        about=f"{len(corpus.train):,} tokens to train on, {len(corpus.validation):,} to validate on",
+        sha256=corpus.sha256,
+        yardsticks=lambda: ngram_losses(corpus.train, corpus.validation, n_vocab),
+        characters_per_token=corpus.characters_per_token,
+        prompt=corpus.validation[:32],
+    )
+
+
+def _from_file(file: TokenFile, recipe: Recipe, tokenizer: Tokenizer) -> Data:
+    tokens, context = file.tokens, recipe.context
+    starts = held_out_starts(len(tokens), context)
+    windows = draw_windows(tokens, starts, context)
+    train = tokens[: len(tokens) * 9 // 10]
+    return Data(
+        tokenizer=tokenizer,
+        draw=_windows_of(train, recipe),
+        held_out=in_batches(windows, rows(recipe)),
+        about=f"{len(train):,} tokens to train on, {len(starts) * context:,} to validate on",
+        sha256=file.sha256,
+        yardsticks=lambda: {"chance": math.log(tokenizer.n_vocab)},
+        characters_per_token=file.n_characters / len(tokens),
+        prompt=windows[0][:32],
+    )
+
+
+def _from_task(task: Task, recipe: Recipe) -> Data:
+    batch, context = recipe.batch, recipe.context
+    if recipe.order != "random":
+        raise ValueError(
+            f"order={recipe.order} is of a text's windows; {recipe.corpus} is drawn as it is needed. "
+            "Leave --order out"
+        )
+    jax.eval_shape(
+        lambda: task.draw(jax.random.key(0), batch, context)
+    )  # refuses what does not fit
+
+    @jax.jit
+    def whole(key: Key[Array, ""], steps: Int[Array, " n"]) -> Batch:
+        return jax.vmap(lambda step: task.draw(jax.random.fold_in(key, step), batch, context))(
+            steps
+        )
+
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /) -> Batch:
+        drawn = whole(key, steps)
+        return drawn if rows is ALL else jax.tree.map(lambda x: np.asarray(x)[:, rows], drawn)
+
+    held_out = jax.tree.map(np.asarray, task.held_out(context))
+    return Data(
+        tokenizer=task.tokenizer,
+        draw=draw,
+        held_out=held_out,
+        about=f"batches drawn as they are needed, {held_out.counted.sum():,} answers to validate on",
+        sha256=recipe.corpus,
+        yardsticks=lambda: task.yardsticks(context),
+        perfect=task.perfect(context),
+        prompt=held_out.windows[0, 0, :8] if held_out.counted.all() else None,
+    )
+
+
+def _windows_of(tokens: Integer[np.ndarray, " n"], recipe: Recipe) -> Draw:
+    """Windows of the tokens, which may be on the disk, in the order that the Recipe names."""
+    n, batch, context = len(tokens), recipe.batch, recipe.context
+
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /) -> Batch:
+        if recipe.order == "shuffled":
+            starts = shuffled_starts(key, steps, n, batch, context)
+        else:
+            starts = host_starts(key, steps, n - context, batch)
+        windows = draw_windows(tokens, starts[:, rows], context)
+        return Batch(windows, np.ones(windows[..., 1:].shape, bool))
+
+    draw(jax.random.key(0), np.arange(1))  # refuses now what could not be drawn later
+    return draw
+
+
+def in_batches(windows: Int[np.ndarray, "rows window"], batch: int) -> Batch:
+    """Windows as batches of this many rows; what fills up the last batch is not counted."""
+    n = -(-len(windows) // batch)
+    missing = n * batch - len(windows)
+    padded = np.pad(windows, ((0, missing), (0, 0)))
+    counted = np.arange(n * batch)[:, None] < np.full(windows.shape[1] - 1, len(windows))
+    return Batch(padded.reshape(n, batch, -1), counted.reshape(n, batch, -1))
