@@ -129,10 +129,11 @@ def _run(command: Command, args: list[str]) -> tuple[int, bool]:
     except MemoryError:
         return _say("not enough memory; lower --batch, --chunk or --context"), False
     except (RunError, ValueError, OSError, OverflowError, jax.errors.JaxRuntimeError) as error:
+        why = str(error).partition("\n")[0]
         if is_loss(error):
+            print(f"JAX says: {why}", file=sys.stderr)
             return LOST, False
         if isinstance(error, jax.errors.JaxRuntimeError):
-            why = str(error).partition("\n")[0]
             return _say(f"the device cannot run this; lower --batch or --config.* ({why})"), False
         together = isinstance(error, Refused)
         return (1 if together and not is_first() else _say(str(error))), together

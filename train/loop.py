@@ -13,7 +13,7 @@ import numpy as np
 from jaxformer.model.params import count
 from train.checkpoints import Checkpoints
 from train.data.batches import Batch
-from train.devices.processes import Refused, by_first, gathered, is_loss
+from train.devices.processes import Refused, by_first, is_loss, of_each
 from train.evaluate import all_finite, make_evaluation, summary
 from train.metrics import Line, Metrics
 from train.optimizer import make_optimizer, schedule
@@ -102,7 +102,7 @@ class _Loop:
                 self.save_and_look(state)
                 if done >= recipe.steps:
                     return
-                if number := max(gathered(asked())):
+                if number := int(of_each(asked()).max()):
                     self.stop(state, number)
                 state, line = self.chunk(state)
                 tokens = recipe.seeds * recipe.batch * recipe.context * line["steps"]

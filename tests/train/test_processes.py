@@ -76,6 +76,11 @@ def ended(processes: list[Any], seconds: float = 180) -> list[tuple[int, str, st
     return results
 
 
+def own_lines(output: str) -> list[str]:
+    """What we printed: Gloo, which joins processes on CPU, prints too."""
+    return [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+
+
 def worker_of(guard: Any) -> int:
     """The process that a guard watches."""
     children = Path(f"/proc/{guard.pid}/task/{guard.pid}/children").read_text().split()
@@ -111,14 +116,14 @@ def test_two_processes_lose_one_and_four_go_on_to_the_numbers_of_one(corpus: Pat
     assert last.startswith("error: ")
     check_names(last, "--patience", "--resume")
     assert "validation loss" in out
-    assert quiet == ""
+    assert own_lines(quiet) == []
     saved = max(kept_steps(folder))
     assert saved < 30
 
     four = ended(start_all([*shared, "--chunk", "1", "--validate-every", "10", "--resume"], 4, 1))
     assert [status for status, _, _ in four] == [0, 0, 0, 0], four
     check_names(four[0][1], f"step {saved}")
-    assert all(out == "" for _, out, _ in four[1:])
+    assert all(own_lines(out) == [] for _, out, _ in four[1:])
     assert main([*whole, "--chunk", "1", "--validate-every", "10"]) == 0
     for line, own in zip(numbers(folder), numbers(folder_of(whole)), strict=True):
         assert line["step"] == own["step"]
@@ -143,11 +148,10 @@ def test_processes_with_different_options_are_refused(corpus: Path):
     command = options(corpus, "differ", 30, *SIZE, "--mesh", "data=2")
     results = ended(start_all(command, 2, 1, [], ["--optimizer.beta1", "0.8", "--resume"]))
     assert [status for status, _, _ in results] == [1, 1], results
-    error = results[0][2]
+    error = results[0][2].splitlines()[-1]
     assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    check_names(error, "optimizer.beta1", 0.9, 0.8, "resume", False, True, "process 0", "process 1")
-    assert results[1][2] == ""
+    check_names(error, "optimizer.beta1=0.9", "resume=False", "process 0", "process 1")
+    assert "error: " not in results[1][2]
     assert not folder_of(command).exists()
 
 
@@ -158,8 +162,9 @@ def test_a_coordinator_that_is_not_there_is_waited_for_as_long_as_said(corpus: P
     [(status, out, error)] = ended([start(["-m", "train", *command, *group], 1)])
     assert status == LOST
     assert out == ""
-    assert error.startswith("error: ")
-    check_names(error, "2 processes", "2 s", "--patience", f"--coordinator {where}")
+    last = error.splitlines()[-1]
+    assert last.startswith("error: ")
+    check_names(last, "2 s", "--patience", f"--coordinator {where}")
 
 
 ROWS = """
@@ -241,7 +246,7 @@ def test_under_a_cluster_s_launcher_the_processes_find_each_other(corpus: Path, 
     ]
     results = ended(pair)
     assert [status for status, _, _ in results] == [1, 1], results
-    check_names(results[0][2], "seed", "process 0", "process 1")
+    check_names(results[0][2], "seed=0", "process 0", "process 1")
 
 
 def test_where_no_cluster_tells_the_processes_of_each_other_auto_is_refused(
@@ -287,5 +292,5 @@ def test_a_signal_to_one_stops_all_with_the_state_saved(corpus: Path):
     (status, out, _), (other, quiet, _) = ended(pair)
     assert (status, other) == (143, 143)
     check_names(out, folder_of(command), "--resume")
-    assert quiet == ""
+    assert own_lines(quiet) == []
     assert read_metrics(folder_of(command))[-1]["step"] in kept_steps(folder_of(command))

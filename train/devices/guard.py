@@ -1,8 +1,8 @@
-"""The guard of a process that trains with others: it says why that ended, where it cannot say so itself.
+"""The guard of a process that trains with others: it says how to go on where that process cannot.
 
 JAX watches over the processes of a program: when one falls silent, it aborts the others, in the middle of whatever
-they do. So each runs under a guard, the process that was started, which says in a sentence what happened and gives
-it an exit status of its own.
+they do. So each runs under a guard, the process that was started, which turns that into a sentence and an exit status.
+What XLA and NCCL write goes where this process's own output goes.
 """
 
 import contextlib
@@ -10,10 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
@@ -22,8 +20,8 @@ from train.devices.processes import Group
 
 LOST = 75
 """The exit status where another process, or the coordinator, is gone: the same command with --resume goes on."""
-GUARDED = "JAXFORMER_GUARDED_LOG"
-"""The environment variable that tells a process that it has a guard, and where to write what is not ours."""
+GUARDED = "JAXFORMER_GUARDED"
+"""The environment variable that tells a process that it has a guard."""
 
 
 def leave(status: int, *, together: bool) -> None:
@@ -42,65 +40,43 @@ def leave(status: int, *, together: bool) -> None:
 
 
 def guarded() -> bool:
-    """Whether this process has a guard; the first call also sends to the log what is not said in Python.
-
-    The libraries below JAX write to the standard streams by themselves.
-    """
-    log = os.environ.get(GUARDED)
-    if log is None:
+    """Whether this process has a guard; if so, it ends when the guard does."""
+    if GUARDED not in os.environ:
         return False
-    with Path(log).open("ab") as file:
-        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-            stream.flush()
-            how = {"encoding": stream.encoding, "errors": stream.errors}
-            own = os.fdopen(os.dup(number), "w", buffering=1, **how)
-            setattr(sys, "stdout" if number == 1 else "stderr", own)
-            os.dup2(file.fileno(), number)
-    threading.Thread(target=_end_with_guard, daemon=True).start()
+
+    def end_with_guard() -> None:
+        os.read(0, 1)  # the guard holds the other end as long as it lives
+        os._exit(LOST)
+
+    threading.Thread(target=end_with_guard, daemon=True).start()
     return True
 
 
-def _end_with_guard() -> None:
-    """The guard holds the other end of standard input as long as it lives."""
-    os.read(0, 1)
-    os._exit(LOST)
-
-
 def guard(args: Sequence[str], group: Group, resume: str) -> int:
-    """Run this same command in a process of its own, and say why it ended if it cannot itself; its exit status.
+    """Run this same command in a process of its own; its exit status, or LOST and a sentence.
 
     Args:
         args: of the command line.
         group: the processes.
         resume: the command that goes on.
     """
-    handle, log = tempfile.mkstemp(prefix="jaxformer-", suffix=".log")
-    os.close(handle)
     worker = subprocess.Popen(  # noqa: S603  this very command
         [sys.executable, "-m", "train", *args],
-        env=os.environ | {GUARDED: log},
+        env=os.environ | {GUARDED: "yes"},
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C comes to the guard alone, which passes it on
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: worker.send_signal(number))
     status = worker.wait()
-    said = Path(log).read_text(encoding="utf-8", errors="replace")
-    if status != LOST and not (status == -signal.SIGABRT and "coordination" in said):
-        Path(log).unlink()
+    if status not in (LOST, -signal.SIGABRT):
         if status < 0:
             print(f"error: this process was ended by signal {-status}", file=sys.stderr)
         return 128 - status if status < 0 else status
-    if "RegisterTask" in said:
-        number = "" if group.processes is None else f"{group.processes} "
-        why = (
-            f"not all of the {number}processes came together within {group.patience} s (--patience); start them "
-            f"all, with the address of process 0 (--coordinator {group.coordinator})"
-        )
-    else:
-        why = (
-            f"another process of this run is gone, or silent for {group.patience} s (--patience); "
-            f"its own output says why. Start them all again, each with its command and --resume: {resume}"
-        )
-    print(f"error: {why} (what JAX says: {log})", file=sys.stderr)
+    print(
+        f"error: another process of this run is gone, or did not answer within {group.patience} s (--patience); its "
+        f"own output says why. Start them all again, with the coordinator's address (--coordinator "
+        f"{group.coordinator}), and go on from the last checkpoint with --resume: {resume}",
+        file=sys.stderr,
+    )
     return LOST

@@ -1,9 +1,9 @@
 """Several processes that train one model: how they find each other and agree. JAX joins them (`jax.distributed`)."""
 
 import json
-import re
 import secrets
 import socket
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,14 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxformer.pretrained.atomic import replace_file
-from train.runs import RunError, differences
-
-GONE = re.compile(
-    r"(UNAVAILABLE|DEADLINE_EXCEEDED)\b|(UNKNOWN|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION): .*"
-    r"(?i:gloo|nccl|coordination|heartbeat|peer|socket|unhealthy)",
-    re.DOTALL,
-)
-"""How errors begin that come from below JAX where another process is gone. No sentence of ours begins so."""
+from train.runs import RunError, flat
 
 
 class Refused(RunError):  # noqa: N818  says what it is
@@ -123,16 +116,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def gathered(value: Any) -> list[Any]:
-    """Every process's value, plain data for JSON; all must call this at the same point."""
+def of_each(value: Any) -> np.ndarray:
+    """Every process's number, or array of one shape; all must call this at the same point."""
     if jax.process_count() == 1:
-        return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.int32(text.size))).ravel()
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: text.size] = text
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+        return np.asarray(value)[None]
+    return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
 
 
 def check_devices() -> None:
@@ -157,13 +145,14 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    word, place = gathered(secrets.token_hex(8))[0], folder / ".shared"
-    by_first(lambda: replace_file(place, word.encode()))
-    seen = gathered(place.is_file() and place.read_text() == word)
+    own = np.frombuffer(secrets.token_bytes(8), np.uint8)
+    word, place = of_each(own)[0].tobytes(), folder / ".shared"
+    by_first(lambda: replace_file(place, word))
+    seen = of_each(place.is_file() and place.read_bytes() == word)
     by_first(lambda: place.unlink(missing_ok=True))
-    if not all(seen):
+    if not seen.all():
         raise Refused(
-            f"process {seen.index(False)} does not see {folder} of process 0; all need one folder to write a "
+            f"process {seen.argmin()} does not see {folder} of process 0; all need one folder to write a "
             "checkpoint into (--runs)"
         )
 
@@ -172,32 +161,39 @@ def check_agreement(about: dict[str, Any]) -> None:
     """Refuse processes that were started to do different things.
 
     Raises:
-        Refused: naming one that differs from process 0, and how.
+        Refused: naming the first that differs from process 0, and in what.
     """
-    first, *others = gathered(about)
-    for number, other in enumerate(others, 1):
-        if changes := differences(first, other, "process 0 has", f"process {number}"):
-            raise Refused(
-                f"the processes do not agree: {changes}; start all with the same options, on the same data"
-            )
+    own = flat(about)
+    hashes = [zlib.crc32(json.dumps(value).encode()) for value in own.values()]
+    differ = (each := of_each(np.array(hashes, np.uint32))) != each[0]
+    if differ.any():
+        number = int(differ.any(axis=1).argmax())
+        names = [name for name, other in zip(own, differ[number], strict=True) if other]
+        here = ", ".join(f"{name}={own[name]!r}" for name in names)
+        raise Refused(
+            f"process {number} has other options or other data than process 0, which has {here}; start all with "
+            "the same"
+        )
 
 
 def by_first(action: Callable[[], None]) -> None:
     """What process 0 does for all, while the others wait; all fail where it does.
 
     Raises:
-        Refused: it failed.
+        Refused: it failed; process 0 says why.
     """
-    why = ""
+    if jax.process_count() == 1:
+        return action()
+    failed = None
     if is_first():
         try:
             action()
         except (RunError, OSError, ValueError) as error:
-            if jax.process_count() == 1:
-                raise
-            why = str(error) or type(error).__name__
-    if why := gathered(why)[0]:
-        raise Refused(why)
+            failed = error
+    if multihost_utils.broadcast_one_to_all(np.bool_(failed is not None)):
+        why = "process 0 failed, and says why" if failed is None else str(failed)
+        raise Refused(why or type(failed).__name__) from failed
+    return None
 
 
 def whole(array: Any) -> np.ndarray:
@@ -214,9 +210,12 @@ def whole_on_first(array: Any) -> np.ndarray | None:
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is JAX's word that another process is gone."""
+    """Whether an error, or what it came from, may mean that another process is gone: JAX's own, of a run with others.
+
+    Not where this one is out of memory: then it is the others that lose it.
+    """
     if error is None:
         return False
-    # The words first: to count processes is to begin with JAX's devices.
-    here = GONE.match(str(error)) and jax.process_count() > 1
-    return bool(here) or is_loss(error.__cause__)
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        return not str(error).startswith("RESOURCE_EXHAUSTED")
+    return is_loss(error.__cause__)
