@@ -10,7 +10,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from benchmarks import decode, forward, growth, memory, parity, patching, scaling, train_step
+from benchmarks import decode, forward, growth, memory, parity, patching, train_step
 from benchmarks.cases import cases
 from benchmarks.contest import Setting
 from benchmarks.device import Device, about, choose
@@ -28,7 +28,6 @@ WORKLOADS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "parity": parity.rows,
     "patching": patching.rows,
     "memory": memory.rows,
-    "scaling": scaling.rows,
 }
 DEFAULT_SIZES = {
     "forward": ("baby", "char", "gpt2-124m"),
@@ -38,11 +37,9 @@ DEFAULT_SIZES = {
     "parity": ("baby", "char"),
     "patching": ("baby", "gpt2-124m"),
     "memory": ("gpt2-124m",),
-    "scaling": ("seed",),
 }
 OWN: dict[str, dict[str, Any]] = {
     "patching": {"peers": ("lens",)},
-    "scaling": {"batch": (8,), "seconds": 5.0},
 }
 """What one workload has for an option that is not given."""
 SUITE_PEERS = ("flax-nnx", "torch", "torch-compile", "hf-sdpa")
@@ -138,8 +135,6 @@ def main(args: list[str] | None = None) -> int:
     out = Console(width=None if sys.stdout.isatty() else 150)
     try:
         options.check()
-        if options.workload == "scaling":
-            scaling.have_devices(options)
         device = choose(options.device)
         chosen(options.peers)
         plan = {options.workload: OWN.get(options.workload, {})}

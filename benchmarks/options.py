@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from benchmarks.theory import SPLITS, Split
 from jaxformer.config import Kernel, Saved
 
 Workload = Literal[
     "suite", "forward", "train-step", "decode", "compile", "parity", "patching", "memory",
-    "scaling",
 ]  # fmt: skip
 KERNELS: dict[str, Kernel] = {"cpu": "blocked", "gpu": "fused", "cuda": "fused"}
 """The attention kernel of each platform; elsewhere einsum."""
@@ -30,7 +28,7 @@ class Options:
     """forward: the jitted, vmapped pass; train-step: gradient and AdamW; decode: generate, greedily;
     compile: how compile time and cost grow with depth and length; parity: errors against float64;
     patching: activation patching, path patching and attribution; memory: what a training step holds, and ways
-    to hold less; scaling: a training step on 1, 2, 4 and 8 devices"""
+    to hold less"""
     sizes: tuple[str, ...] = ()
     """seed, baby, char, gpt2-124m; each workload has its own default"""
     config: str | None = None
@@ -61,16 +59,11 @@ class Options:
     accumulate: int = 1
     """train-step, memory: cut our batch into so many parts, whose gradients are summed: less memory, often less time"""
     unroll: int | None = None
-    """train-step, memory, scaling: residual blocks per turn of our layer loop; if left out: all; the last two: one"""
+    """train-step, memory: residual blocks per turn of our layer loop; if left out: all; memory: one"""
     saved: tuple[Saved, ...] = ()
     """memory: the sites whose values a row's backward pass keeps, in place of our choices"""
     vocab_chunk: int | None = None
     """memory: entries of the vocabulary whose logits a row's step has at once; 4096 if left out"""
-    devices: tuple[int, ...] = ()
-    """scaling: numbers of devices, beside one; if left out 2, 4 and 8, as far as there are so many"""
-    split: tuple[Split, ...] = SPLITS
-    """scaling: what is in parts: the batch; the batch and all arrays along d; heads, neurons and vocabulary;
-    positions"""
     capture: bool = False
     """forward: add a row that also returns every site, and use the kernel that shows them all"""
     xla: tuple[str, ...] = ()
@@ -100,9 +93,9 @@ class Options:
                 raise ValueError(f"{name}={value} must be at least 1")
         if not self.seconds >= 0:
             raise ValueError(f"seconds={self.seconds} must be a number of at least 0")
-        for name in ("sizes", "dtype", "peers", "cache", "devices", "split"):
+        for name in ("sizes", "dtype", "peers", "cache"):
             given = getattr(self, name)
-            if len(set(given)) < len(given) or (name in ("dtype", "split") and not given):
+            if len(set(given)) < len(given) or (name == "dtype" and not given):
                 raise ValueError(
                     f"--{name} {' '.join(map(str, given))}: give each once, and at least one"
                 )
@@ -115,8 +108,6 @@ class Options:
             raise ValueError(
                 f"--cache {' '.join(self.cache)} is for decode; {self.workload} has no cache to keep"
             )
-        if low := [n for n in self.devices if n < 1]:
-            raise ValueError(f"devices={low[0]} must be at least 1")
         for name in ("saved", "vocab_chunk"):
             if getattr(self, name) and self.workload != "memory":
                 flag = name.replace("_", "-")

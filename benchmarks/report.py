@@ -57,13 +57,6 @@ def error(row: Row) -> str:
     return "not on this device" if "unsupported" in row else f"{row['error']:.1e}"
 
 
-def over_one(row: Row) -> str:
-    """A time over one device's, or that the first losses differ."""
-    if not row["agrees"]:
-        return f"DISAGREES by {row['difference']:.1e}"
-    return figure("over_one_median", ".2f")(row)
-
-
 def cached(row: Row) -> str:
     """How the cache of a parity row is kept."""
     return row.get("cache", "none")
@@ -138,21 +131,6 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "tokens/s": figure("tokens_per_second", ",.0f"),
         "all MB": figure("peak_bytes", ",.0f", 1e-6),
     },
-    "scaling": {
-        "size": figure("size", ""),
-        "mesh": figure("mesh", ""),
-        "scaling": figure("scaling", ""),
-        "batch × seq": shape,
-        **MILLISECONDS,
-        "time / one": over_one,
-        "per sequence": figure("over_work", ".2f"),
-        "params MB": figure("parameter_bytes", ",.2f", 1e-6),
-        "optimizer": figure("optimizer_bytes", ",.2f", 1e-6),
-        "temps": figure("temporary_bytes", ",.2f", 1e-6),
-        "all MB": figure("peak_bytes", ",.2f", 1e-6),
-        "payload MB": figure("compiled_payload_bytes", ",.3f", 1e-6),
-        "theory": figure("theory_payload_bytes", ",.3f", 1e-6),
-    },
     "parity": {
         "size": figure("size", ""),
         "dtype": figure("compute_dtype", ""),
@@ -169,8 +147,6 @@ LEFT = (
     "size",
     "task",
     "way",
-    "mesh",
-    "scaling",
     "implementation",
     "dtype",
     "kernel",

@@ -28,22 +28,6 @@ MODEL = [
     "stream", "spec", "sites", "cache", "params", "tap", "norm", "position", "kernels", "attention", "mlp", "remat",
     "checks", "transformer", "score",
 ]  # fmt: skip
-    "stream",
-    "spec",
-    "sites",
-    "cache",
-    "params",
-    "tap",
-    "norm",
-    "position",
-    "kernels",
-    "attention",
-    "mlp",
-    "remat",
-    "checks",
-    "transformer",
-    "score",
-]
 """The order in which the files of `jaxformer.model` can be read: each imports only from files before it."""
 
 

@@ -276,6 +276,6 @@ def test_the_suite_s_own_values_yield_to_the_user_s():
 
 
 def test_the_suite_runs_every_workload_that_takes_no_minute_of_its_own():
-    assert {*command.SUITE, "memory", "scaling"} == set(command.WORKLOADS)
+    assert {*command.SUITE, "memory"} == set(command.WORKLOADS)
     assert set(command.WORKLOADS) == set(command.DEFAULT_SIZES)
     assert tyro.cli(Options, args=[]).workload == "suite"

@@ -120,12 +120,9 @@ def test_each_accelerator_has_one_name_and_its_kinds():
         find_hardware("cpu")
 
 
-def test_half_the_efficiency_is_twice_the_time_of_products_alone():
+def test_a_step_takes_the_longer_of_its_parts():
     chip = find_hardware("tpu-v5p")
-    half, whole = (step_seconds(chip, 1e15, 1e12, 1e11, efficiency=e) for e in (0.5, 1.0))
-    assert half.compute == 2 * whole.compute
-    assert half[1:] == whole[1:]
-    assert half.overlapped <= half.serial
-    check_names(assumptions(chip, 0.5)[0], "50%", "459 TFLOP/s")
-    with raises(ValueError, "efficiency=50.0"):
-        step_seconds(chip, 1, 1, 1, efficiency=50.0)
+    took = step_seconds(chip, flops=chip.flops, memory_traffic=3 * chip.memory_rate)
+    assert took == (2.0, 3.0)
+    assert took.least == 3.0
+    check_names(assumptions(chip)[0], "50%", "459 TFLOP/s")

@@ -52,7 +52,7 @@ def test_a_plan_is_what_the_run_of_that_mesh_takes(mesh: str):
     after, _ = ran(state, batches)
     assert first_device_bytes(after.params) == planned.parameters
     assert planned.kept < planned.temporaries
-    assert (planned.sent == {}) == (mesh == "data=1")
+    assert (planned.collectives == {}) == (mesh == "data=1")
 
 
 def test_what_is_kept_falls_by_recomputing_by_parts_and_by_devices():

@@ -61,7 +61,7 @@ def main(args: list[str] | None = None) -> int:
         highlight=False,
     )  # fmt: skip
     out.print(memory_table(found))
-    out.print(traffic_table(found))
+    out.print(f"  {collectives_line(found)}", highlight=False, soft_wrap=True)
     out.print(
         f"  matrix products of one device: {rounded(found.flops)}FLOP, of the model's formula "
         f"{rounded(found.model_flops)}FLOP",
@@ -131,37 +131,32 @@ def memory_table(found: Plan) -> Table:
     return table
 
 
-def traffic_table(found: Plan) -> Table:
-    """What one device sends in a step."""
-    table = Table(title="collectives of one step, one device", box=box.SIMPLE)
-    for name in ("", "runs", "arrays, MB", "sent, MB"):
-        table.add_column(name, justify="right" if name else "left")
-    for title, sent in (("", found.sent), (" as GPU and TPU have it", found.sent_scattered)):
-        for kind, traffic in sent.items():
-            runs, *sizes = traffic
-            table.add_row(kind + title, f"{runs:,}", *(f"{size / 1e6:,.2f}" for size in sizes))
-        if sent == found.sent_scattered:
-            break
-    if not found.sent:
-        table.add_row("none", "", "", "")
-    return table
+def collectives_line(found: Plan) -> str:
+    """How devices talk in a step."""
+    kinds = ", ".join(f"{number} {kind}" for kind, number in found.collectives.items())
+    return f"collectives in the program's text (a loop's body counts once): {kinds or 'none'}"
 
 
 def time_table(found: Plan, hardware: list[Hardware], tokens: int) -> Table:
-    """What a step would take."""
-    table = Table(title="a step, estimated", box=box.SIMPLE)
-    for name in ("device", "of its memory", "compute", "memory", "links", "seconds", "tokens/s"):
+    """What a step would take at least."""
+    table = Table(title="a step takes at least", box=box.SIMPLE)
+    for name in (
+        "device",
+        "of its memory",
+        "compute s",
+        "memory s",
+        "seconds",
+        "tokens/s, at most",
+    ):
         table.add_column(name, justify="right" if name != "device" else "left")
-    sent = sum(traffic.sent_bytes for traffic in found.sent_scattered.values())
     for device in hardware:
-        took = step_seconds(device, found.flops, found.traffic, sent)
+        took = step_seconds(device, found.flops, found.traffic)
         share = found.memory / device.memory
         table.add_row(
             device.name,
             f"{share:.0%}" + (" too much" if share > 1 else ""),
-            *(f"{part:.3g}" for part in took),
-            f"{took.overlapped:.3g} to {took.serial:.3g}",
-            f"{rounded(tokens / took.serial)} to {rounded(tokens / took.overlapped)}",
+            *(f"{seconds:.3g}" for seconds in (*took, took.least)),
+            rounded(tokens / took.least),
         )
     return table
 
@@ -182,14 +177,14 @@ def notes(recipe: Recipe, hardware: list[Hardware]) -> list[str]:
     """What the numbers take for granted."""
     said = [
         "Temporaries are those of XLA's program for CPU; other compilers fuse and schedule otherwise.",
-        "Seconds: from all parts at the same time to one after the other.",
+        "Seconds: the longer of compute and memory. What devices wait for each other comes on top.",
     ]
     if recipe.compute.kernel == "fused":
         said.append(
             'kernel="fused" is compiled without cuDNN here: its scores are formed, a layer at a time.'
         )
     if recipe.compute.dtype in ("bfloat16", "float16"):
-        said.append("XLA for CPU sends bfloat16 as float32, and keeps some of it so.")
+        said.append("XLA for CPU keeps some of bfloat16 as float32.")
     if len(hardware) == 1:
         return said + assumptions(hardware[0])
     return [

@@ -1,4 +1,4 @@
-"""Accelerators by their makers' datasheets, and how long a step would take on one at best and at worst."""
+"""Accelerators by their makers' datasheets, and how long a step takes on one at least."""
 
 from typing import NamedTuple
 
@@ -15,48 +15,46 @@ class Hardware(NamedTuple):
     """bytes"""
     memory_rate: float
     """bytes per second"""
-    link_rate: float
-    """bytes per second that it can send to others of its kind, over all links together"""
     source: str
-    """whose numbers these are; of a rate in both directions together, link_rate is half"""
+    """whose numbers these are"""
 
 
 HARDWARE: tuple[Hardware, ...] = (
     Hardware(
-        "a100-40gb", ("NVIDIA A100-SXM4-40GB",), 312e12, 40e9, 1555e9, 300e9,
-        "NVIDIA A100 Tensor Core GPU Datasheet, A100 40GB SXM; 600 GB/s NVLink in both directions",
+        "a100-40gb", ("NVIDIA A100-SXM4-40GB",), 312e12, 40e9, 1555e9,
+        "NVIDIA A100 Tensor Core GPU Datasheet, A100 40GB SXM",
     ),
     Hardware(
-        "a100-80gb", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9, 300e9,
-        "NVIDIA A100 Tensor Core GPU Datasheet, A100 80GB SXM; 600 GB/s NVLink in both directions",
+        "a100-80gb", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9,
+        "NVIDIA A100 Tensor Core GPU Datasheet, A100 80GB SXM",
     ),
     Hardware(
-        "h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9,
-        "NVIDIA H100 Tensor Core GPU Datasheet, H100 SXM; 900 GB/s NVLink in both directions",
+        "h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9,
+        "NVIDIA H100 Tensor Core GPU Datasheet, H100 SXM",
     ),
     Hardware(
-        "h200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9,
-        "NVIDIA H200 Tensor Core GPU Datasheet, H200 SXM; 900 GB/s NVLink in both directions",
+        "h200", ("NVIDIA H200",), 989e12, 141e9, 4800e9,
+        "NVIDIA H200 Tensor Core GPU Datasheet, H200 SXM",
     ),
     Hardware(
-        "b200", ("NVIDIA B200",), 2250e12, 180e9, 7700e9, 900e9,
-        "NVIDIA Blackwell Datasheet, HGX B200, of one GPU; 1.8 TB/s NVLink in both directions",
+        "b200", ("NVIDIA B200",), 2250e12, 180e9, 7700e9,
+        "NVIDIA Blackwell Datasheet, HGX B200, of one GPU",
     ),
     Hardware(
-        "tpu-v4", ("TPU v4",), 275e12, 32 * 2**30, 1200e9, 300e9,
-        "Google Cloud documentation, TPU v4; links: Jouppi et al. 2023, \"TPU v4\", 6 of 50 GB/s",
+        "tpu-v4", ("TPU v4",), 275e12, 32 * 2**30, 1200e9,
+        "Google Cloud documentation, TPU v4",
     ),
     Hardware(
-        "tpu-v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16e9, 819e9, 200e9,
-        "Google Cloud documentation, TPU v5e; 400 GB/s ICI in both directions",
+        "tpu-v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16e9, 819e9,
+        "Google Cloud documentation, TPU v5e",
     ),
     Hardware(
-        "tpu-v5p", ("TPU v5p", "TPU v5"), 459e12, 95e9, 2765e9, 600e9,
-        "Google Cloud documentation, TPU v5p; 1200 GB/s ICI in both directions",
+        "tpu-v5p", ("TPU v5p", "TPU v5"), 459e12, 95e9, 2765e9,
+        "Google Cloud documentation, TPU v5p",
     ),
     Hardware(
-        "tpu-v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32e9, 1638e9, 400e9,
-        "Google Cloud documentation, TPU v6e; 800 GB/s ICI in both directions",
+        "tpu-v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32e9, 1638e9,
+        "Google Cloud documentation, TPU v6e",
     ),
 )  # fmt: skip
 """Those that we have a maker's numbers for."""
@@ -83,73 +81,42 @@ class StepSeconds(NamedTuple):
 
     compute: float
     memory: float
-    communication: float
 
     @property
-    def overlapped(self) -> float:
-        """Of the whole step, if all parts go on at the same time: the longest of them."""
+    def least(self) -> float:
+        """No step takes less, even where both parts run at the same time and nothing waits for other devices."""
         return max(self)
-
-    @property
-    def serial(self) -> float:
-        """Of the whole step, if no two parts ever do: their sum."""
-        return sum(self)
 
 
 EFFICIENCY = 0.5
-"""The share of the datasheet's FLOP/s that matrix products reach, where nobody says another."""
+"""The share of the datasheet's FLOP/s that matrix products are taken to reach."""
 
 
-def step_seconds(
-    hardware: Hardware,
-    flops: int | float,
-    memory_traffic_bytes: int | float,
-    sent_bytes: int | float,
-    efficiency: float = EFFICIENCY,
-) -> StepSeconds:
-    """What a step takes by the datasheet: work over rate, for each part of it; `assumptions` says what that leaves out.
+def step_seconds(hardware: Hardware, flops: float, memory_traffic: float) -> StepSeconds:
+    """A lower bound of a step's time by the datasheet: work over rate; `assumptions` says what it leaves out.
 
     Args:
         hardware: what one device is.
         flops: of matrix products, by one device.
-        memory_traffic_bytes: that one device reads and writes.
-        sent_bytes: that one device sends to others.
-        efficiency: the share of the datasheet's FLOP/s that matrix products reach.
+        memory_traffic: bytes that one device reads and writes.
 
-    Raises:
-        ValueError: an efficiency that is no share.
+    Source: Williams et al. 2009, "Roofline".
 
-    Source: Williams et al. 2009, "Roofline"; with communication: Austin et al. 2025, "How to Scale Your Model", ch. 1.
-
-    >>> spent = step_seconds(find_hardware("h100"), 989e12, 3350e9, 45e9)
-    >>> spent
-    StepSeconds(compute=2.0, memory=1.0, communication=0.1)
-    >>> spent.overlapped, spent.serial
-    (2.0, 3.1)
+    >>> spent = step_seconds(find_hardware("h100"), 989e12, 3350e9)
+    >>> spent, spent.least
+    (StepSeconds(compute=2.0, memory=1.0), 2.0)
     """
-    if not 0 < efficiency <= 1:
-        raise ValueError(
-            f"efficiency={efficiency} is no share of the peak; choose a number above 0 and up to 1"
-        )
-    return StepSeconds(
-        flops / (efficiency * hardware.flops),
-        memory_traffic_bytes / hardware.memory_rate,
-        sent_bytes / hardware.link_rate,
-    )
+    return StepSeconds(flops / (EFFICIENCY * hardware.flops), memory_traffic / hardware.memory_rate)
 
 
-def assumptions(hardware: Hardware, efficiency: float = EFFICIENCY) -> list[str]:
+def assumptions(hardware: Hardware) -> list[str]:
     """What `step_seconds` takes for granted, in sentences to print beside its numbers.
 
     >>> print(assumptions(find_hardware("h100"))[0])
     Matrix products run at 50% of 989 TFLOP/s, the peak of dense bfloat16.
     """
     return [
-        f"Matrix products run at {efficiency:.0%} of {hardware.flops / 1e12:,.0f} TFLOP/s, the peak of dense "
-        "bfloat16.",
+        f"Matrix products run at {EFFICIENCY:.0%} of {hardware.flops / 1e12:,.0f} TFLOP/s, the peak of dense bfloat16.",
         f"Memory is read and written at all of its {hardware.memory_rate / 1e9:,.0f} GB/s.",
-        f"A device sends at all of its {hardware.link_rate / 1e9:,.0f} GB/s, on all links at once and without "
-        "any wait; a ring along one axis of a torus has only some of them.",
-        "All devices of a group are in one domain of such links; between domains the network is slower.",
         f"The rates are those of the datasheet: {hardware.source}.",
     ]

@@ -1,6 +1,8 @@
-"""One training step, compiled for devices that need not be there: what one of them has to hold, send and compute."""
+"""One training step, compiled for devices that need not be there: what one of them has to hold and compute."""
 
 import math
+import re
+from collections import Counter
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,14 +12,6 @@ from jaxformer.config import Config
 from train.devices.layout import Layout
 from train.optimizer import make_optimizer
 from train.plan.activations import kept_bytes
-from train.plan.collectives import (
-    Kind,
-    Traffic,
-    collectives,
-    compile_to_text,
-    totals,
-    with_reduce_scatter,
-)
 from train.plan.flops import program_flops, train_flops
 from train.recipe import Recipe
 from train.run import batch_shapes, how_of, state_shapes
@@ -25,7 +19,7 @@ from train.step import many_steps
 
 
 class Plan(NamedTuple):
-    """What one device holds, sends and computes in a step."""
+    """What one device holds and computes in a step."""
 
     parameters: int
     """bytes, like all that has no other unit"""
@@ -35,10 +29,8 @@ class Plan(NamedTuple):
     """activations that the backward pass reads, a part of the temporaries"""
     temporaries: int
     """all that XLA allocates beside what comes in and goes out"""
-    sent: dict[Kind, Traffic]
-    """as XLA for CPU compiled it"""
-    sent_scattered: dict[Kind, Traffic]
-    """with reduce-scatters, as it would for GPU and TPU"""
+    collectives: dict[str, int]
+    """how often each kind stands in the program's text; a loop's body counts once"""
     flops: float
     """of matrix products, what is computed again included; a device's share, if all have the same"""
     model_flops: float
@@ -72,9 +64,8 @@ def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
     how = how_of(recipe, layout)
     state, batches = state_shapes(recipe, config, layout), batch_shapes(recipe, layout)
     steps: Any = many_steps(config, optimizer, how, members=recipe.seeds)
-    compiled, text = compile_to_text(steps.lower(state, batches))
+    compiled = steps.lower(state, batches).compile()
     analysis: Any = compiled.memory_analysis()
-    found = collectives(text)
     alone: Any = many_steps(config, optimizer, replace(how, layout=Layout()), members=recipe.seeds)
     members = recipe.seeds * recipe.batch
     return Plan(
@@ -83,11 +74,28 @@ def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
         batch=own_bytes(batches),
         kept=kept_bytes(recipe, config, layout),
         temporaries=analysis.temp_size_in_bytes,
-        sent=totals(found),
-        sent_scattered=totals(with_reduce_scatter(found)),
+        collectives=count_collectives(compiled.as_text()),
         flops=program_flops(alone, state, batches) / devices,
         model_flops=members * train_flops(config, recipe.context) / devices,
     )
+
+
+def count_collectives(text: str) -> dict[str, int]:
+    """How often each collective operation stands in a compiled program's text; one with start and done counts once.
+
+    A loop's body stands there once, however often it runs.
+
+    >>> count_collectives("%a = f32[8] all-gather-start(%x), ... %b = f32[8] all-gather-done(%a)")
+    {'all-gather': 1}
+    """
+    return dict(Counter(COLLECTIVE.findall(text)))
+
+
+COLLECTIVE = re.compile(
+    r" (all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|"
+    r"collective-broadcast)(?:-start)?\("
+)
+"""As XLA prints them."""
 
 
 def own_bytes(shapes: Any) -> int:
