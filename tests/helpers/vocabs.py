@@ -116,13 +116,6 @@ SPM = ["<unk>", "<s>", "</s>"]
 KINDS: dict[str, tuple[dict[str, Any], list[str], list[str], dict[str, Any], dict[str, Any]]] = {
     # name: pipeline, special tokens, BOS and the like, config.json, tokenizer_config.json
     "gpt2": (byte_level(), [END], [], {"model_type": "gpt2"}, {}),
-    "gpt2 with a space before": (
-        byte_level(),
-        [END],
-        [],
-        {"model_type": "gpt2"},
-        {"add_prefix_space": True},
-    ),
     "gpt_neo": (
         byte_level(),
         [END],
@@ -133,7 +126,7 @@ KINDS: dict[str, tuple[dict[str, Any], list[str], list[str], dict[str, Any], dic
     "gpt_neox": (
         byte_level() | NFC,
         [END, "<|padding|>"],
-        [END],
+        [],
         {"model_type": "gpt_neox"},
         {"tokenizer_class": "GPTNeoXTokenizer"},
     ),
@@ -179,20 +172,6 @@ KINDS: dict[str, tuple[dict[str, Any], list[str], list[str], dict[str, Any], dic
         {"model_type": "llama"},
         {"tokenizer_class": "LlamaTokenizer", "legacy": False},
     ),
-    "llama, legacy": (
-        prepended(),
-        SPM,
-        ["<s>"],
-        {"model_type": "llama"},
-        {"tokenizer_class": "LlamaTokenizerFast", "legacy": True, "add_bos_token": False},
-    ),
-    "llama, no space": (
-        prepended(),
-        SPM,
-        ["<s>"],
-        {"model_type": "llama"},
-        {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False},
-    ),
     "mistral": (
         prepended(),
         SPM,
@@ -219,24 +198,8 @@ KINDS: dict[str, tuple[dict[str, Any], list[str], list[str], dict[str, Any], dic
         ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"],
         ["<bos>"],
         {"model_type": "gemma3_text"},
-        {
-            "tokenizer_class": "GemmaTokenizer",
-            "boi_token": "the",
-            "extra_special_tokens": {"eoi": "cat"},
-        },
+        {"tokenizer_class": "GemmaTokenizer"},
     ),
-}
-LISTED = {
-    "added_tokens_decoder": {
-        "3": {
-            "content": "a",
-            "lstrip": True,
-            "rstrip": False,
-            "normalized": False,
-            "single_word": False,
-            "special": False,
-        }
-    }
 }
 
 

@@ -21,6 +21,7 @@ from tests.helpers.vocabs import (
     END,
     KINDS,
     ODD,
+    SMALL,
     TEXTS,
     agree,
     ours,
@@ -47,7 +48,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", sorted(KINDS.keys() - {"llama 2"})
+)  # of which transformers 5 changes the pipeline
 def test_a_folder_gives_the_ids_of_transformers(folders: dict[str, Path], name: str):
     tokenizer, other = ours(folders[name]), peer(folders[name])
     assert isinstance(tokenizer, Tokenizer)
@@ -63,80 +66,42 @@ def test_a_folder_gives_the_ids_of_transformers(folders: dict[str, Path], name: 
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", KINDS)
-def test_listed_tokens_are_found_as_transformers_finds_them(
-    folders: dict[str, Path], name: str, tmp_path: Path
+@pytest.mark.parametrize("model", ["gpt2", "qwen3"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"tokenizer_config": {"add_bos_token": True, "bos_token": END}},
+        {"special_tokens_map": {"pad_token": "<pad>"}},
+    ],
+)
+def test_older_files_give_the_ids_of_transformers(
+    model: str, beside: dict[str, Any], folders: dict[str, Path], tmp_path: Path
 ):
-    content = json.loads((folders[name] / "tokenizer.json").read_text())
-    letter = "e"
-    more = {
-        str(i): {"content": t}
-        | dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word", "special"), i == 0)
-        for t, i in (
-            (letter, content["model"]["vocab"][letter]),
-            ("<new>", len(content["model"]["vocab"])),
-        )
-    }
-    kept = {
-        str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in content["added_tokens"]
-    }
-    beside = KINDS[name][4] | {"added_tokens_decoder": kept | more, "cls_token": "<newer>"}
-    folder = write(tmp_path, tokenizer=content, config=KINDS[name][3], tokenizer_config=beside)
-    tokenizer, other = ours(folder), peer(folder)
-    for text in (ODD, f"a{letter}b <new>x<newer> {letter} ", "<newer><new>"):
+    content = json.loads((folders[model] / "tokenizer.json").read_text())["model"]
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in content["merges"]), ""]
+    (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    write(tmp_path, vocab=content["vocab"], config={"model_type": model}, **beside)
+    tokenizer, other = ours(tmp_path), peer(tmp_path)
+    for text in (ODD, "the cat<pad>", f" {END} a", ""):
         agree(tokenizer, other, text)
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("model", ["gpt2", "gpt_neox", "qwen3"])
-@pytest.mark.parametrize(
-    "beside",
-    [
-        {},
-        {"tokenizer_config": {"add_prefix_space": True}},
-        {
-            "tokenizer_config": {
-                "add_bos_token": True,
-                "bos_token": END,
-                "add_eos_token": True,
-                "eos_token": END,
-            }
-        },
-        {
-            "special_tokens_map": {
-                "bos_token": {
-                    "content": END,
-                    "lstrip": True,
-                    "normalized": False,
-                    "rstrip": False,
-                    "single_word": False,
-                },
-                "pad_token": "<pad>",
-            }
-        },
-        {
-            "added_tokens": {"<new>": -2, "the cat": -1},
-            "special_tokens_map": {"pad_token": "<new>"},
-        },
-        {"tokenizer_config": {"extra_special_tokens": ["<x>", "<y>"], "add_bos_token": False}},
-    ],
-)
-def test_vocab_and_merges_give_the_ids_of_transformers(
-    model: str, beside: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+def test_older_files_that_transformers_cannot_read_are_named(tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
+    write(tmp_path, config={"model_type": "llama"})
+    with raises(ValueError, tmp_path / "tokenizer.model", "transformers"):
+        from_folder(tmp_path)
+
+
+def test_older_files_without_transformers_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    content = json.loads(
-        (folders["gpt_neox" if model == "gpt_neox" else model] / "tokenizer.json").read_text()
-    )["model"]
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in content["merges"]), ""]
-    if "added_tokens" in beside:
-        n = len(content["vocab"])
-        beside = beside | {"added_tokens": {"<new>": n, "the cat": n + 1}}
-    (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
-    write(tmp_path, vocab=content["vocab"], config={"model_type": model}, **beside)
-    tokenizer, other = ours(tmp_path), peer(tmp_path)
-    for text in (ODD, "<new>the cat<x><y><pad>", f" {END} a", ""):
-        agree(tokenizer, other, text)
-    assert from_folder(tmp_path.parent) is None
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert from_folder(tmp_path) is None
+    write(tmp_path, vocab=SMALL)
+    with raises(ValueError, tmp_path, "vocab.json", "tokenizer.json", "transformers"):
+        from_folder(tmp_path)
 
 
 @pytest.mark.peers
@@ -160,15 +125,13 @@ def test_what_is_saved_is_read_again_by_us_and_by_transformers(
     [
         name
         for name in KINDS
-        if "ByteLevel" in str(KINDS[name][0])
-        and "NFC" not in str(KINDS[name][0])
-        and "space" not in name
+        if "ByteLevel" in str(KINDS[name][0]) and "NFC" not in str(KINDS[name][0])
     ],
 )
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_bytes_come_back(folders: dict[str, Path], name: str, text: str):
     tokenizer = cached(folders[name])
-    first = "".join(KINDS[name][2]) if name != "gpt_neox" else ""
+    first = "".join(KINDS[name][2])
     assert tokenizer.decode(tokenizer.encode(text)) == first + text
 
 

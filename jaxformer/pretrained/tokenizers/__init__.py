@@ -1,6 +1,6 @@
 """Tokenizers of published models: from the folder of a checkpoint, from the metadata of a GGUF file, into a folder.
 
-What they make is a `jaxformer.text.subwords.Subwords`; `classes` holds what transformers' tokenizer classes change.
+What they make is a `jaxformer.text.subwords.Subwords`.
 """
 
 from jaxformer.pretrained.tokenizers.folder import from_folder, save_tokenizer

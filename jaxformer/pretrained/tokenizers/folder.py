@@ -1,83 +1,75 @@
 """The tokenizer in the folder of a published checkpoint, and one of ours into such a folder."""
+# pyright: reportMissingImports=false
 
 import json
 import os
-from collections.abc import Mapping
+import warnings
 from pathlib import Path
-from typing import Any
 
 from jaxformer.pretrained.atomic import replace_file
 from jaxformer.pretrained.json_io import read_object
-from jaxformer.pretrained.tokenizers.classes import (
-    CLASSES,
-    NAMED,
-    PLAIN,
-    add_tokens,
-    as_class,
-    class_of,
-    content_of,
-    ends,
-)
-from jaxformer.text.subwords import Subwords, bpe, byte_level, check_merges
+from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer
 
-REFUSED = (
-    "split_special_tokens",
-    "fix_mistral_regex",
-    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
-    "fast_tokenizer_files",
-    "auto_map",
-)
-"""Settings of tokenizer_config.json that would change ids or texts, and that nothing here does."""
-
+OLDER = ("vocab.json", "tokenizer.model")
+"""Files of which transformers makes a tokenizer.json."""
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
     "merges.txt",
-    "tokenizer.model",
+    *OLDER,
 )
-"""Those of which a tokenizer is read, here and in transformers."""
+"""Those that a tokenizer is read from, here and in transformers."""
 
 
 def from_folder(folder: str | os.PathLike[str]) -> Subwords | None:
-    """The tokenizer in the folder of a checkpoint: tokenizer.json, or vocab.json and merges.txt; or None.
+    """The tokenizer in the folder of a checkpoint, or None.
 
-    Its ids are those of `transformers`: what tokenizer_config.json, special_tokens_map.json and
-    added_tokens.json say beside it is honoured. One difference is meant: a byte-level tokenizer.json cuts a
-    text as it says, where transformers 5 takes the pattern of the class that tokenizer_class names.
+    Its ids are those that tokenizer.json gives. A folder with older files alone is read by transformers, where that is
+    installed.
 
     Raises:
-        ValueError: a file that is damaged, or a setting that is not known here.
+        ValueError: a file that is damaged, or older files without transformers.
 
     >>> from_folder("a folder without a tokenizer") is None
     True
     """
     folder = Path(folder)
-    whole, vocab = folder / "tokenizer.json", folder / "vocab.json"
-    if not whole.is_file() and not vocab.is_file():
-        if (folder / "tokenizer.model").is_file():
-            raise ValueError(
-                f"{folder} has a tokenizer.model but no tokenizer.json; convert it first: "
-                "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
-        return None
-    path = whole if whole.is_file() else vocab
-    content = read_object(path) if path is whole else _from_lists(vocab, folder / "merges.txt")
-    settings = _settings(folder)
-    kind = _kind(folder, content if path is whole else {}, settings)
-    if path is vocab and kind in PLAIN:
-        kind = "GPT2Tokenizer"
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        older = [name for name in OLDER if (folder / name).is_file()]
+        return _converted(folder, older[0]) if older else None
+    content = read_object(path)
     try:
-        content = as_class(content, kind, settings, whole=path is whole)
-        add_tokens(content, kind, settings)
-        if path is not whole:
-            content["post_processor"] = ends(content, kind, settings)
         return Subwords(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {_said(error)}") from error
+
+
+def _converted(folder: Path, older: str) -> Subwords:
+    """The tokenizer that transformers makes of older files.
+
+    Raises:
+        ValueError: transformers is not installed, or cannot read them.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ValueError(
+            f"{folder} has {older} but no tokenizer.json; transformers makes one: pip install transformers, and load "
+            "again"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return Subwords(json.loads(tokenizer.backend_tokenizer.to_str()))
+    except Exception as error:  # of many kinds
+        raise ValueError(
+            f"transformers makes no tokenizer.json of {folder / older}: {_said(error)}"
+        ) from error
 
 
 def save_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer | None) -> None:
@@ -117,55 +109,3 @@ def tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, bytes]:
 
 def _said(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"not as it should be: {error!r}"
-
-
-def _from_lists(vocab: Path, merges: Path) -> dict[str, Any]:
-    """GPT-2's two files: the ids of tokens, and pairs to merge, one a line, the first pairs first."""
-    if not merges.is_file():
-        raise ValueError(f"{merges} is missing; {vocab.name} needs it")
-    try:
-        text = merges.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{merges} is no UTF-8: {error}") from error
-    lines = text.removesuffix("\n").split("\n")  # splitlines would part tokens too
-    lines = [line.removesuffix("\r") for line in lines if line and not line.startswith("#version")]
-    ids = read_object(vocab)
-    try:
-        check_merges(lines, ids)
-    except ValueError as error:
-        raise ValueError(f"{merges}: {error}") from error
-    return bpe(ids, lines, (), **byte_level())
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """What stands beside a tokenizer; files of before tokenizer_config.json listed all count where it does not."""
-    path = folder / "tokenizer_config.json"
-    settings = read_object(path) if path.is_file() else {}
-    for name in REFUSED:
-        if settings.get(name):
-            raise ValueError(f"{path} has {name}={settings[name]!r}, which is not done here")
-    if "added_tokens_decoder" in settings:
-        return settings
-    if (more := folder / "special_tokens_map.json").is_file():
-        settings |= read_object(more)
-    if (more := folder / "added_tokens.json").is_file():
-        special = {content_of(settings.get(name)) for name in NAMED}
-        settings["added_tokens_decoder"] = {
-            number: {"content": token, "special": token in special}
-            for token, number in read_object(more).items()
-        }
-    return settings
-
-
-def _kind(folder: Path, content: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """The class that transformers would read a tokenizer with."""
-    path = folder / "config.json"
-    config = read_object(path) if path.is_file() else {}
-    pipeline = {name: part for name, part in content.items() if name != "model"}
-    kind = class_of(config, settings, '"ByteLevel"' in json.dumps(pipeline))
-    if kind not in CLASSES:
-        raise ValueError(
-            f"{folder / 'tokenizer_config.json'} has tokenizer_class={kind!r}; "
-            f"read here are {', '.join(CLASSES)}"
-        )
-    return kind
