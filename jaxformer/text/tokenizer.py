@@ -35,20 +35,68 @@ class Tokenizer(Protocol):
         ...
 
 
-class Characters:
+class _Listed:
+    """One id for each entry of a vocabulary, in its order: what `Characters` and `Words` have in common."""
+
+    unit = ""
+    joint = ""
+
+    def __init__(self, vocabulary: Sequence[str]):
+        self.vocabulary = vocabulary
+        self._ids = {entry: i for i, entry in enumerate(vocabulary)}
+
+    @property
+    def n_vocab(self) -> int:
+        """The number of entries."""
+        return len(self.vocabulary)
+
+    def split(self, text: str) -> Sequence[str]:
+        """The entries that a text is made of."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> Tokens:
+        """The ids of a text.
+
+        Raises:
+            ValueError: something that is not in the vocabulary, with its place.
+        """
+        entries = self.split(text)
+        try:
+            return np.array([self._ids[entry] for entry in entries], np.int32)
+        except KeyError as error:
+            unknown, known = error.args[0], self.joint.join(self.vocabulary)
+            shown = known if len(known) <= 120 else known[:120] + "..."
+            raise ValueError(
+                f"the {self.unit} {unknown!r} at position {entries.index(unknown)} is not in the vocabulary "
+                f"of {self.n_vocab}: {shown!r}"
+            ) from None
+
+    def decode(self, tokens: Tokens) -> str:
+        """The text of some ids.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        check_vocabulary(tokens, self.n_vocab)
+        return self.joint.join(self.vocabulary[int(token)] for token in tokens)
+
+
+class Characters(_Listed):
     """One id per character of an alphabet, in the alphabet's order.
 
     >>> Characters.of("banana").encode("nab")
     array([2, 0, 1], dtype=int32)
     """
 
+    unit = "character"
+
     def __init__(self, alphabet: str):
         if not alphabet or len(set(alphabet)) != len(alphabet):
             raise ValueError(
                 "an alphabet is one or more characters, each once; Characters.of(text) finds it"
             )
+        super().__init__(alphabet)
         self.alphabet = alphabet
-        self._ids = {character: i for i, character in enumerate(alphabet)}
 
     @classmethod
     def of(cls, text: str) -> "Characters":
@@ -57,47 +105,23 @@ class Characters:
             raise ValueError("no characters to make an alphabet of: the text is empty")
         return cls("".join(sorted(set(text))))
 
-    @property
-    def n_vocab(self) -> int:
-        """The size of the alphabet."""
-        return len(self.alphabet)
-
-    def encode(self, text: str) -> Tokens:
-        """The ids of a text.
-
-        Raises:
-            ValueError: a character that is not in the alphabet, with its place.
-        """
-        try:
-            return np.array([self._ids[character] for character in text], np.int32)
-        except KeyError as error:
-            unknown = error.args[0]
-            shown = self.alphabet if len(self.alphabet) <= 120 else self.alphabet[:120] + "..."
-            raise ValueError(
-                f"the character {unknown!r} at position {text.index(unknown)} is not in the alphabet "
-                f"of {self.n_vocab}: {shown!r}"
-            ) from None
-
-    def decode(self, tokens: Tokens) -> str:
-        """The text of some ids.
-
-        Raises:
-            ValueError: an id outside the alphabet.
-        """
-        check_vocabulary(tokens, self.n_vocab)
-        return "".join(self.alphabet[token] for token in tokens)
+    def split(self, text: str) -> str:
+        """The text itself."""
+        return text
 
     def to_json(self) -> str:
         """The alphabet."""
         return json.dumps({"kind": "characters", "alphabet": self.alphabet})
 
 
-class Words:
+class Words(_Listed):
     """One id per word of a vocabulary, in the vocabulary's order; white space parts the words.
 
     >>> Words(["the", "cat", "sat"]).encode("the cat  sat")
     array([0, 1, 2], dtype=int32)
     """
+
+    unit, joint = "word", " "
 
     def __init__(self, vocabulary: Sequence[str]):
         whole = all(word.split() == [word] for word in vocabulary)
@@ -106,8 +130,7 @@ class Words:
                 "a vocabulary is one or more words without white space in them, each once; "
                 "Words.of(text) finds it"
             )
-        self.vocabulary = tuple(vocabulary)
-        self._ids = {word: i for i, word in enumerate(self.vocabulary)}
+        super().__init__(tuple(vocabulary))
 
     @classmethod
     def of(cls, text: str) -> "Words":
@@ -116,37 +139,9 @@ class Words:
             raise ValueError("no words to make a vocabulary of: the text is empty")
         return cls(sorted(set(text.split())))
 
-    @property
-    def n_vocab(self) -> int:
-        """The number of words."""
-        return len(self.vocabulary)
-
-    def encode(self, text: str) -> Tokens:
-        """The ids of a text.
-
-        Raises:
-            ValueError: a word that is not in the vocabulary, with its place.
-        """
-        words = text.split()
-        try:
-            return np.array([self._ids[word] for word in words], np.int32)
-        except KeyError as error:
-            unknown = error.args[0]
-            known = " ".join(self.vocabulary)
-            shown = known if len(known) <= 120 else known[:120] + "..."
-            raise ValueError(
-                f"the word {unknown!r} at position {words.index(unknown)} is not in the vocabulary "
-                f"of {self.n_vocab}: {shown!r}"
-            ) from None
-
-    def decode(self, tokens: Tokens) -> str:
-        """The words of some ids, one space between them.
-
-        Raises:
-            ValueError: an id outside the vocabulary.
-        """
-        check_vocabulary(tokens, self.n_vocab)
-        return " ".join(self.vocabulary[token] for token in tokens)
+    def split(self, text: str) -> list[str]:
+        """The words of a text."""
+        return text.split()
 
     def to_json(self) -> str:
         """The vocabulary."""

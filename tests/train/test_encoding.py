@@ -46,7 +46,7 @@ def test_the_tokens_of_pieces_are_those_of_the_whole(
     tokenizer: Subwords, monkeypatch: pytest.MonkeyPatch, text: str, size: int
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "WINDOW", 12)
+        patch.setattr(encoding, "PAST", 12)
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
         parts = list(encode_pieces(tokenizer, pieces, 20))
     np.testing.assert_array_equal(np.concatenate([ids for ids, _ in parts]), tokenizer.encode(text))

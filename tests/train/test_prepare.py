@@ -17,7 +17,7 @@ from tests.helpers.models import SEED
 from train import prepare
 from train.data import corpora
 from train.data.corpora import find_files, load_corpus, read_files, read_path
-from train.data.tokenfile import UnknownCharacter, check_tokens, open_tokens, write_tokens
+from train.data.tokenfile import UnknownCharacter, open_tokens, write_tokens
 
 KEY = jax.random.key(0)
 TEXT = "Der Käse – 3 €, 😀 sagte sie;\nnothing  more \n than words, words. " * 30
@@ -48,7 +48,6 @@ def test_a_prepared_file_holds_the_tokens_of_the_corpus(tmp_path: Path, notes: P
     out = tmp_path / "new" / "corpus.tokens"
     assert prepare.main([str(notes), "--tokenizer", name, "--out", str(out)]) == 0
     file = open_tokens(out)
-    check_tokens(file)
     assert file.n_characters == len(TEXT)
     assert file.tokenizer.decode(np.asarray(file.tokens, np.int32)) == TEXT
     assert not file.tokens.flags.writeable

@@ -1,6 +1,7 @@
 """Texts by the tokenizers of published models, which put special tokens around each and look at whole words."""
 
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ from jaxformer.model.sites import Edit, keep
 from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer, Tokens
 
-WINDOW = 128
-"""Characters on either side of a place to cut that are looked at."""
-TRIES = 64
-"""Places to look at, before more text is waited for."""
+CUT = re.compile(r"(?<=\S)(?= )|(?<=\n)(?=\w)")
+"""Places where a token ends whatever is far from it: before a space, which goes with what follows it, and at the
+beginning of a line."""
+PAST = 128
+"""Characters of the text before a part that it is encoded with."""
 
 
 class Frame(NamedTuple):
@@ -67,8 +69,8 @@ def encode_pieces(
     [(array([0], dtype=int32), 3)]
     """
     before, after, plain = frame(tokenizer)
-    some = False
-    for past, text in _parts(plain, pieces, block):
+    past = ""
+    for text in blocks(pieces, block):
         known, tokens = plain.encode(past), plain.encode(past + text)
         if not np.array_equal(tokens[: len(known)], known):
             raise ValueError(
@@ -76,42 +78,26 @@ def encode_pieces(
                 "a text cannot be prepared with it in parts"
             )
         new = tokens[len(known) :]
-        yield (new if some else np.concatenate([before, new])), len(text)
-        some = True
-    if some and len(after):
+        yield (new if past else np.concatenate([before, new])), len(text)
+        past = (past + text)[-PAST:]
+    if past and len(after):
         yield after, 0
 
 
-def _parts(plain: Tokenizer, pieces: Iterable[str], block: int) -> Iterator[tuple[str, str]]:
-    """The text in parts, each with the end of what came before it."""
-    held = past = ""
+def blocks(pieces: Iterable[str], block: int) -> Iterator[str]:
+    """The same text in parts of about `block` characters, which end where words do.
+
+    >>> list(blocks(["one tw", "o three"], 4))
+    ['one', ' two', ' three']
+    """
+    held = ""
     for piece in pieces:
         held += piece
-        if len(held) >= block + WINDOW and (cut := _find_cut(plain, held)):
-            yield past, held[:cut]
-            past, held = (past + held[:cut])[-WINDOW:], held[cut:]
+        if len(held) >= block and (cuts := [match.start() for match in CUT.finditer(held)]):
+            yield held[: cuts[-1]]
+            held = held[cuts[-1] :]
     if held:
-        yield past, held
-
-
-def _find_cut(plain: Tokenizer, text: str) -> int:
-    """The last place that parts two tokens whatever is far from it; 0 if none is found.
-
-    It is before a blank or behind a line: the middle of a run of letters or digits may be cut by where it began.
-    """
-    tries = 0
-    for cut in range(len(text) - WINDOW, 0, -1):
-        blank, blank_before = text[cut].isspace(), text[cut - 1].isspace()
-        if blank == blank_before or (blank_before and text[cut - 1] != "\n"):
-            continue
-        left = text[max(cut - WINDOW, 0) : cut]
-        tokens, whole = plain.encode(left), plain.encode(left + text[cut : cut + WINDOW])
-        if len(whole) > len(tokens) and np.array_equal(whole[: len(tokens)], tokens):
-            return cut
-        tries += 1
-        if tries == TRIES:
-            break
-    return 0
+        yield held
 
 
 def vocabulary(tokenizer: Tokenizer) -> Any:

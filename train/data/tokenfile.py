@@ -19,7 +19,7 @@ from jaxformer.checks import check_vocabulary
 from jaxformer.pretrained.atomic import replacement
 from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer, Tokens, from_json
-from train.data.encoding import encode_pieces
+from train.data.encoding import blocks, encode_pieces
 
 MAGIC = b"jaxformer tokens"
 VERSION = 1
@@ -77,7 +77,7 @@ def write_tokens(path: Path, tokenizer: Tokenizer, pieces: Iterable[str]) -> Tok
 
 
 def open_tokens(path: Path) -> TokenFile:
-    """The token file that `write_tokens` wrote; `check_tokens` reads all of it.
+    """The token file that `write_tokens` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,22 +120,6 @@ def open_tokens(path: Path) -> TokenFile:
         # a window is a few pages: reading ahead of it would read many times more than is looked at
         tokens.base.madvise(mmap.MADV_RANDOM)
     return TokenFile(tokenizer, tokens, n_characters, sha256.hex())
-
-
-def check_tokens(file: TokenFile) -> None:
-    """Read all tokens of a file and compare their SHA-256 with the one in its header.
-
-    Raises:
-        ValueError: they are not the tokens that were written.
-    """
-    path = Path(str(file.tokens.filename))
-    with path.open("rb") as raw:
-        raw.seek(file.tokens.offset)
-        digest = hashlib.file_digest(raw, "sha256").hexdigest()
-    if digest != file.sha256:
-        raise ValueError(
-            f"{path} is damaged: its tokens changed since they were written; prepare it again"
-        )
 
 
 def is_token_file(path: Path) -> bool:
@@ -187,29 +171,9 @@ def _encode_all(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[tuple[T
         yield from encode_pieces(tokenizer, pieces, BLOCK)
         return
     done = 0
-    for block in _blocks(pieces):
+    for block in blocks(pieces, BLOCK):
         yield _encode(tokenizer, block, done), len(block)
         done += len(block)
-
-
-def _blocks(pieces: Iterable[str]) -> Iterator[str]:
-    """The same text in blocks, which end between a word and a space if there is such a place.
-
-    There every tokenizer that looks at words with the space before them ends a token too, so that its
-    tokens are those of the whole text.
-    """
-    held = ""
-    for piece in pieces:
-        held += piece
-        if len(held) >= BLOCK:
-            cut = held.rfind(" ")
-            while cut > 0 and held[cut - 1].isspace():
-                cut = held.rfind(" ", 0, cut)
-            cut = cut if cut > 0 else len(held)
-            yield held[:cut]
-            held = held[cut:]
-    if held:
-        yield held
 
 
 def _encode(tokenizer: Tokenizer, text: str, before: int) -> Tokens:

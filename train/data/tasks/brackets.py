@@ -32,7 +32,6 @@ def brackets() -> Task:
         held_out=lambda context: fixed_batches(_draw, context, n=8, batch=256),
         perfect=_perfect,
         yardsticks=_yardsticks,
-        context=None,
     )
 
 

@@ -117,5 +117,4 @@ def grammar() -> Task:
         held_out=lambda context: fixed_batches(draw, context, n=16, batch=64),
         perfect=lambda context: entropy(chain, context),
         yardsticks=lambda context: ngram_entropies(chain, context),
-        context=None,
     )

@@ -35,7 +35,6 @@ def induction() -> Task:
         held_out=lambda context: fixed_batches(_draw, context, n=8, batch=64),
         perfect=_perfect,
         yardsticks=_yardsticks,
-        context=None,
     )
 
 

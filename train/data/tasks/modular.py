@@ -55,7 +55,6 @@ def modular_addition() -> Task:
         held_out=held_out,
         perfect=_perfect,
         yardsticks=_yardsticks,
-        context=3,
     )
 
 

@@ -22,8 +22,6 @@ class Task(NamedTuple):
     """context -> nats per counted token of a perfect model, in expectation over windows; exact"""
     yardsticks: Callable[[int], dict[str, float]]
     """context -> nats per counted token of those who know less, by name; exact"""
-    context: int | None
-    """the only context that it makes sense at, if there is one"""
 
 
 def fixed_batches(
