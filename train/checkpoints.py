@@ -48,13 +48,14 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
     def save(self, state: TrainState) -> None:
-        """Begin to save; an earlier save that failed is reported here or by `finish`."""
+        """Begin to save; an earlier save that failed is reported here or by `finish`.
+
+        The next step may take the state's buffers: what orbax holds of them, JAX does not donate.
+        """
         step = steps_done(state)
         if step in self.manager.all_steps():
             return
-        own = jax.tree.map(jnp.copy, state)  # the next step takes the state's buffers for its own
-        own = _without_empty(own, own)
-        named = ocp.args.Composite(state=ocp.args.StandardSave(own))
+        named = ocp.args.Composite(state=ocp.args.StandardSave(_without_empty(state, state)))
         self._explained(lambda: self.manager.save(step, args=named))
 
     def finish(self) -> None:

@@ -124,7 +124,6 @@ def memory_table(found: Plan) -> Table:
         ("batch", found.batch),
         ("temporaries", found.temporaries),
         ("  of them activations kept for the backward pass", found.kept),
-        ("a copy of the state, while a checkpoint is written", found.state),
         ("in all", found.memory),
     ):
         table.add_row(name, f"{size / 1e6:,.1f}")

@@ -38,8 +38,8 @@ class Plan(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """All of it at once, while a checkpoint is written from a copy of the state."""
-        return 2 * self.state + self.batch + self.temporaries
+        """All of it at once."""
+        return self.state + self.batch + self.temporaries
 
     @property
     def state(self) -> int:
