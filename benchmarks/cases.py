@@ -10,7 +10,7 @@ from jaxformer.config import Config
 from jaxformer.pretrained.formats import is_gguf
 from jaxformer.pretrained.json_io import read_object
 from jaxformer.pretrained.load import load_config, read_foreign
-from train.about import find_model
+from train.runs import find_model
 
 
 class Case(NamedTuple):

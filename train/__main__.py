@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from train.commandline import read_command, recipe_of
 from train.devices.guard import LOST, guard, guarded, leave
 from train.devices.layout import lay_out
 from train.devices.processes import (
@@ -23,12 +22,12 @@ from train.devices.processes import (
     is_first,
     is_loss,
 )
-from train.listeners import tensorboard
 from train.loop import Interrupted, train
+from train.metrics import tensorboard
 from train.recipe import Recipe
 from train.run import Run
 from train.runs import RunError, open_run, plain
-from train.start import open_recipe
+from train.start import open_recipe, read_command, recipe_of
 
 
 @dataclass(frozen=True, kw_only=True)

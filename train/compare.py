@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from train.about import read_about
 from train.metrics import Line, read_metrics
-from train.runs import flat
+from train.runs import flat, read_about
 
 
 @dataclass(frozen=True)

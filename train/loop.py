@@ -17,8 +17,7 @@ from train.devices.processes import Refused, by_first, is_loss, of_each
 from train.evaluate import all_finite, make_evaluation, summary
 from train.metrics import Line, Metrics
 from train.optimizer import make_optimizer, schedule
-from train.outcome import finish, save_models, write_sample
-from train.report import progress_bar
+from train.report import finish, progress_bar, save_models, write_sample
 from train.run import Run, draw, fresh_state, state_shapes
 from train.step import Steps, TrainState, many_steps, steps_done
 

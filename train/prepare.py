@@ -23,9 +23,9 @@ from rich.progress import (
 from jaxformer.pretrained.formats import is_gguf
 from jaxformer.pretrained.load import load_tokenizer
 from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer, from_json
-from train.about import find_model
 from train.data.corpora import find_files, read_files
 from train.data.tokenfile import TokenFile, UnknownCharacter, is_token_file, write_tokens
+from train.runs import find_model
 
 LARGE = 2**24
 """Bytes of text from which on progress is shown."""

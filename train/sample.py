@@ -1,14 +1,18 @@
 """Continue a text with a trained model, as it comes: `python -m train.sample runs/seed --prompt "..."`."""
 
+import contextlib
 import itertools
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import jax
+import numpy as np
 import tyro
+from jaxtyping import Int
 
 from jaxformer.config import Config
 from jaxformer.decoding.sampling import Sampling
@@ -16,9 +20,8 @@ from jaxformer.decoding.streaming import stream_tokens
 from jaxformer.pretrained.load import load
 from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer, Tokens, stream_text
-from train.about import find_model
 from train.data.encoding import frame, opening, sayable
-from train.pace import Piece, pace, timed
+from train.runs import find_model
 
 CHUNK = 8
 """Tokens at a time: few enough to watch them come, enough that the program's calls cost little."""
@@ -229,3 +232,64 @@ def _hush() -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+COMPILING = "/jax/core/compile/"
+"""How the events begin by which JAX says that it traced, lowered or compiled something."""
+
+
+class Piece(NamedTuple):
+    """So many tokens that came together."""
+
+    tokens: int
+    seconds: float
+    compiled: bool  # something was, while they were waited for
+
+
+def timed(
+    pieces: Iterable[Int[np.ndarray, " _"]], noted: list[Piece]
+) -> Iterator[Int[np.ndarray, " _"]]:
+    """The same pieces; how long each was waited for is noted."""
+    waiting = iter(pieces)
+    while True:
+        with _compilations() as compiled:
+            start = time.perf_counter()
+            piece = next(waiting, None)
+            seconds = time.perf_counter() - start
+        if piece is None:
+            return
+        noted.append(Piece(len(piece), seconds, bool(compiled)))
+        yield piece
+
+
+def pace(noted: list[Piece]) -> str:
+    """How long the first piece took, and the speed of those after it for which nothing had to be compiled.
+
+    >>> pace([Piece(1, 1.9, True), Piece(16, 0.8, True), Piece(16, 0.01, False)])
+    '33 tokens, 1,600 tokens/s after the first, which took 1.9 s (compiling included)'
+    """
+    tokens = sum(piece.tokens for piece in noted)
+    counted = f"{tokens:,} token{'s' if tokens > 1 else ''}"
+    first = f"took {noted[0].seconds:.2g} s{' (compiling included)' if noted[0].compiled else ''}"
+    steady = [piece for piece in noted[1:] if not piece.compiled]
+    if not steady:
+        return f"{counted}; the first {first}"
+    speed = sum(piece.tokens for piece in steady) / sum(piece.seconds for piece in steady)
+    return f"{counted}, {speed:,.0f} tokens/s after the first, which {first}"
+
+
+@contextlib.contextmanager
+def _compilations() -> Iterator[list[str]]:
+    """What JAX traces, lowers or compiles meanwhile."""
+    events: list[str] = []
+
+    def note(event: str, duration_secs: float, **_: Any) -> None:
+        del duration_secs
+        if event.startswith(COMPILING):
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)

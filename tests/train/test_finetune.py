@@ -28,8 +28,8 @@ from tests.helpers.runs import (
 from tests.helpers.tuned import TEXT, foreign, quantised, subwords, text_at, tuning
 from train import prepare, sample
 from train.__main__ import main, parse
-from train.about import read_about
 from train.data.batches import cover, held_out_starts
+from train.runs import read_about
 from train.start import open_recipe
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

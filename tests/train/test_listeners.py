@@ -10,8 +10,7 @@ from tensorboardX.proto import event_pb2
 
 from tests.helpers.runs import check_refused, folder_of, options
 from train.__main__ import main
-from train.listeners import tensorboard
-from train.metrics import read_metrics
+from train.metrics import read_metrics, tensorboard
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

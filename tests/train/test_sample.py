@@ -17,7 +17,7 @@ from tests.helpers.errors import check_names
 from tests.helpers.models import NAMED, SEED
 from tests.helpers.runs import ROOT, Finished, folder_of
 from train import sample
-from train.pace import Piece, timed
+from train.sample import Piece, timed
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 ALPHABET = Characters("abcdefghijk")

@@ -15,12 +15,11 @@ from rich.table import Table
 
 from jaxformer.config import Config
 from jaxformer.model.params import count
-from train.commandline import read_command, recipe_of
 from train.devices.layout import lay_out, parse_mesh, pretend
 from train.plan.hardware import HARDWARE, Hardware, assumptions, find_hardware, step_seconds
 from train.plan.memory import Plan, plan
 from train.recipe import Recipe
-from train.start import open_vocabulary
+from train.start import open_vocabulary, read_command, recipe_of
 
 MOST = 8192
 """Devices that a plan can be made for: each takes memory here, pretended as it is."""
