@@ -63,11 +63,8 @@ def ahead(
     *,
     device: Device,
     options: Options,
-    copies: int = 1,
 ) -> Program:
     """Compile what is lowered on the clock; `known` bytes are those of its arguments.
-
-    Of so many copies, on virtual devices, all are in the memory of one.
 
     Raises:
         ValueError: an XLA option that this compiler does not know, or too much memory.
@@ -86,7 +83,7 @@ def ahead(
         raise
     done = time.perf_counter()
     peak = peak_bytes(compiled)
-    check_fits(what, max(copies * peak, known), device)
+    check_fits(what, max(peak, known), device)
     return Program(compiled, traced - start, done - traced, peak)
 
 

@@ -49,7 +49,6 @@ def partition(config: Config, rules: Rules) -> Params:
     """How to lay the parameters on a mesh: Params with a `PartitionSpec` in the place of each array.
 
     Args:
-        config: their architecture.
         rules: the mesh axis for each axis; of one that no rule names, every device has the whole.
 
     Raises:

@@ -27,8 +27,6 @@ def token_losses(
     """The cross-entropy of each next token, in nats, float32.
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         window: the tokens that are read, and one more, which is only a target.
         compute: how to run the model.
         edit: as `forward` takes it. With a vocab_chunk it sees, and its changes count, at "logits" once for each

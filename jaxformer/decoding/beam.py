@@ -41,13 +41,10 @@ def beam_search(
     A width of 1 is greedy generation, but for near-ties that rounding of the running total decides.
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         prompt: token ids `t`.
         n_tokens: how many to add; compiled anew for each number.
         width: continuations to follow.
         edit: as in `forward`.
-        compute: how to run it.
 
     Raises:
         ValueError: a width below 1 or above n_vocab, several prompts, and all that `generate` refuses.

@@ -68,8 +68,6 @@ def generate(
     compute. Decoding runs its layers one by one (see `unstack`): compiling takes longer the deeper the model.
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         prompt: token ids `t`; a batch of them `b t`; or a list of prompts of any lengths, of which each
             goes on as it would alone.
         n_tokens: how many to add, at most.
@@ -84,7 +82,6 @@ def generate(
             logits give it, or one such number for each prompt; None: it acts on every position, the prompt's too.
         capture: sites to return for each generated token, of the position whose logits gave it. Scores and
             pattern have along s the rows of the cache: the positions, or with a window p modulo their number.
-        compute: how to run it.
 
     Raises:
         ValueError: an empty prompt, a token outside the vocabulary, n_tokens below 1, more than the position

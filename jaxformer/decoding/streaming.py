@@ -49,7 +49,6 @@ def stream_tokens(
         context: the most tokens that the model sees at once; None: n_context, or all. When they are full, the
             latest half of them is read anew, and the text goes on from there.
         chunk: tokens at a time.
-        compute: how to run it.
 
     Raises:
         ValueError: as `generate`; a context below 1 or above n_context. All but NaN before anything runs.

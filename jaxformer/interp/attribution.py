@@ -45,13 +45,11 @@ def gradients(
 
     Args:
         params: as `init` gives them, with stacked layers.
-        config: their architecture.
         tokens: one sequence; `jax.vmap` over tokens gives a batch, each with its own metric's value.
         metric: maps logits [t v] to a scalar, for example a difference of two of them.
         sites: names of sites, such as ("embed", "z", "mlp_out").
         read: as in `forward`: the metric then sees those places alone, and the other logits cost nothing.
         edit: as in `forward`; a gradient is that of the edited value.
-        compute: how to run it.
 
     Raises:
         ValueError: as `forward`; a metric that is not one float.
@@ -106,7 +104,6 @@ def attribution_patch(
 
     Args:
         params: as `init` gives them, with stacked layers.
-        config: their architecture.
         clean: the tokens whose values are patched in; `jax.vmap` over both gives a batch.
         corrupted: as many tokens, into whose run they are patched.
         metric: as in `gradients`.
@@ -117,7 +114,6 @@ def attribution_patch(
         by: axes to keep, as in `summed`; None: every coordinate, laid out as forward's activations.
         read: as in `forward`.
         edit: as in `forward`, in both runs.
-        compute: how to run it.
 
     Raises:
         ValueError: as `gradients`; clean and corrupted of different lengths; steps below 1; an axis that a

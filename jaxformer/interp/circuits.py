@@ -254,8 +254,6 @@ def read_through_unembedding(
     negative=True. Norms, biases and later layers are left out, as in `ov_circuit`.
 
     Args:
-        params: of the model.
-        config: of the model.
         directions: of each head, at most; a head has no more than d_head and d_model.
         tokens: of each direction and side, at most; there are no more than n_vocab.
         negative: list the tokens with the least values, the least first, in place of the greatest.

@@ -60,8 +60,6 @@ def decompose_resid(
     """What each layer before this one wrote, and the embeddings: they sum to the stream that it reads.
 
     Args:
-        params: the model's; not read here.
-        config: its architecture.
         activations: with embed, pos_embed where there is one, attn_out, and mlp_out where there are MLPs.
         layer: the stream before its attention; None: the final one.
         mlp_input: the stream before its MLP. In a parallel block that is the stream before its attention.
@@ -103,8 +101,6 @@ def accumulated_resid(
     """The stream as every layer up to this one finds it: what `logit_lens` reads.
 
     Args:
-        params: the model's; not read here.
-        config: its architecture.
         activations: with resid_pre; resid_post for the final stream; resid_mid for the streams between.
         layer: the last one whose input is given; None: all, then the final stream.
         incl_mid: also the stream between attention and MLP of the layers before.
@@ -146,8 +142,6 @@ def head_results(
     """What each head of every layer before this one wrote to the stream; [l n t d] is a reshape away.
 
     Args:
-        params: the model's.
-        config: its architecture.
         activations: with z, or with head_out, which then counts; with attn_post_scale if there is one; with the
             stream for the remainder.
         layer: the stream that they wrote to is this layer's input; None: the final one.
@@ -184,8 +178,6 @@ def neuron_results(
     The neurons and b_out sum to the layer's mlp_out. [f t d] is large; with `onto` it is never formed.
 
     Args:
-        params: the model's.
-        config: its architecture.
         activations: with post, and mlp_post_scale if there is one.
         layer: whose neurons; it may be traced: `jax.vmap` over layers, if all must be held at once.
         onto: a direction [d], or one for each position [t d], as `logit_directions` gives them.
@@ -237,8 +229,6 @@ def full_decomposition(
     unless the MLP is given as neurons.
 
     Args:
-        params: the model's.
-        config: its architecture.
         activations: with embed, pos_embed where there is one, z or head_out, and mlp_out or post; with
             attn_post_scale, and for neurons mlp_post_scale, if there are any.
         layer: the stream before its attention; None: the final one.

@@ -120,13 +120,11 @@ def edge_attribution(
 
     Args:
         params: as `init` gives them, with stacked layers.
-        config: their architecture.
         clean: the tokens whose messages are patched in; `jax.vmap` over both gives a batch.
         corrupted: as many tokens, into whose run they are patched.
         metric: as in `gradients`.
         steps: as in `attribution_patch`; each step sees norms as they are at its own point of the line.
         read: as in `forward`.
-        compute: how to run it.
 
     Raises:
         ValueError: as `attribution_patch`.

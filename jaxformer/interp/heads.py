@@ -189,8 +189,6 @@ def head_scores(
     """The `match_score` of every head with a target, as a mean over prompts, in one compiled program.
 
     Args:
-        params: of the model.
-        config: of the model.
         tokens: one prompt [t], or several of one length [b t].
         target: "previous_token", "duplicate_token" or "induction"; or a pattern of your own: [t s] for every
             prompt, or [b t s].

@@ -41,8 +41,6 @@ def jvp_between(
     About the cost of two passes, whatever the sizes: the Jacobian itself is never formed.
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         tokens: one sequence; `jax.vmap` gives a batch.
         source: the earlier place, for example ("resid_pre", 2).
         target: the later place, for example ("logits", None).
@@ -50,7 +48,6 @@ def jvp_between(
         source_position: move only this position; it may be traced, and the result is NaN if it is not there.
         target_position: look only at this position; likewise.
         edit: as in `forward`; derivatives are those of the edited pass.
-        compute: how to run it.
 
     Raises:
         ValueError: a place that this model lacks or that is not later, a direction of another shape.

@@ -65,8 +65,6 @@ def direct_logit_attribution(
     final norm's weight and bias out unless they are folded.)
 
     Args:
-        params: the model's.
-        config: its architecture.
         activations: of one sequence, with resid_post in them, or with final_scale, which then counts.
         components: parts of the final stream, as `decompose_resid` gives them, at the positions read.
         tokens: one for all positions, or one for each.
@@ -112,8 +110,6 @@ def logit_directions(
     these; give them to `neuron_results(onto=...)` for that of every neuron.
 
     Args:
-        params: the model's.
-        config: its architecture.
         activations: as in `direct_logit_attribution`.
         tokens: as there.
         minus: as there.
@@ -189,8 +185,6 @@ def apply_norm(
     (TransformerLens's apply_ln_to_stack, which takes the norm's weight to be folded.)
 
     Args:
-        params: the model's.
-        config: its architecture.
         activations: of one sequence, with the stream there (resid_pre, resid_mid or resid_post), or with
             the scale itself (attn_scale, mlp_scale or final_scale), which then counts.
         components: parts of the stream there.

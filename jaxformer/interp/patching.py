@@ -59,8 +59,6 @@ def patch_sweep(
     Associations", §2.1; Heimersheim & Nanda 2024, "How to use and interpret activation patching".
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         clean: tokens of the run to take from, or a batch of them.
         corrupted: as many, of the run to patch.
         metric: from the logits of a sequence `t v`, or of a batch `b t v`, to one number; a function, or a

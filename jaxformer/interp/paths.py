@@ -58,8 +58,6 @@ def path_patch(
     "Localizing Model Behavior with Path Patching".
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         clean: as in `patch_sweep`, as is all that is not named here.
         corrupted: tokens of the run to patch.
         metric: from logits to one number.
@@ -69,7 +67,6 @@ def path_patch(
         memory: in bytes.
         progress: show a bar.
         mesh: devices to spread the patches over, along its axis "data".
-        compute: how to run it.
 
     Raises:
         ValueError: another receiver, fewer than two layers, and all that `patch_sweep` refuses.

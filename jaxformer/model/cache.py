@@ -47,7 +47,6 @@ def empty_cache(config: Config, capacity: int, dtype: Any = jnp.float32) -> Cach
     Where every layer has a window it takes tokens without end, if they come at most capacity - window + 1 at a time.
 
     Args:
-        config: of the model.
         capacity: its rows.
         dtype: of keys and values; "int8" keeps them as `Quantized`, through which no true derivative passes:
             rounding has none.

@@ -23,11 +23,8 @@ def score(
     """Log p(token | all tokens before it), in nats, of every token but the first; `jax.vmap` gives it a batch.
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         tokens: at least two.
         edit: as in `forward`.
-        compute: how to run it.
 
     Raises:
         ValueError: fewer than two tokens, and all that `forward` refuses.

@@ -44,8 +44,6 @@ def forward(
     """The model on one sequence; `jax.vmap` gives it a batch.
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         tokens: ids below n_vocab. Inside traced code any other id makes the whole sequence NaN.
         cache: the tokens before these; theirs are then added to the one returned. More tokens than it
             has room for give NaN.
@@ -53,7 +51,6 @@ def forward(
         edit: `edit(site, layer, value) -> value`, called at every site while tracing.
         read: the places along t whose states are unembedded, -1 being the last; None: all. The sites
             final_scale, final and logits have no others. Inside traced code a place outside gives NaN.
-        compute: how to run it.
 
     Raises:
         ValueError: tokens that are not one sequence of ids of this vocabulary, a sequence longer than

@@ -60,7 +60,6 @@ def export(
 
     Args:
         folder: made if it is not there; the model of a family that it may hold is replaced, with its tokenizer.
-        config: of the model.
         params: as `init` and `load` give them.
         tokenizer: one of `load`'s, or None.
         family: "gpt2", "llama", ...: a name in `jaxformer.pretrained.families.FAMILIES`.

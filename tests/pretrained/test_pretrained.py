@@ -20,6 +20,7 @@ from jaxformer.pretrained.families.fill import read_params
 from jaxformer.pretrained.families.plan import plan, wanted
 from jaxformer.pretrained.formats import Tensor
 from jaxformer.pretrained.load import load_tokenizer
+from jaxformer.text.subwords import bpe, byte_level
 from tests.helpers import ggufs
 from tests.helpers.damage import damaged, write
 from tests.helpers.errors import raises
@@ -148,8 +149,7 @@ def with_letters(folder: Path) -> Path:
     pytest.importorskip("tokenizers")
     golden("gpt2-plain").write(folder)
     vocab = {character: i for i, character in enumerate("abcdefghijklmnopqrstuvwxyzABCDEF")}
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer.json").write_text(json.dumps(bpe(vocab, [], [], **byte_level())))
     return folder
 
 

@@ -9,13 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxformer import Compute, count
+from jaxformer import count
 from tests.helpers.errors import check_names
-from tests.helpers.meshes import CLASSIC_8, MODERN_8, batches_for, layout_of, recipe_of
-from train.devices.layout import Layout
+from tests.helpers.meshes import MODERN_8, batches_for, layout_of, recipe_of
 from train.optimizer import make_optimizer
 from train.plan.__main__ import main
-from train.plan.activations import kept_bytes, local_config
 from train.plan.memory import own_bytes, plan
 from train.presets import PRESETS
 from train.run import fresh_state, how_of
@@ -51,39 +49,7 @@ def test_a_plan_is_what_the_run_of_that_mesh_takes(mesh: str):
     assert planned.temporaries == analysis.temp_size_in_bytes
     after, _ = ran(state, batches)
     assert first_device_bytes(after.params) == planned.parameters
-    assert planned.kept < planned.temporaries
     assert (planned.collectives == {}) == (mesh == "data=1")
-
-
-def test_what_is_kept_falls_by_recomputing_by_parts_and_by_devices():
-    recipe = recipe_of(MODERN_8)
-    whole = kept_bytes(recipe, recipe.config, Layout())
-    again = dataclasses.replace(recipe, compute=Compute(remat="block"))
-    halves = dataclasses.replace(recipe, accumulate=2)
-    assert kept_bytes(again, recipe.config, Layout()) < whole / 3
-    # What all sequences share, as masks, stays.
-    for less, number in (
-        (kept_bytes(halves, recipe.config, Layout()), 2),
-        (kept_bytes(recipe, recipe.config, layout_of("data=8")), 8),
-    ):
-        assert whole / number < less < 1.03 * whole / number + 0.02 * whole
-    parts = kept_bytes(recipe, recipe.config, layout_of("tensor=4"))
-    assert whole / 4 < parts < whole  # the stream itself is whole
-
-
-def test_of_a_block_that_is_recomputed_only_the_stream_is_kept():
-    """By hand: each block's input, the positions' and logits' part by the difference of two depths."""
-    recipe = dataclasses.replace(recipe_of(CLASSIC_8), compute=Compute(remat="block"))
-    deeper = dataclasses.replace(recipe.config, n_layers=5)
-    kept = [kept_bytes(recipe, config, Layout()) for config in (recipe.config, deeper)]
-    stream = recipe.batch * recipe.context * recipe.config.d_model * 4
-    assert kept[1] - kept[0] == 3 * stream
-
-
-def test_a_device_computes_with_a_model_of_its_own_size():
-    own = local_config(MODERN_8, layout_of("fsdp=2,tensor=4"))
-    assert (own.n_heads, own.n_kv_heads, own.d_mlp, own.n_vocab) == (2, 1, 8, 6)
-    assert own.d_model == MODERN_8.d_model
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,6 @@ def memory_table(found: Plan) -> Table:
         ("optimizer", found.optimizer),
         ("batch", found.batch),
         ("temporaries", found.temporaries),
-        ("  of them activations kept for the backward pass", found.kept),
         ("in all", found.memory),
     ):
         table.add_row(name, f"{size / 1e6:,.1f}")

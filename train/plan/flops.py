@@ -34,7 +34,8 @@ def train_flops(config: Config, context: int) -> int:
 def program_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Floating-point operations of all matrix products of a function, on all devices together: two per multiply-add.
 
-    They are counted in the traced program, so that what `jax.checkpoint` computes a second time counts twice,
+    XLA's own count (`cost_analysis`) has a scan's body once, however often it turns. These are counted in the traced
+    program, so that what `jax.checkpoint` computes a second time counts twice,
     and what nothing reads not at all. A loop counts as often as it turns, of the branches of a condition the
     most expensive. Ragged products, convolutions and what kernels of their own do (Pallas, cuDNN) are left out.
 

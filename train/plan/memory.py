@@ -11,7 +11,6 @@ import jax
 from jaxformer.config import Config
 from train.devices.layout import Layout
 from train.optimizer import make_optimizer
-from train.plan.activations import kept_bytes
 from train.plan.flops import program_flops, train_flops
 from train.recipe import Recipe
 from train.run import batch_shapes, how_of, state_shapes
@@ -25,8 +24,6 @@ class Plan(NamedTuple):
     """bytes, like all that has no other unit"""
     optimizer: int
     batch: int
-    kept: int
-    """activations that the backward pass reads, a part of the temporaries"""
     temporaries: int
     """all that XLA allocates beside what comes in and goes out"""
     collectives: dict[str, int]
@@ -48,8 +45,8 @@ class Plan(NamedTuple):
 
     @property
     def traffic(self) -> int:
-        """Bytes read and written at the least: state once, for the update, and what is kept."""
-        return 2 * (self.state + self.kept)
+        """Bytes read and written at the least: the state, once, for the update."""
+        return 2 * self.state
 
 
 def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
@@ -72,7 +69,6 @@ def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
         parameters=own_bytes(state.params),
         optimizer=own_bytes(state.optimizer),
         batch=own_bytes(batches),
-        kept=kept_bytes(recipe, config, layout),
         temporaries=analysis.temp_size_in_bytes,
         collectives=count_collectives(compiled.as_text()),
         flops=program_flops(alone, state, batches) / devices,

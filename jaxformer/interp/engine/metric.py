@@ -72,13 +72,10 @@ def measure(
     """A metric of one pass: what the numbers of a sweep are held against.
 
     Args:
-        params: as `init` gives them.
-        config: their architecture.
         tokens: one sequence, or a batch whose logits the metric gets together.
         metric: as in `patch_sweep`; not compiled here, unless the caller does.
         edit: as in `forward`.
         read: the places whose logits the metric gets.
-        compute: how to run it.
 
     Raises:
         ValueError: a metric that is no scalar, tokens [t] or [b t] that are none, and all that `forward` refuses.

@@ -62,7 +62,6 @@ def run(
 
     Args:
         sweep: what to do.
-        params: the model's.
         runs: the two texts.
         cells: in the order of their layers.
         shape: of the result.

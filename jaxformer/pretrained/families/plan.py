@@ -119,7 +119,7 @@ def own_dtype(plan: Plan) -> str:
 def _check_float(dtype: np.dtype, what: str) -> None:
     if dtype not in FLOATS:
         raise ValueError(
-            f"{what} as {dtype}; jaxformer reads float16, bfloat16, float32 and float64"
+            f"{what} in a dtype that is not read; jaxformer reads float16, bfloat16, float32 and float64"
         )
 
 

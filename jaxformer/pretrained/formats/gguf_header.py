@@ -1,5 +1,8 @@
 """The header of a GGUF file, believed only as far as the file's size allows.
 
+The gguf package reads it too, in 9 to 13 s where this takes 0.9 (SmolLM2's file, on two cores), and of a file that was
+cut short it says what NumPy says; from it come the types and the dequantising.
+
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
@@ -13,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxformer.pretrained.formats.source import Tensor, declare, unreadable
+from jaxformer.pretrained.formats.source import Tensor, unreadable
 
 KIND = "GGUF file of version 2 or 3"
 SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -107,7 +110,7 @@ def _tensor(header: "Header") -> tuple[str, Tensor, Place]:
     if (shape[-1] if shape else 1) % block:
         reason = f"tensor {name!r} of {list(shape)} has no whole blocks of {kind.name}"
         raise unreadable(path, KIND, reason)
-    tensor = declare(path, name, shape, PLAIN.get(kind.name, np.dtype(np.float32)))
+    tensor = Tensor(shape, PLAIN.get(kind.name, np.dtype(np.float32)), path)
     n_bytes = math.prod(shape) // block * block_bytes
     return name, tensor, Place(kind, start, n_bytes, block, block_bytes)
 

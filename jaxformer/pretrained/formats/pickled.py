@@ -1,7 +1,6 @@
 """A file of `torch.save`: a pickle, of which only plain tensors are read and nothing is run."""
 # pyright: reportMissingImports=false
 
-import contextlib
 import re
 import warnings
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxformer.pretrained.formats.source import Tensor, declare, pick, pick_rows, unreadable
+from jaxformer.pretrained.formats.source import FLOATS, Tensor, pick, pick_rows, unreadable
 
 ZIP = b"PK\x03\x04"
 """The first bytes of what `torch.save` has written since PyTorch 1.6; older files cannot be mapped."""
@@ -31,8 +30,7 @@ class Pickled:
         self.path = path
         self._kept = _load(path)
         self.tensors = {
-            name: declare(path, name, tuple(kept.shape), _dtype(kept))
-            for name, kept in self._kept.items()
+            name: Tensor(tuple(kept.shape), _dtype(kept), path) for name, kept in self._kept.items()
         }
         self._open = True
 
@@ -117,9 +115,6 @@ def _fault(tensor: Any) -> str | None:
 
 
 def _dtype(tensor: Any) -> np.dtype:
-    """The numpy dtype of a torch tensor; void where numpy has none."""
-    name = str(tensor.dtype).removeprefix("torch.")
-    for owner in (np, ml_dtypes):
-        with contextlib.suppress(AttributeError, TypeError):
-            return np.dtype(getattr(owner, name))
-    return np.dtype(np.void)
+    """The numpy dtype of a torch tensor; void where it is none of `FLOATS`."""
+    names = {f"torch.{dtype}": dtype for dtype in FLOATS}
+    return names.get(str(tensor.dtype), np.dtype(np.void))

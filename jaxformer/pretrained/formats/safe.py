@@ -6,27 +6,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from jaxformer.pretrained.formats.source import Tensor, declare, pick, pick_rows, unreadable
+from jaxformer.pretrained.formats.source import Tensor, pick, pick_rows, unreadable
 
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
-    "F6_E2M3": ml_dtypes.float6_e2m3fn,
-    "F6_E3M2": ml_dtypes.float6_e3m2fn,
-    "F4": ml_dtypes.float4_e2m1fn,
-    "BOOL": np.bool_,
-    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-    "C64": np.complex64,
-}
-"""The format's names of dtypes; one that is added to it later is listed as void."""
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+"""The format's names of the dtypes that weights have."""
 
 
 class Safetensors:
@@ -45,11 +28,8 @@ class Safetensors:
         except SafetensorError as error:
             raise unreadable(path, "safetensors file", error) from error
         self.tensors = {
-            name: declare(
-                path,
-                name,
-                tuple(header.get_shape()),
-                np.dtype(DTYPES.get(header.get_dtype(), np.void)),
+            name: Tensor(
+                tuple(header.get_shape()), np.dtype(DTYPES.get(header.get_dtype(), np.void)), path
             )
             for name, header in headers.items()
         }

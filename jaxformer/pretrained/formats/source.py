@@ -1,6 +1,5 @@
 """What each reader of weights gives: tensors by name, known from the headers, read one at a time."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -9,10 +8,7 @@ import ml_dtypes
 import numpy as np
 
 FLOATS = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
-"""The dtypes that weights have; tensors of another are listed and cannot be read."""
-
-MOST_AXES, MOST_BYTES = 64, 2**63 - 1
-"""What numpy's arrays can have."""
+"""The dtypes that weights have; tensors of another are listed, as void, and cannot be read."""
 
 
 class Tensor(NamedTuple):
@@ -54,15 +50,6 @@ class Source(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def declare(file: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
-    """A tensor as its header declares it, if an array can be like that."""
-    if len(shape) > MOST_AXES or math.prod(n or 1 for n in shape) * dtype.itemsize > MOST_BYTES:
-        raise ValueError(
-            f"{file} is damaged: no array can have the shape {list(shape)} of its tensor {name!r}"
-        )
-    return Tensor(shape, dtype, file)
-
-
 def pick(source: Source, name: str, *, is_open: bool) -> Tensor:
     """The tensor that is asked for, if it is there to be read."""
     if not is_open:
@@ -72,8 +59,7 @@ def pick(source: Source, name: str, *, is_open: bool) -> Tensor:
         raise ValueError(f"{source.path} holds no tensor {name!r}; .tensors lists those it holds")
     if tensor.dtype not in FLOATS:
         raise ValueError(
-            f"{tensor.file} holds {name!r} as {tensor.dtype}; weights are read from floats of "
-            "16, 32 or 64 bits"
+            f"{tensor.file} holds {name!r} in a dtype that is not read; weights are floats of 16, 32 or 64 bits"
         )
     return tensor
 

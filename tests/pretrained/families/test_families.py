@@ -153,7 +153,7 @@ DAMAGED = {
     "no float": (
         "llama-plain",
         also("model.norm.weight", np.ones(16, np.int32)),
-        ("model.norm.weight", "int32", "float16"),
+        ("model.norm.weight", "float16"),
     ),
     "twice": (
         "gpt2-plain",

@@ -1,6 +1,5 @@
 """Files of weights: what was written is what is read, and a file that says something else is refused."""
 
-import json
 import sys
 import tracemalloc
 from pathlib import Path
@@ -102,7 +101,7 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path, form: str):
         for start, stop in [(-1, 2), (0, 6), (6, 6), (3, 2), (-2, -1)]:
             with raises(ValueError, source.tensors["w"].file, "'w'", [5, 2], start, stop):
                 source.read_rows("w", start, stop)
-        with raises(ValueError, tmp_path, "'n'", "int64"):
+        with raises(ValueError, tmp_path, "'n'", 16, 32, 64):
             source.read_rows("n", 0, 1)
         with raises(ValueError, tmp_path, "'x'"):
             source.read_rows("x", 0, 1)
@@ -210,8 +209,8 @@ def change(file: Path, old: bytes, new: bytes) -> None:
 def test_only_floats_that_are_there_are_read_and_only_while_open(tmp_path: Path, form: str):
     FORMS[form](tmp_path, {"w": np.ones(2, np.float32), "n": np.ones(2, np.int64)})
     with reopen(tmp_path) as source:
-        assert source.tensors["n"].dtype == np.int64
-        with raises(ValueError, tmp_path, "'n'", "int64"):
+        assert source.tensors["n"].shape == (2,)
+        with raises(ValueError, tmp_path, "'n'", 16, 32, 64):
             source.read("n")
         with raises(ValueError, tmp_path, "'x'", ".tensors"):
             source.read("x")
@@ -221,24 +220,11 @@ def test_only_floats_that_are_there_are_read_and_only_while_open(tmp_path: Path,
         assert str(tmp_path) not in MAPS.read_text()
 
 
-@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int8, np.float64, np.complex64])
-def test_buffers_beside_the_weights_are_listed(tmp_path: Path, dtype):
-    save_file({"mask": np.ones((2, 2), dtype), "w": np.ones(1)}, tmp_path / "model.safetensors")
+def test_buffers_beside_the_weights_are_listed(tmp_path: Path):
+    save_file({"mask": np.ones((2, 2), bool), "w": np.ones(1)}, tmp_path / "model.safetensors")
     with open_folder(tmp_path) as source:
-        assert source.tensors["mask"] == Tensor(
-            (2, 2), np.dtype(dtype), tmp_path / "model.safetensors"
-        )
+        assert source.tensors["mask"].shape == (2, 2)
         assert source.read("w") == 1
-
-
-def test_small_floats_are_listed_though_numpy_alone_has_none(tmp_path: Path):
-    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
-    data = len(header).to_bytes(8, "little") + header + bytes(4)
-    (tmp_path / "model.safetensors").write_bytes(data)
-    with open_folder(tmp_path) as source:
-        assert source.tensors["w"].dtype == ml_dtypes.float8_e4m3fn
-        with raises(ValueError, tmp_path, "'w'", "float8_e4m3fn"):
-            source.read("w")
 
 
 @pytest.mark.peers

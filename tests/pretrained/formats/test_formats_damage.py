@@ -143,16 +143,6 @@ def test_a_pointer_to_the_file_says_how_to_fetch_it(tmp_path: Path, name: str):
         reopen(tmp_path)
 
 
-def test_a_shape_that_no_array_has_is_refused(tmp_path: Path):
-    for shape in ([0, 2**62], [1] * 65):
-        tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * (shape[0] > 0)]}
-        header = json.dumps({"w": tensor}).encode()
-        data = struct.pack("<Q", len(header)) + header + bytes(4 * (shape[0] > 0))
-        (tmp_path / "model.safetensors").write_bytes(data)
-        with raises(ValueError, tmp_path / "model.safetensors", "'w'", shape):
-            open_folder(tmp_path)
-
-
 def text(value: str | bytes) -> bytes:
     data = value.encode() if isinstance(value, str) else value
     return struct.pack("<Q", len(data)) + data
@@ -198,7 +188,7 @@ W = tensor("w", [8], 0, 0)
         (whole(2, 0, W, tensor("v", [8], 0, 0)), ("'v'", 96)),
         (whole(1, 0, tensor("w", [8], 0, 8)), ("'w'", 72)),
         (whole(1, 0, tensor("w", [64], 0, 0)), ("'w'", 320, 192)),
-        (whole(1, 0, tensor("w", [2**40, 2**40], 0, 0)), ("'w'", [2**40, 2**40])),
+        (whole(1, 0, tensor("w", [2**40, 2**40], 0, 0)), ("'w'",)),
         (whole(1, 0, tensor("w", [8], 0, 2**63)), ("'w'", 2**63 + 96, 192)),
         (whole(1, 0, tensor("w", [1] * 5, 0, 0)), ("'w'", 5)),
         (whole(1, 0, tensor("w", [8], 99, 0)), ("'w'", 99)),
