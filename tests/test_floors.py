@@ -111,6 +111,7 @@ def test_the_model_imports_only_what_a_model_needs():
         "jaxformer.pretrained.formats.gguf_header": {"ml_dtypes", "gguf"},
         "jaxformer.text.subwords": {"tokenizers"},
         "jaxformer.pretrained.hub": {"huggingface_hub"},
+        "jaxformer.pretrained.tokenizers.folder": {"transformers"},
     }
     for module, path in MODULES.items():
         if module.split(".")[0] == "jaxformer":

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jaxformer import Characters, init, save
+from tests.test_floors import MODEL
 from train.presets import PRESETS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -57,6 +58,15 @@ def test_every_python_example_is_run():
 
 def test_every_path_that_the_readme_names_is_there():
     root = Path(__file__).parents[1]
-    for line in README.split("## Read it")[1].split("```")[1].splitlines()[1:]:
-        for name in re.findall(r"\b\w+\.py\b", line):
-            assert (root / "jaxformer" / name).is_file(), name
+    tree = README.split("## Read it")[1].split("```")[1].splitlines()[1:]
+    folder = root
+    for line in tree:
+        if entry := re.match(r"( {2})?(\w+/|\w+\.py)( |$)", line):
+            path = (folder if entry[1] else root) / entry[2]
+            assert path.exists(), path
+            folder = folder if entry[1] else path
+    assert folder == root / "tests"
+    reading = re.search(r"in this order: (.*);\n", "\n".join(tree))
+    assert reading
+    order = [MODEL.index(name) for name in reading[1].split()]
+    assert order == sorted(order)

@@ -37,9 +37,19 @@ def mix_einsum(
     *,
     aligned: bool,
 ) -> Float[Array, "n t h"]:
-    """softmax(q·k · scale) · v for each head, written out; the softmax in float32 or wider."""
+    """softmax(q·k · scale) · v for each head, written out; the softmax in float32 or wider.
+
+    In the order of axes in which XLA runs it as one fusion on CPU, with no copies between.
+    """
     del aligned
-    return _mix(config, q, k, v, visible, tap)
+    (n, t, h), (groups, s, _) = q.shape, k.shape
+    products = product("kqh,ksh->kqs", q.reshape(groups, n // groups * t, h), k).reshape(n, t, s)
+    # Added, not chosen by: XLA fuses an addition into the products on CPU, a choice it does not.
+    mask = jnp.where(visible, 0.0, -jnp.inf).astype(products.dtype)
+    scores = tap("scores", capped(products * config.score_scale, config.attention_cap) + mask)
+    pattern = tap("pattern", softmax(scores).astype(q.dtype))
+    z = product("kqs,ksh->kqh", pattern.reshape(groups, n // groups * t, s), v)
+    return z.astype(q.dtype).reshape(n, t, h)
 
 
 def mix_blocked(
@@ -63,7 +73,7 @@ def mix_blocked(
         oldest = 0 if config.horizon is None else max(rows.start - config.horizon + 1, 0)
         seen = slice(oldest, rows.stop) if aligned else slice(None)
         part = q[:, rows], k[:, seen], v[:, seen]
-        mixed.append(_mix(config, *part, visible[rows, seen], Tap()))
+        mixed.append(mix_einsum(config, *part, visible[rows, seen], Tap(), aligned=aligned))
     return jnp.concatenate(mixed, axis=1)
 
 
@@ -123,25 +133,6 @@ def query_blocks(length: int) -> list[slice]:
     """
     number = max(min(length // 128, 4), min(length // 1024, 16), 1)
     return [slice(length * i // number, length * (i + 1) // number) for i in range(number)]
-
-
-def _mix(
-    config: Config,
-    q: Float[Array, "n t h"],
-    k: Float[Array, "k s h"],
-    v: Float[Array, "k s h"],
-    visible: Bool[Array, "t s"],
-    tap: Tap,
-) -> Float[Array, "n t h"]:
-    """In the order of axes in which XLA runs it as one fusion on CPU, with no copies between."""
-    (n, t, h), (groups, s, _) = q.shape, k.shape
-    products = product("kqh,ksh->kqs", q.reshape(groups, n // groups * t, h), k).reshape(n, t, s)
-    # Added, not chosen by: XLA fuses an addition into the products on CPU, a choice it does not.
-    mask = jnp.where(visible, 0.0, -jnp.inf).astype(products.dtype)
-    scores = tap("scores", capped(products * config.score_scale, config.attention_cap) + mask)
-    pattern = tap("pattern", softmax(scores).astype(q.dtype))
-    z = product("kqs,ksh->kqh", pattern.reshape(groups, n // groups * t, s), v)
-    return z.astype(q.dtype).reshape(n, t, h)
 
 
 @jax.custom_jvp

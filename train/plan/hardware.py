@@ -88,10 +88,6 @@ class StepSeconds(NamedTuple):
         return max(self)
 
 
-EFFICIENCY = 0.5
-"""The share of the datasheet's FLOP/s that matrix products are taken to reach."""
-
-
 def step_seconds(hardware: Hardware, flops: float, memory_traffic: float) -> StepSeconds:
     """A lower bound of a step's time by the datasheet: work over rate; `assumptions` says what it leaves out.
 
@@ -102,21 +98,22 @@ def step_seconds(hardware: Hardware, flops: float, memory_traffic: float) -> Ste
 
     Source: Williams et al. 2009, "Roofline".
 
-    >>> spent = step_seconds(find_hardware("h100"), 989e12, 3350e9)
+    >>> spent = step_seconds(find_hardware("h100"), 989e12, 6700e9)
     >>> spent, spent.least
-    (StepSeconds(compute=2.0, memory=1.0), 2.0)
+    (StepSeconds(compute=1.0, memory=2.0), 2.0)
     """
-    return StepSeconds(flops / (EFFICIENCY * hardware.flops), memory_traffic / hardware.memory_rate)
+    return StepSeconds(flops / hardware.flops, memory_traffic / hardware.memory_rate)
 
 
 def assumptions(hardware: Hardware) -> list[str]:
     """What `step_seconds` takes for granted, in sentences to print beside its numbers.
 
     >>> print(assumptions(find_hardware("h100"))[0])
-    Matrix products run at 50% of 989 TFLOP/s, the peak of dense bfloat16.
+    Matrix products run at 989 TFLOP/s, the peak of dense bfloat16; half of that is usual.
     """
     return [
-        f"Matrix products run at {EFFICIENCY:.0%} of {hardware.flops / 1e12:,.0f} TFLOP/s, the peak of dense bfloat16.",
+        f"Matrix products run at {hardware.flops / 1e12:,.0f} TFLOP/s, the peak of dense bfloat16; half of that is "
+        "usual.",
         f"Memory is read and written at all of its {hardware.memory_rate / 1e9:,.0f} GB/s.",
         f"The rates are those of the datasheet: {hardware.source}.",
     ]
