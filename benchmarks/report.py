@@ -143,16 +143,7 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
 }
 
 
-LEFT = (
-    "size",
-    "task",
-    "way",
-    "implementation",
-    "dtype",
-    "kernel",
-    "precision",
-    "cache",
-)
+LEFT = ("size", "task", "way", "implementation", "dtype", "kernel", "precision", "cache")
 """The columns of words."""
 
 

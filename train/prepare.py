@@ -27,9 +27,6 @@ from train.data.corpora import find_files, read_files
 from train.data.tokenfile import TokenFile, UnknownCharacter, is_token_file, write_tokens
 from train.runs import find_model
 
-LARGE = 2**24
-"""Bytes of text from which on progress is shown."""
-
 
 @dataclass(frozen=True)
 class Command:
@@ -55,7 +52,7 @@ def prepare(command: Command, console: Console) -> TokenFile:
     """
     files = _find_all(command.paths)
     _check_target(command.out, files, overwrite=command.overwrite)
-    with _progress_bar(console, shown=_size(files) >= LARGE) as bar:
+    with _progress_bar(console) as bar:
         reading = Reading(files, bar)
         tokenizer = make_tokenizer(command.tokenizer, lambda: reading.pieces("finding characters"))
         command.out.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +174,7 @@ def _check_target(out: Path, files: Sequence[Path], *, overwrite: bool) -> None:
         raise ValueError(f"{out} is no token file; nothing was replaced, choose another --out")
 
 
-def _progress_bar(console: Console, *, shown: bool) -> Progress:
+def _progress_bar(console: Console) -> Progress:
     columns: tuple[Any, ...] = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -185,7 +182,7 @@ def _progress_bar(console: Console, *, shown: bool) -> Progress:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def main(args: list[str] | None = None) -> int:

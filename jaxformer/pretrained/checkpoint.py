@@ -158,25 +158,15 @@ def _read_params(folder: Path, named: Any, config: Config) -> Params:
 
 def _fit(arrays: dict[str, Any], config: Config, path: Path) -> Params:
     """The arrays in their places in the tree, every one of them used and of the declared shape."""
-
-    def take(place: Any, expected: jax.ShapeDtypeStruct) -> Any:
-        name = path_name(place)
-        array = arrays.pop(name, None)
-        if array is None:
-            raise ValueError(f"{path} lacks {name}, of shape {expected.shape}")
-        if array.shape != expected.shape:
-            raise ValueError(
-                f"{path} holds {name} of shape {array.shape}; the Config asks for {expected.shape}"
-            )
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{path} holds {name} as {array.dtype}; parameters are floats")
-        if array.dtype == np.float64 and jnp.result_type(float) != np.float64:
-            raise ValueError(
-                f'{path} holds {name} as float64; call jax.config.update("jax_enable_x64", True) first'
-            )
-        return jnp.asarray(array)
-
-    params = jax.tree_util.tree_map_with_path(take, abstract(config))
-    if arrays:
-        raise ValueError(f"{path} holds {min(arrays)}, which the Config does not have")
+    names = jax.tree_util.tree_map_with_path(lambda place, _: path_name(place), abstract(config))
+    if odd := {*jax.tree.leaves(names)} ^ arrays.keys():
+        verb = "holds" if (name := min(odd)) in arrays else "lacks"
+        raise ValueError(f"{path} {verb} {name}, and its Config says otherwise")
+    wide = [name for name, array in arrays.items() if array.dtype == np.float64]
+    if wide and jnp.result_type(float) != np.float64:
+        raise ValueError(
+            f'{path} holds {wide[0]} as float64; call jax.config.update("jax_enable_x64", True) first'
+        )
+    params = jax.tree.map(lambda name: jnp.asarray(arrays.pop(name)), names)
+    explained(path, lambda: check_params(params, config))
     return params
