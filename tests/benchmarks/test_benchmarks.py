@@ -23,8 +23,8 @@ from benchmarks.timing import interleave, paired, summarize
 from jaxformer import Compute, abstract, forward, shown
 from tests.helpers.benches import CEILINGS, TINY
 from tests.helpers.errors import check_names
-from tests.helpers.models import CLASSIC, NAMED, compiled_flops, random_params, random_tokens
-from train.plan.flops import forward_flops, train_flops
+from tests.helpers.models import CLASSIC, compiled_flops, random_params, random_tokens
+from train.plan.flops import forward_flops
 
 
 @pytest.mark.parametrize("size", ["seed", "baby", "char"])
@@ -33,38 +33,11 @@ def test_counted_flops_are_those_of_the_compiled_program(size: str):
     config, _, context = SIZES[size]
     one_layer = dataclasses.replace(config, n_layers=1)
     tokens = jax.ShapeDtypeStruct((context,), jnp.int32)
-    counted = compiled_flops(
-        lambda p, t: forward(p, one_layer, t).logits, abstract(one_layer), tokens
-    )
+    run = lambda params, tokens: forward(params, one_layer, tokens).logits  # noqa: E731
+    counted = compiled_flops(run, abstract(one_layer), tokens)
     assert forward_flops(one_layer, context) == pytest.approx(counted, rel=0.08)
     per_layer = forward_flops(config, context) - forward_flops(one_layer, context)
     assert per_layer % (config.n_layers - 1) == 0
-
-
-def test_a_training_step_is_counted_as_three_forward_passes():
-    config = dataclasses.replace(SIZES["char"][0], n_layers=1)
-    tokens = jax.ShapeDtypeStruct((256,), jnp.int32)
-
-    def gradient(params, tokens):
-        return jax.grad(lambda p: jnp.square(forward(p, config, tokens).logits).mean())(params)
-
-    counted = compiled_flops(gradient, abstract(config), tokens)
-    assert train_flops(config, 256) == pytest.approx(counted, rel=0.1)
-
-
-@pytest.mark.parametrize("name", ["modern", "gemma", "olmo"])
-def test_gated_and_grouped_models_are_counted_by_their_parameters(name: str):
-    """Without attention's mixing, each weight of a matrix does one multiply-add per token."""
-    config = NAMED[name]
-    weights = abstract(config)
-    attn, mlp = weights.blocks.attn, weights.blocks.mlp
-    assert mlp is not None
-    matrices = [*attn[:4], mlp.W_in, mlp.W_gate, mlp.W_out]
-    matrices.append(weights.W_E if weights.W_U is None else weights.W_U)
-    mixing = 2 * 2 * 7 * 7 * config.n_layers * config.n_heads * config.d_head
-    assert forward_flops(config, 7) - mixing == 2 * 7 * sum(
-        m.size for m in matrices if m is not None
-    )
 
 
 def test_calls_take_turns_and_settle_uncounted():
@@ -89,11 +62,11 @@ def test_medians_quartiles_and_ratios_pair_by_pair():
 
 
 def test_a_peer_that_computes_something_else_is_marked_and_not_timed():
-    calls = {"right": 0, "wrong": 0}
+    called: set[str] = set()
 
     def entrant(name: str, result: float) -> Contender:
         def call():
-            calls[name] = calls.get(name, 0) + 1
+            called.add(name)
             return jnp.float32(result)
 
         return Contender(name, call, jnp.float32(result), 0.0, {})
@@ -102,7 +75,7 @@ def test_a_peer_that_computes_something_else_is_marked_and_not_timed():
     entrants = [entrant("right", 1.0 + 1e-6), entrant("wrong", 1.1)]
     rows = contest(entrant("ours", 1.0), entrants, Work(1, 10, 1), 1e-4, setting)
     assert [row["agrees"] for row in rows] == [True, True, False]
-    assert calls["wrong"] == 0
+    assert called == {"ours", "right"}
     assert "median" not in rows[2]
     assert rows[2]["difference"] == pytest.approx(0.1)
     assert rows[0]["time_over_ours"] == 1.0
@@ -155,9 +128,8 @@ def test_narrow_dtypes_batches_lengths_and_what_is_seen(bench):
         "--peers", "none", "--repeats", "3", "--capture",
     )  # fmt: skip
     assert len(rows) == 2 * 2 * 2 * 2
-    assert {(row["dtype"], row["batch"], row["seq"]) for row in rows} == {
-        (dtype, b, t) for dtype in ("float32", "bfloat16") for b in (1, 2) for t in (4, 8)
-    }
+    asked = itertools.product(("float32", "bfloat16"), (1, 2), (4, 8))
+    assert {(row["dtype"], row["batch"], row["seq"]) for row in rows} == {*asked}
     assert {row["implementation"] for row in rows} == {"jaxformer", "jaxformer, every site"}
     assert {row["kernel"] for row in rows if "kernel" in row} == {"einsum"}
 
@@ -165,9 +137,8 @@ def test_narrow_dtypes_batches_lengths_and_what_is_seen(bench):
 @pytest.mark.slow
 def test_compile_sweeps_depth_and_length(bench):
     rows, out = bench("compile", *TINY, "--depths", "1", "3", "--lengths", "4", "16")
-    assert [(row["n_layers"], row["batch"], row["seq"]) for row in rows] == [
-        (1, 2, 6), (3, 2, 6), (1, 1, 4), (1, 1, 16),
-    ]  # fmt: skip
+    shapes = [(row["n_layers"], row["batch"], row["seq"]) for row in rows]
+    assert shapes == [(1, 2, 6), (3, 2, 6), (1, 1, 4), (1, 1, 16)]
     assert all(row["compile_seconds"] > 0 for row in rows)
     assert [rows[i]["compile_over_first"] for i in (0, 2)] == [1.0, 1.0]
     assert "/ first row" in out

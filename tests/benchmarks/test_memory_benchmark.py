@@ -1,13 +1,12 @@
 """The memory workload: which ways it has for a model, what it says of each, and what it refuses."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import pytest
 
 from benchmarks import memory
-from benchmarks.cases import SIZES, Case
+from benchmarks.cases import SIZES, Case, change
 from benchmarks.contest import Setting
 from benchmarks.memory import ways
 from benchmarks.options import Options
@@ -15,18 +14,12 @@ from tests.helpers.benches import CEILINGS, TINY
 from tests.helpers.errors import check_names, raises
 
 
-def named(
-    size: str, changes: dict[str, Any] | None = None, **options: Any
-) -> tuple[list[str], list[str]]:
+def named(size: str, *changes: str, **options: Any) -> tuple[list[str], list[str]]:
     """The ways for a size, and what is said of those that are left out."""
     config, batch, seq = SIZES[size]
-    heard: list[str] = []
-    given: Any = {"workload": "memory", **options}
-    setting = Setting(
-        Options(**given), jax.devices()[0], "float32", CEILINGS, [], lambda text: heard.append(text)
-    )
-    config = dataclasses.replace(config, **(changes or {}))
-    return [*ways(Case(size, config, batch, seq), setting)], heard
+    given, heard = Options(workload="memory", **options), []
+    setting = Setting(given, jax.devices()[0], "float32", CEILINGS, [], heard.append)
+    return [*ways(Case(size, change(config, changes), batch, seq), setting)], heard
 
 
 def test_a_small_vocabulary_is_in_no_chunks_and_a_large_one_is():
@@ -45,11 +38,9 @@ def test_a_small_vocabulary_is_in_no_chunks_and_a_large_one_is():
 
 
 def test_sites_are_those_that_the_model_has():
-    found, _ = named("baby", {"parallel": True, "gated": True})
-    assert [way for way in found if "sites" in way] == [
-        "remat sites z pre pre_linear",
-        "remat sites z",
-    ]
+    found, _ = named("baby", "parallel=true", "gated=true")
+    sites = [way for way in found if "sites" in way]
+    assert sites == ["remat sites z pre pre_linear", "remat sites z"]
 
 
 def test_a_batch_that_does_not_divide_is_left_out():
@@ -61,16 +52,9 @@ def test_a_batch_that_does_not_divide_is_left_out():
 
 @pytest.mark.slow
 def test_every_way_s_losses_agree_and_what_it_holds_is_said(bench, monkeypatch):
-    some = (
-        "jaxformer",
-        "remat sites z",
-        "vocab_chunk 64, remat block",
-    )  # each takes seconds to compile
-    monkeypatch.setattr(
-        memory,
-        "ways",
-        lambda *given: {way: how for way, how in ways(*given).items() if way in some},
-    )
+    some = "jaxformer", "remat sites z", "vocab_chunk 64, remat block"
+    # Each takes seconds to compile.
+    monkeypatch.setattr(memory, "ways", lambda *given: {way: ways(*given)[way] for way in some})
     rows, out = bench(
         "memory", *TINY, "--set", "n_layers=3", "d_model=8", "n_heads=2", "d_head=4", "d_mlp=64",
         "n_vocab=512", "--seq", "48", "--repeats", "3", "--vocab-chunk", "64", "--saved", "z",

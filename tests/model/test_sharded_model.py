@@ -66,12 +66,6 @@ def test_the_logits_of_a_batch_in_parts_are_those_of_one_device(name: str):
     close(logits(placed(config, params), batch), logits(params, tokens))
 
 
-def streamed(params: Any) -> Any:
-    """More than the model is shown at once."""
-    pieces = jaxformer.stream_tokens(params, MODERN, [3, 1], 12, KEY, chunk=4, context=6)
-    return np.concatenate(list(pieces))
-
-
 def folded(params: Any) -> Any:
     """The logits of the model without norm weights."""
     config, params = foldable(params, MODERN)
@@ -97,7 +91,9 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "generate": lambda p: jaxformer.generate(
         p, MODERN, [[3, 1], [2, 4, 5]], 6, KEY, stop=3, capture=("resid_post", "pattern")
     ),
-    "stream_tokens": streamed,
+    "stream_tokens": lambda p: list(  # more than the model is shown at once
+        jaxformer.stream_tokens(p, MODERN, [3, 1], 12, KEY, chunk=4, context=6)
+    ),
     "beam_search": lambda p: jaxformer.beam_search(p, MODERN, [3, 1], 4, 3),
 }
 """What compiles its own programs."""

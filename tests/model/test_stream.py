@@ -14,9 +14,8 @@ def test_narrow_products_are_summed_and_differentiated_in_their_own_dtypes():
     state = state.at[0, 0].set(1.0 / 128)
     assert float(query(state, directions)[0, 0]) == 255.0 + 1.0 / 128
     gradient = jax.make_jaxpr(jax.grad(lambda s, w: query(s, w).sum(), argnums=(0, 1)))
-    dots: list[Any] = [
-        e for e in _equations(gradient(state, directions)) if e.primitive.name == "dot_general"
-    ]
+    equations: Any = _equations(gradient(state, directions))
+    dots = [e for e in equations if e.primitive.name == "dot_general"]
     assert len(dots) == 3
     assert {v.aval.dtype.name for dot in dots for v in dot.invars} == {"bfloat16"}
     _, tangent = jax.jvp(query, (state, directions), (state, directions))

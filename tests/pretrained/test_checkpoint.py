@@ -23,15 +23,15 @@ from tests.helpers.models import (
     MODERN,
     NAMED,
     SEED,
+    THREE,
     WINDOWED,
     random_params,
     same,
-    three_models,
 )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@three_models
+@pytest.mark.parametrize("name", [*THREE, "olmo"])
 def test_load_gives_back_what_was_saved_bit_for_bit(tmp_path: Path, name: str, dtype):
     params = random_params(NAMED[name], dtype=dtype)
     save(tmp_path / "a" / "model", NAMED[name], params, Characters.of("abc"))

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -43,21 +44,23 @@ class Hub:
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder, while the one that we are in holds nothing."""
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], Any]:
+    """Put this in the place of `huggingface_hub`, while the folder that we are in holds nothing."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return tmp_path
+
+    def put(library: Any) -> Any:
+        monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+        return library
+
+    return put
 
 
-def test_a_path_that_is_not_here_is_looked_for_in_the_hub(
-    monkeypatch: pytest.MonkeyPatch, elsewhere: Path
-):
-    golden("gpt2-plain").write(elsewhere / "gpt2")
-    hub = Hub(elsewhere / "cache", elsewhere / "gpt2")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+def test_a_path_that_is_not_here_is_looked_for_in_the_hub(install, tmp_path: Path):
+    golden("gpt2-plain").write(tmp_path / "gpt2")
+    hub = install(Hub(tmp_path / "cache", tmp_path / "gpt2"))
     for name in ("gpt2", "openai-community/gpt2"):
-        assert load_config(name) == load_config(elsewhere / "gpt2")
+        assert load_config(name) == load_config(tmp_path / "gpt2")
         assert load_tokenizer(name) is None
         assert hub.fetched() == {"config.json"}
     assert load("gpt2")[0] == load_config("gpt2")
@@ -67,8 +70,7 @@ def test_a_path_that_is_not_here_is_looked_for_in_the_hub(
 SIDE = {"config.json", "tokenizer.json", "merges.txt"}
 REPOSITORIES = {
     "one file": (
-        ["pytorch_model.bin", "onnx/model.safetensors", "model.fp16.safetensors"],
-        {"model.safetensors"},
+        ["pytorch_model.bin", "onnx/model.safetensors", "model.fp16.safetensors"], {"model.safetensors"},
     ),
     "shards": (
         ["consolidated.safetensors", "original/model.safetensors", "pytorch_model.bin", "flax_model.msgpack"],
@@ -76,34 +78,29 @@ REPOSITORIES = {
     ),
     "a pickle": (["adapter.safetensors", "training_args.bin"], {"pytorch_model.bin"}),
     "pickled shards": (
-        ["original/pytorch_model-1-of-1.bin"],
-        {"pytorch_model.bin.index.json", "pytorch_model-1-of-1.bin"},
+        ["original/pytorch_model-1-of-1.bin"], {"pytorch_model.bin.index.json", "pytorch_model-1-of-1.bin"},
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REPOSITORIES)
-def test_of_a_repository_only_what_is_read_is_fetched(
-    what: str, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
-):
+def test_of_a_repository_only_what_is_read_is_fetched(what: str, install, tmp_path: Path):
     others, weights = REPOSITORIES[what]
     files = [*others, *weights, *SIDE, "README.md", "onnx/config.json"]
     parts: dict[Part, set[str]] = {
         "a model": SIDE | weights, "a tokenizer": SIDE, "a config": {"config.json"},
     }  # fmt: skip
     for part, wanted in parts.items():
-        hub = Hub(elsewhere / part, None, *files)
-        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-        assert fetch("a/b", part) == elsewhere / part
+        hub = install(Hub(tmp_path / part, None, *files))
+        assert fetch("a/b", part) == tmp_path / part
         assert hub.fetched() == wanted
 
 
-def test_a_model_of_ours_in_the_hub(monkeypatch: pytest.MonkeyPatch, elsewhere: Path):
-    save(elsewhere / "ours", SEED, random_params(SEED), Characters.of("abc"))
-    hub = Hub(elsewhere / "cache", elsewhere / "ours", "other.safetensors")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+def test_a_model_of_ours_in_the_hub(install, tmp_path: Path):
+    save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
+    hub = install(Hub(tmp_path / "cache", tmp_path / "ours", "other.safetensors"))
     same(load("a/b")[1], random_params(SEED))
-    assert hub.fetched() == {path.name for path in (elsewhere / "ours").iterdir()}
+    assert hub.fetched() == {path.name for path in (tmp_path / "ours").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -114,26 +111,24 @@ def test_a_model_of_ours_in_the_hub(monkeypatch: pytest.MonkeyPatch, elsewhere: 
     ],
 )
 def test_a_repository_without_a_model_in_a_folder_says_what_to_do(
-    files: list[str], named: Any, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+    files: list[str], named: Any, install, tmp_path: Path
 ):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(elsewhere / "cache", None, *files))
+    install(Hub(tmp_path / "cache", None, *files))
     with raises(FileNotFoundError, "a/b", *named):
         load("a/b")
 
 
-def test_a_hub_that_does_not_answer_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, elsewhere: Path
-):
+def test_a_hub_that_does_not_answer_is_one_sentence(install):
     class Lost:
         def snapshot_download(self, name: str, **options: Any) -> str:
             raise ConnectionError("no network\nand much more")
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", Lost())
+    install(Lost())
     for read in (load, load_config, load_tokenizer):
         with raises(FileNotFoundError, "gpt2", "ConnectionError", "no network") as caught:
             read("gpt2")
         assert "\n" not in str(caught.value)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    install(None)
     with raises(FileNotFoundError, "gpt2", "pip install 'jaxformer[hf]'"):
         load("gpt2")
     for path in ("no/such/folder", "/no/such", "lost.gguf", "../gpt2 ", ""):

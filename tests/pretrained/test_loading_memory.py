@@ -20,19 +20,24 @@ from tests.helpers.errors import raises
 from tests.helpers.families import ONE_EACH, golden
 from tests.helpers.models import same
 
-LLAMA = Config(
-    n_layers=8, d_model=512, n_heads=8, d_head=64, d_mlp=1536, n_vocab=8000, position="rotary",
-    norm="rms", activation="silu", gated=True,
-)  # fmt: skip
-PYTHIA = Config(
-    n_layers=6, d_model=512, n_heads=8, d_head=64, d_mlp=2048, n_vocab=50304, position="rotary",
-    rotary_fraction=0.25, norm="layer", activation="gelu", bias="all", parallel=True,
-)  # fmt: skip
-GPT_NEO = Config(
-    n_layers=8, d_model=256, n_heads=16, d_head=16, d_mlp=1024, n_vocab=50257, position="learned",
-    n_context=2048, norm="layer", activation="gelu_tanh", bias="all_but_qkv", tied=True,
-    attention_scale=1.0, window=256, window_pattern="GL",
-)  # fmt: skip
+MODELS = {
+    "llama": Config(
+        n_layers=8, d_model=512, n_heads=8, d_head=64, d_mlp=1536, n_vocab=8000, position="rotary",
+        norm="rms", activation="silu", gated=True,
+    ),
+    "gpt_neox": Config(
+        n_layers=6, d_model=512, n_heads=8, d_head=64, d_mlp=2048, n_vocab=50304, position="rotary",
+        rotary_fraction=0.25, norm="layer", activation="gelu", bias="all", parallel=True,
+    ),
+    "gpt_neo": Config(
+        n_layers=8, d_model=256, n_heads=16, d_head=16, d_mlp=1024, n_vocab=50257, position="learned",
+        n_context=2048, norm="layer", activation="gelu_tanh", bias="all_but_qkv", tied=True,
+        attention_scale=1.0, window=256, window_pattern="GL",
+    ),
+}  # fmt: skip
+
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 def anonymous() -> int:
@@ -59,24 +64,19 @@ def peak(run: Callable[[], Any]) -> tuple[Any, int]:
     return result, most[0] - start
 
 
-def keep_head(folder: Path) -> None:
-    """Write the tied head a second time, as some who save models do."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    save_file(tensors | {"lm_head.weight": tensors["transformer.wte.weight"].copy()}, path)
-
-
 @pytest.mark.slow(unless=("gpt_neo-float32",))
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt_neo"])
+@pytest.mark.parametrize("family", MODELS)
 def test_loading_holds_little_more_than_the_parameters(family: str, dtype: str, tmp_path: Path):
-    config = {"llama": LLAMA, "gpt_neox": PYTHIA, "gpt_neo": GPT_NEO}[family]
+    config, path = MODELS[family], tmp_path / "model.safetensors"
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), abstract(config))
     export(tmp_path, config, params, None, family)
     del params
-    if config.tied:
-        keep_head(tmp_path)
+    if config.tied:  # the head is there a second time, as some who save models write it
+        tensors = load_file(path)
+        save_file(tensors | {HEAD: tensors[EMBEDDING].copy()}, path)
+        del tensors
     loaded, added = peak(lambda: load(tmp_path, dtype=dtype)[1])
     assert added < 1.3 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
     assert all((np.asarray(leaf) == 0.5).all() for leaf in jax.tree.leaves(loaded))
@@ -92,9 +92,6 @@ def test_slabs_make_the_parameters_that_whole_tensors_make(
     for slab in (1, 200):  # one row at a time; several, with fewer at the end
         monkeypatch.setattr(fill, "SLAB", slab)
         same(load(tmp_path)[1], whole)
-
-
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 def test_every_row_of_a_tied_head_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -154,10 +151,7 @@ def test_the_dtype_of_a_file_is_that_of_its_matrices(
 
 def test_norms_that_a_gguf_file_keeps_wide_do_not_widen_the_model(tmp_path: Path):
     record = golden("llama-plain")
-    tensors = {
-        name: tensor.astype(F16) if tensor.ndim > 1 else tensor
-        for name, tensor in record.tensors.items()
-    }
+    tensors = {n: t.astype(F16) if t.ndim > 1 else t for n, t in record.tensors.items()}
     ggufs.write(tmp_path / "m.gguf", record._replace(tensors=tensors))
     for leaf in jax.tree.leaves(load(tmp_path / "m.gguf")[1]):
         assert leaf.dtype == jnp.float16

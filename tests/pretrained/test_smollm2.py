@@ -26,22 +26,13 @@ def model():
     return load(FILE)
 
 
-def test_it_knows_the_capital_of_france(model):
-    config, params, tokenizer = model
-    prompt = tokenizer.encode("The capital of France is")
-    out = generate(params, config, prompt, 1, jax.random.key(0), sampling=Sampling(temperature=0.0))
-    assert tokenizer.decode(np.asarray(out.tokens)) == " Paris"
-
-
 def test_its_text_comes_back_and_is_likelier_than_another(model):
     config, params, tokenizer = model
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    texts = "The cat sat on the mat and looked at me.", "mat The the looked on cat me at sat and."
     usual, odd = (
         float(jaxformer.perplexity(params, config, jnp.asarray(tokenizer.encode(text))))
-        for text in (
-            "The cat sat on the mat and looked at me.",
-            "mat The the looked on cat me at sat and.",
-        )
+        for text in texts
     )
     assert usual < odd / 5
 
@@ -80,7 +71,7 @@ def test_transformers_reads_the_same_model_from_the_same_file(model):
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
     prompt = tokenizer.encode("The capital of France is")
     greedy = theirs.generate(torch.tensor([prompt.tolist()]), max_new_tokens=20, do_sample=False)
-    out = generate(
-        params, config, prompt, 20, jax.random.key(0), sampling=Sampling(temperature=0.0)
-    )
+    sampling = Sampling(temperature=0.0)
+    out = generate(params, config, prompt, 20, jax.random.key(0), sampling=sampling)
+    assert tokenizer.decode(np.asarray(out.tokens)).startswith(" Paris")
     np.testing.assert_array_equal(out.tokens, greedy[0, len(prompt) :].numpy())

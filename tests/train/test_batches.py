@@ -37,21 +37,10 @@ def test_a_file_and_a_corpus_in_memory_give_the_same_batches(tmp_path: Path):
         np.testing.assert_array_equal(windows[i], draw_windows(in_memory, alone, 9))
 
 
-def test_a_batch_is_a_function_of_key_and_step_alone():
-    tokens = np.arange(1000)
-
-    def draw(*steps: int) -> np.ndarray:
-        return draw_windows(tokens, host_starts(KEY, np.array(steps), 1000 - 5, 8), 5)
-
-    np.testing.assert_array_equal(draw(31), draw(31))
-    np.testing.assert_array_equal(draw(30, 31, 32)[1], draw(31)[0])
-    assert not np.array_equal(draw(31), draw(32))
-    assert (np.diff(draw(31), axis=-1) == 1).all()
-
-
 def test_windows_begin_at_every_place_and_never_past_the_end():
     drawn = draw_windows(np.arange(7), host_starts(KEY, np.arange(5), 7 - 4, 64), 4)
     assert set(drawn[..., 0].ravel().tolist()) == {0, 1, 2}
+    assert (np.diff(drawn, axis=-1) == 1).all()
 
 
 @given(length=st.integers(2, 60), batch=st.integers(1, 5), context=st.integers(1, 9))
@@ -112,15 +101,12 @@ def test_held_out_windows_lie_apart_in_the_last_tenth(n: int, context: int, most
 def test_held_out_windows_are_those_of_cover_if_they_fit():
     tokens = np.arange(1000)
     windows = draw_windows(tokens, held_out_starts(1000, 9), 9)
-    covered = cover(tokens[900:], 1, 9)[0][:, 0]
-    np.testing.assert_array_equal(windows, covered[: len(windows)])
     assert len(windows) == 11
+    np.testing.assert_array_equal(windows, cover(tokens[900:], 1, 9)[0][:11, 0])
 
 
 @given(tokens=st.integers(21, 90), batch=st.integers(1, 4), context=st.integers(1, 10))
-def test_a_shuffled_epoch_takes_each_window_once_and_stays_inside(
-    tokens: int, batch: int, context: int
-):
+def test_a_shuffled_epoch_takes_each_window_once(tokens: int, batch: int, context: int):
     places = (tokens - 1) // context - 1
     steps = np.arange(-(-2 * places // batch))
     starts = shuffled_starts(KEY, steps, tokens, batch, context)
@@ -129,12 +115,8 @@ def test_a_shuffled_epoch_takes_each_window_once_and_stays_inside(
     epochs = starts.ravel()[: 2 * places].reshape(2, places)
     for epoch in np.sort(epochs):
         np.testing.assert_array_equal(np.diff(epoch), context)
-    np.testing.assert_array_equal(  # each step alone, without those before it
-        np.concatenate(
-            [shuffled_starts(KEY, steps[i : i + 1], tokens, batch, context) for i in steps]
-        ),
-        starts,
-    )
+    alone = [shuffled_starts(KEY, steps[i : i + 1], tokens, batch, context)[0] for i in steps]
+    np.testing.assert_array_equal(alone, starts)
 
 
 def test_too_few_tokens_for_an_epoch_are_refused():

@@ -21,11 +21,9 @@ def runs(tmp_path: Path) -> list[Path]:
         (folder / "run.json").write_text(json.dumps(about))
         lines = [
             {"step": 0, "validation_loss": 3.0},
-            {"step": 10, "loss": 2.5, "steps": 10, "seconds": 1.5},
-            {"step": 10, "validation_loss": best},
-            {"step": 20, "loss": 2.0, "steps": 10, "seconds": 1.0},
-            {"step": 20, "validation_loss": 2.125},
-        ]
+            {"step": 10, "loss": 2.5, "steps": 10, "seconds": 1.5}, {"step": 10, "validation_loss": best},
+            {"step": 20, "loss": 2.0, "steps": 10, "seconds": 1.0}, {"step": 20, "validation_loss": 2.125},
+        ]  # fmt: skip
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         folders.append(folder)
     return folders
@@ -42,12 +40,10 @@ def test_a_table_and_a_picture(runs: list[Path], tmp_path: Path, capsys, monkeyp
     }
     assert rows == {
         "": ["a", "b"],
-        "best validation loss": ["1.5000", "1.2500"],
-        "last validation loss": ["2.1250", "2.1250"],
-        "steps": ["20", "20"],
-        "seconds of training": ["2.5", "2.5"],
+        "best validation loss": ["1.5000", "1.2500"], "last validation loss": ["2.1250", "2.1250"],
+        "steps": ["20", "20"], "seconds of training": ["2.5", "2.5"],
         "optimizer.learning_rate": ["0.1", "0.2"],
-    }
+    }  # fmt: skip
     assert Path("both.png").read_bytes().startswith(b"\x89PNG")
     assert "both.png" in out
 
@@ -62,18 +58,15 @@ def test_alike_runs_have_no_differences(runs: list[Path]):
 
 def test_folders_that_hold_no_run_are_sentences(runs: list[Path], tmp_path: Path, capsys):
     good, hurt = runs
+    nothing, nowhere = tmp_path / "nothing", tmp_path / "no" / "where.png"
     (hurt / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
-    cases = [
-        ([str(good), str(tmp_path / "nothing")], (tmp_path / "nothing", "run.json")),
-        ([str(good), str(hurt)], (hurt,)),
+    for args, named in (
+        ([good, nothing], (nothing, "run.json")),
+        ([good, hurt], (hurt,)),
         ([], ()),
-        (
-            [str(good), "--out", str(tmp_path / "no" / "where.png")],
-            (tmp_path / "no" / "where.png",),
-        ),
-    ]
-    for args, named in cases:
-        assert compare.main(args) == 1, args
+        ([good, "--out", nowhere], (nowhere,)),
+    ):
+        assert compare.main([*map(str, args)]) == 1, args
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         check_names(error, *named)
@@ -82,9 +75,7 @@ def test_folders_that_hold_no_run_are_sentences(runs: list[Path], tmp_path: Path
     check_names(capsys.readouterr().err, good / "run.json")
 
 
-def test_what_looks_like_markup_is_shown_as_it_is(
-    runs: list[Path], tmp_path: Path, capsys, monkeypatch
-):
+def test_markup_is_shown_as_it_is(runs: list[Path], tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = runs[0] / "run.json"
     about = json.loads(path.read_text())

@@ -12,19 +12,15 @@ def test_python_docs_is_english_prose_and_splits_by_position():
     corpus = corpora.load_corpus("python-docs", "characters", 64)
     text = corpora.python_docs()
     assert len(text) > 300_000
-    assert (
-        corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
-    )
+    assert "".join(map(corpus.tokenizer.decode, (corpus.train, corpus.validation))) == text
     assert len(corpus.train) == len(text) * 9 // 10
     assert corpus.characters_per_token == 1
 
 
 def test_paths_are_files_folders_and_globs(tmp_path: Path):
     (tmp_path / "sub").mkdir()
-    (tmp_path / "b.txt").write_text("bb")
-    (tmp_path / "a.txt").write_text("aé")
-    (tmp_path / "sub" / "c.md").write_text("cc")
-    (tmp_path / ".hidden").write_text("no")
+    for name, text in {"b.txt": "bb", "a.txt": "aé", "sub/c.md": "cc", ".hidden": "no"}.items():
+        (tmp_path / name).write_text(text)
     assert corpora.read_path(str(tmp_path / "a.txt")) == "aé"
     assert corpora.read_path(str(tmp_path)) == "aé\nbb\ncc"
     assert corpora.read_path(str(tmp_path / "*.txt")) == "aé\nbb"
@@ -64,9 +60,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "jaxformer" / "tinyshakespeare.txt"
 
 
-def test_shakespeare_is_downloaded_once_and_checked(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_shakespeare_is_downloaded_once_and_checked(cache: Path, tmp_path: Path, monkeypatch):
     source = tmp_path / "source.txt"
     source.write_text("First Citizen:")
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", source.as_uri())
@@ -83,9 +77,7 @@ def test_shakespeare_is_downloaded_once_and_checked(
         corpora.shakespeare()
 
 
-def test_shakespeare_offline_says_what_to_do(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_shakespeare_offline_says_what_to_do(cache: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", (tmp_path / "gone.txt").as_uri())
     with raises(OSError, cache, "--corpus"):
         corpora.shakespeare()

@@ -33,12 +33,10 @@ def test_a_text_and_its_token_file_train_the_same_model(corpus: Path, written: P
     steps, key = np.array([0, 7, 8]), keys(3).batches
     jax.tree.map(np.testing.assert_array_equal, one.draw(key, steps), other.draw(key, steps))
     rows = other.held_out.windows[other.held_out.counted.all(-1)]
-    np.testing.assert_array_equal(
-        one.held_out.windows.reshape(-1, 13)[: len(rows)], rows
-    )  # but for what is left over behind the last whole window
+    # But for what is left over behind the last whole window.
+    np.testing.assert_array_equal(one.held_out.windows.reshape(-1, 13)[: len(rows)], rows)
     assert main(text) == main(file) == 0
-    states = [final_state(command) for command in (text, file)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
+    jax.tree.map(np.testing.assert_array_equal, final_state(text), final_state(file))
 
 
 CONTEXTS = {"grammar": 8, "induction": 9, "modular-addition": 3, "brackets": 5}
@@ -65,22 +63,16 @@ def test_a_toy_task_trains_and_shows_its_floor(tmp_path: Path, capsys, task: str
 BAD = {
     "a task's context": (["--corpus", "brackets"], ("context=12", "brackets")),
     "too many rows": (
-        ["--corpus", "modular-addition", "--context", "3", "--batch", "3831"],
-        ("batch=3831", 3830),
-    ),
+        ["--corpus", "modular-addition", "--context", "3", "--batch", "3831"], ("batch=3831", 3830)),
     "a task's order": (
-        ["--corpus", "grammar", "--order", "shuffled"],
-        ("order=shuffled", "grammar", "--order"),
-    ),
+        ["--corpus", "grammar", "--order", "shuffled"], ("order=shuffled", "grammar", "--order")),
     "a long context": (["--context", "400"], (400, 401, "--context")),
     "a long context in memory": (["--context", "3100"], (3096, 3100, 3101, "--context")),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_data_that_does_not_fit_is_refused_before_there_is_a_folder(
-    corpus: Path, written: Path, capsys, what: str
-):
+def test_data_that_does_not_fit_is_refused(corpus: Path, written: Path, capsys, what: str):
     extra, named = BAD[what]
     source = corpus if "memory" in what else written
     command = [*options(corpus, "bad"), "--corpus", str(source), *extra]

@@ -36,15 +36,13 @@ def tokenizer(request: pytest.FixtureRequest) -> Subwords:
     return Subwords(KINDS[request.param]())
 
 
-WORDS = st.sampled_from(
-    ["the", "cat's", "12", "é", "🙂", "你好", "<s>", " ", "  ", "\n", "\n\n\t", "\r\n", "it"]
-)
+WORDS = ("the", "cat's", "12", "é", "🙂", "你好", "<s>", " ", "  ", "\n", "\n\n\t", "\r\n", "it")
+
+TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=120).map("".join)
 
 
-@given(text=st.lists(WORDS, min_size=1, max_size=120).map("".join), size=st.integers(1, 30))
-def test_the_tokens_of_pieces_are_those_of_the_whole(
-    tokenizer: Subwords, monkeypatch: pytest.MonkeyPatch, text: str, size: int
-):
+@given(text=TEXTS, size=st.integers(1, 30))
+def test_pieces_give_the_same_tokens(tokenizer: Subwords, monkeypatch, text: str, size: int):
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "PAST", 12)
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
@@ -77,9 +75,7 @@ def test_the_frames_of_some_tokenizers():
     assert list(encode_pieces(subwords(), [], 9)) == []
 
 
-def test_a_token_file_holds_the_tokens_of_the_whole_text(
-    tokenizer: Subwords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_token_file_holds_the_same_tokens(tokenizer: Subwords, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(tokenfile, "BLOCK", 300)
     text = " ".join(CORPUS) * 20
     pieces = [text[i : i + 100] for i in range(0, len(text), 100)]

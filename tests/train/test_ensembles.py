@@ -1,5 +1,6 @@
 """Ensembles: every member is the run that its seed alone would have been."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from train.run import Run, draw, fresh_state, member
 from train.step import many_steps, validation_sums
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-SEED = ["--seed", "5"]
 
 
 def run_of(corpus: Path, *extra: str) -> Run:
@@ -54,11 +54,8 @@ def test_a_member_is_the_single_run_of_its_seed(corpus: Path, extra: tuple[str, 
         np.testing.assert_array_equal(batches.counted[:, index], alone.counted)
         params, history = trained(single, 5)
         np.testing.assert_allclose(losses[:, index], history, rtol=1e-5)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-            member(together, index, 3),
-            params,
-        )
+        close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        jax.tree.map(close, member(together, index, 3), params)
         own = validation_sums(single.config, single.how)(params, held_out)
         np.testing.assert_allclose(sums[index], own, rtol=1e-4)
 

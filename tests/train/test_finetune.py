@@ -1,9 +1,9 @@
 """Training that goes on from a model: its own loss at first, its own tokens, and what comes of it is a model again."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -36,15 +36,10 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 CONTEXT = 12
 
 
-def own_loss(params: Params, config: Config, windows: Any, counted: Any) -> float:
-    """Of a model on windows, by `score`."""
+def own_loss(params: Params, config: Config, windows: Any, counted: Any = ...) -> float:
+    """A model's loss on windows, by `score`."""
     each = jax.vmap(lambda row: -score(params, config, row))(jnp.asarray(windows))
-    return float(np.asarray(each, np.float64)[np.asarray(counted)].mean())
-
-
-def first_line(command: list[str]) -> dict[str, Any]:
-    """Of a run's metrics."""
-    return numbers(folder_of(command))[0]
+    return float(np.asarray(each, np.float64)[counted].mean())
 
 
 @pytest.mark.slow
@@ -58,16 +53,14 @@ def test_before_the_first_step_the_loss_is_the_model_s_own(case: str, tmp_path: 
     tokens = tokenizer.encode(TEXT)
     held_out = tokens[len(tokens) * 9 // 10 :]
     windows, counted = (part.reshape(-1, part.shape[-1]) for part in cover(held_out, 4, CONTEXT))
-    line = first_line(command)
-    assert line["step"] == 0
-    assert line["validation_loss"] == pytest.approx(
-        own_loss(params, config, windows, counted), rel=1e-5
-    )
-    whole = windows[counted.all(axis=1)]
-    each = [float(perplexity(params, config, jnp.asarray(window))) for window in whole[:2]]
-    scored = own_loss(params, config, whole[:2], np.ones((2, CONTEXT), bool))
-    assert np.log(each).mean() == pytest.approx(scored, rel=1e-5)
-    assert numbers(folder_of(command))[-1]["validation_loss"] < line["validation_loss"]
+    first, *_, last = numbers(folder_of(command))
+    assert first["step"] == 0
+    loss = own_loss(params, config, windows, counted)
+    assert first["validation_loss"] == pytest.approx(loss, rel=1e-5)
+    whole = windows[counted.all(axis=1)][:2]
+    each = [float(perplexity(params, config, jnp.asarray(window))) for window in whole]
+    assert np.log(each).mean() == pytest.approx(own_loss(params, config, whole), rel=1e-5)
+    assert last["validation_loss"] < first["validation_loss"]
     about = read_about(folder_of(command) / "run.json")
     assert Config(**about["recipe"]["config"]) == config == load(folder_of(command) / "model")[0]
 
@@ -79,7 +72,8 @@ def test_a_run_of_ours_goes_on_where_it_ended(finished: Finished, corpus: Path):
     for start in (folder, folder / "model"):
         further = tuning(start, corpus, corpus.parent, f"further-{start.name}", "--steps", "10")
         assert main(further) == 0
-        assert first_line(further)["validation_loss"] == pytest.approx(best, rel=1e-6)
+        first, *_ = numbers(folder_of(further))
+        assert first["validation_loss"] == pytest.approx(best, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -98,13 +92,10 @@ def test_every_member_starts_from_the_same_model(tmp_path: Path):
     start, text = foreign(tmp_path / "model"), text_at(tmp_path)
     command = tuning(start, text, tmp_path, "many", "--seeds", "3")
     assert main(command) == 0
-    first, *_, last = (
-        x["validation_losses"] for x in numbers(folder_of(command)) if "validation_losses" in x
-    )
-    assert len(set(first)) == 1
-    assert len(set(last)) == 3  # each has batches of its own
-    state = final_state(command)
-    assert state.params.W_E.shape == (3, *load(start)[1].W_E.shape)
+    first, *_, last = numbers(folder_of(command))
+    assert len(set(first["validation_losses"])) == 1
+    assert len(set(last["validation_losses"])) == 3  # each has batches of its own
+    assert final_state(command).params.W_E.shape == (3, *load(start)[1].W_E.shape)
 
 
 def test_narrow_parameters_are_trained_in_float32(tmp_path: Path):
@@ -114,11 +105,8 @@ def test_narrow_parameters_are_trained_in_float32(tmp_path: Path):
     recipe = parse(tuning(tmp_path / "narrow", text_at(tmp_path), tmp_path, "x")).recipe
     opened = open_recipe(recipe)
     assert opened.config == config
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        opened.first,
-        jax.tree.map(lambda x: x.astype(jnp.float32), params),
-    )
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    jax.tree.map(np.testing.assert_array_equal, opened.first, wide)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(opened.first)} == {"float32"}
 
 
@@ -164,16 +152,15 @@ def test_a_token_file_of_the_model_s_tokenizer(tmp_path: Path):
     assert tokenizer is not None
     tokens = tokenizer.encode(TEXT)
     windows = tokens[held_out_starts(len(tokens), CONTEXT)[:, None] + np.arange(CONTEXT + 1)]
-    loss = own_loss(params, config, windows, np.ones(windows[:, 1:].shape, bool))
-    assert first_line(command)["validation_loss"] == pytest.approx(loss, rel=1e-5)
+    loss = numbers(folder_of(command))[0]["validation_loss"]
+    assert loss == pytest.approx(own_loss(params, config, windows), rel=1e-5)
 
 
 def test_a_token_file_of_another_vocabulary_is_refused(tmp_path: Path, capsys):
     start = foreign(tmp_path / "model")
     file = prepared(tmp_path, "characters")
-    check_refused(
-        capsys, tuning(start, file, tmp_path, "x"), file, start, "train.prepare", "--tokenizer"
-    )
+    command = tuning(start, file, tmp_path, "x")
+    check_refused(capsys, command, file, start, "train.prepare", "--tokenizer")
     assert not (tmp_path / "runs").exists()
 
 
@@ -238,19 +225,18 @@ def test_another_start_is_another_run(tmp_path: Path, capsys):
     start, text = foreign(tmp_path / "model"), text_at(tmp_path)
     command = tuning(start, text, tmp_path, "run", "--steps", "10")
     assert main(command) == 0
-    other = foreign(tmp_path / "other")
+    other, resume = foreign(tmp_path / "other"), [*command, "--resume"]
     changed = tuning(other, text, tmp_path, "run", "--steps", "10", "--resume")
     check_refused(capsys, changed, folder_of(command), "recipe.start", start, other)
     without = options(text, "run", 10, "--resume")
     check_refused(capsys, without, "recipe.start", start, None, "start_sha256")
     config, params, tokenizer = load(start)
     shutil.rmtree(start)
-    check_refused(capsys, [*command, "--resume"], start)
-    moved = params._replace(W_E=params.W_E + 1)
-    export(start, config, moved, tokenizer, "llama")
-    check_refused(capsys, [*command, "--resume"], folder_of(command), "start_sha256")
+    check_refused(capsys, resume, start)
+    export(start, config, params._replace(W_E=params.W_E + 1), tokenizer, "llama")
+    check_refused(capsys, resume, folder_of(command), "start_sha256")
     export(start, config, params, tokenizer, "llama")
-    assert main([*command, "--resume"]) == 0
+    assert main(resume) == 0
 
 
 def test_overwriting_what_to_start_from_is_refused(finished: Finished, corpus: Path, capsys):
@@ -267,22 +253,15 @@ def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     fetched, text = foreign(tmp_path / "cache"), text_at(tmp_path)
     asked: list[str] = []
 
-    class Hub:
-        @staticmethod
-        def list_repo_files(name: str) -> list[str]:
-            return sorted(path.name for path in fetched.iterdir())
+    def download(name: str, **options: object) -> str:
+        asked.append(name)
+        return str(fetched)
 
-        @staticmethod
-        def snapshot_download(name: str, **options: object) -> str:
-            asked.append(name)
-            return str(fetched)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    hub = SimpleNamespace(snapshot_download=download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.chdir(tmp_path)
     command = tuning("org/name", text, tmp_path, "hub", "--steps", "5")
     assert main(command) == 0
-    assert (
-        json.loads((folder_of(command) / "run.json").read_text())["recipe"]["start"] == "org/name"
-    )
+    assert read_about(folder_of(command) / "run.json")["recipe"]["start"] == "org/name"
     assert sample.main(["org/name", "--prompt", "the cat", "--n", "5"]) == 0
     assert set(asked) == {"org/name"}

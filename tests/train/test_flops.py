@@ -7,7 +7,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxformer import Compute, abstract, forward
 from jaxformer.config import Remat
 from tests.helpers.errors import check_names, raises
-from tests.helpers.models import NAMED, three_models
+from tests.helpers.models import NAMED, every_model, three_models
 from train.plan.flops import forward_flops, program_flops, train_flops
 from train.plan.hardware import HARDWARE, assumptions, find_hardware, step_seconds
 
@@ -25,7 +25,7 @@ def gradient(config, remat: Remat = "none"):
     return jax.value_and_grad(loss)
 
 
-@three_models
+@every_model
 def test_the_formula_counts_the_products_of_the_traced_forward_pass(name: str):
     config = NAMED[name]
     counted = program_flops(lambda p, t: forward(p, config, t).logits, abstract(config), TOKENS)
@@ -94,22 +94,17 @@ def test_a_while_loop_with_products_is_a_sentence():
 
 def test_a_shard_map_counts_for_each_device_of_its_axes():
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-    split = PartitionSpec(("a", "b"))
-
-    def product(x):
-        return x @ x.T @ x
-
-    whole = jax.shard_map(product, mesh=mesh, in_specs=split, out_specs=split)
-    one_axis = jax.shard_map(
-        product,
-        mesh=mesh,
-        in_specs=PartitionSpec("b"),
-        out_specs=PartitionSpec("b"),
-        axis_names={"b"},
-    )
     x = jax.ShapeDtypeStruct((16, 3), jnp.float32)
-    assert program_flops(whole, x) == 8 * (2 * 2 * 2 * 2 * 3)
-    assert program_flops(one_axis, x) == 4 * (2 * 2 * 4 * 4 * 3)
+
+    def flops(*axes: str) -> int:
+        rows = PartitionSpec(axes)
+        product = jax.shard_map(
+            lambda x: x @ x.T @ x, mesh=mesh, in_specs=rows, out_specs=rows, axis_names={*axes}
+        )
+        return program_flops(product, x)
+
+    assert flops("a", "b") == 8 * (2 * 2 * 2 * 2 * 3)
+    assert flops("b") == 4 * (2 * 2 * 4 * 4 * 3)
 
 
 def test_each_accelerator_has_one_name_and_its_kinds():
@@ -123,6 +118,6 @@ def test_each_accelerator_has_one_name_and_its_kinds():
 def test_a_step_takes_the_longer_of_its_parts():
     chip = find_hardware("tpu-v5p")
     took = step_seconds(chip, flops=chip.flops, memory_traffic=3 * chip.memory_rate)
-    assert took == (2.0, 3.0)
+    assert took == (1.0, 3.0)
     assert took.least == 3.0
-    check_names(assumptions(chip)[0], "50%", "459 TFLOP/s")
+    check_names(assumptions(chip)[0], "459 TFLOP/s")

@@ -1,6 +1,5 @@
 """Models of other makers in the commands: `train.sample`, `train.prepare` and `python -m benchmarks`."""
 
-import json
 from pathlib import Path
 
 import gguf
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import cases, name_of
-from jaxformer import Bytes, Characters, Config, forward, init, load, load_config, save
+from jaxformer import Characters, Config, forward, init, load, load_config, save
 from tests.helpers import ggufs
 from tests.helpers.errors import check_names
 from tests.helpers.families import golden
@@ -71,16 +70,18 @@ def test_a_foreign_model_goes_on_with_a_text(kind: str, tmp_path: Path, capsys):
 @pytest.mark.slow
 def test_without_a_prompt_a_text_begins_as_the_tokenizer_begins_it(tmp_path: Path, capsys):
     place = foreign(tmp_path / "m")
-    assert sample.main([str(place), "--n", "5", "--temperature", "0"]) == 0
+    command = [str(place), "--n", "5", "--temperature", "0"]
+    assert sample.main(command) == 0
     empty = capsys.readouterr().out
-    assert sample.main([str(place), "--n", "5", "--temperature", "0", "--prompt", ""]) == 0
+    assert sample.main([*command, "--prompt", ""]) == 0
     assert capsys.readouterr().out == empty
     assert len(subwords().encode(empty[:-1])) > 1
-    save(tmp_path / "ours", SEED, init(SEED, jax.random.key(0)), Characters("\nbcdefghijk"))
-    assert sample.main([str(tmp_path / "ours"), "--n", "5"]) == 0
+    ours, params = tmp_path / "ours", init(SEED, jax.random.key(0))
+    save(ours, SEED, params, Characters("\nbcdefghijk"))
+    assert sample.main([str(ours), "--n", "5"]) == 0
     assert len(capsys.readouterr().out) == 1 + 5 + 1
-    save(tmp_path / "ours", SEED, init(SEED, jax.random.key(0)), Characters("abcdefghijk"))
-    assert sample.main([str(tmp_path / "ours"), "--n", "5"]) == 1
+    save(ours, SEED, params, Characters("abcdefghijk"))
+    assert sample.main([str(ours), "--n", "5"]) == 1
     check_names(capsys.readouterr().err, "--prompt")
 
 
@@ -100,11 +101,7 @@ def test_a_long_text_of_a_model_without_a_table_takes_no_more_than_a_gib():
     big = Config(
         n_layers=30, d_model=576, n_heads=9, n_kv_heads=3, d_head=64, d_mlp=1536, n_vocab=9
     )
-    assert (
-        2 * 30 * 3 * 64 * 4 * sample.room(big, 4)
-        <= 2**30
-        < 2 * 30 * 3 * 64 * 4 * (sample.room(big, 4) + 1)
-    )
+    assert sample.room(big, 4) == 2**30 // (2 * 30 * 3 * 64 * 4)
     assert sample.room(SEED, 4) == sample.AT_ONCE
     none = Config(n_layers=0, d_model=8, n_heads=1, d_head=8, d_mlp=0, n_vocab=9)
     assert sample.room(none, 4) == sample.AT_ONCE
@@ -144,20 +141,16 @@ def test_a_benchmark_takes_any_model_s_config(tmp_path: Path):
     own.write_text(CLASSIC.to_json())
     renamed = tmp_path / "theirs.json"
     renamed.write_text((folder / "config.json").read_text())
-    save(
-        tmp_path / "run" / "model",
-        SEED,
-        init(SEED, jax.random.key(0)),
-        Bytes() if SEED.n_vocab > 255 else None,
-    )
+    model = tmp_path / "run" / "model"
+    save(model, SEED, init(SEED, jax.random.key(0)), None)
     expected = {
         str(folder): ("small", load_config(folder)),
         str(folder / "config.json"): ("small", load_config(folder)),
         str(renamed): ("theirs", load_config(folder)),
         str(quantised(tmp_path / "tiny.gguf")): ("tiny", load_config(tmp_path / "tiny.gguf")),
         str(own): (tmp_path.name, CLASSIC),
-        str(tmp_path / "run" / "model"): ("run", SEED),
-        str(tmp_path / "run" / "model" / "model.json"): ("run", SEED),
+        str(model): ("run", SEED),
+        str(model / "model.json"): ("run", SEED),
     }
     for path, (name, config) in expected.items():
         (case,) = cases((), config=path, seq=(8,))
@@ -172,12 +165,9 @@ def test_a_path_of_two_names_is_a_name():
 
 BAD = {
     "no JSON": ("x" * 10, ()),
-    "another's": (
-        json.dumps({"n_layers": 3, "depth": 1}),
-        ("'depth'", "model_type"),
-    ),
+    "another's": ('{"n_layers": 3, "depth": 1}', ("'depth'", "model_type")),
     "a list": ("[1]", ("list",)),
-    "unknown": (json.dumps({"model_type": "mamba"}), ("mamba",)),
+    "unknown": ('{"model_type": "mamba"}', ("mamba",)),
 }
 
 
@@ -193,9 +183,7 @@ def test_a_config_that_is_none_is_a_sentence(bench, tmp_path: Path, what: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workload", ["forward", "train-step", "decode"])
-def test_a_foreign_model_is_timed_and_peers_that_cannot_build_it_say_so(
-    bench, tmp_path: Path, workload: str
-):
+def test_peers_that_cannot_build_a_foreign_model_say_so(bench, tmp_path: Path, workload: str):
     folder = foreign(tmp_path / "small-gemma", "gemma2-plain")
     rows, out = bench(
         workload, "--config", str(folder), "--seq", "6", "--batch", "2", "--repeats", "3", "--new", "3",

@@ -2,6 +2,7 @@
 
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,15 @@ from train.metrics import read_metrics, tensorboard
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def events(folder: Path) -> list[Any]:
+def events(folder: Path) -> Iterator[Any]:
     """All that was written, in order: records of a length, its CRC, the event and its CRC."""
-    found = []
+    make: Any = event_pb2
     for file in sorted((folder / "tensorboard").iterdir()):
         data = file.read_bytes()
         while data:
             [length] = struct.unpack("<Q", data[:8])
-            make: Any = event_pb2
-            found.append(make.Event.FromString(data[12 : 12 + length]))
+            yield make.Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
-    return found
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
@@ -66,9 +65,7 @@ def test_what_was_not_saved_is_hidden_after_going_on(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_without_the_package_a_sentence_and_no_folder(
-    corpus: Path, capsys, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_the_package_a_sentence_and_no_folder(corpus: Path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     command = options(corpus, "board", 20, "--tensorboard")
     check_refused(capsys, command, "--tensorboard", "tensorboardX")

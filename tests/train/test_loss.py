@@ -14,22 +14,16 @@ import pytest
 from jaxformer import Compute, Config, forward
 from jaxformer.sharding import constrain, shardings
 from tests.helpers.errors import raises
-from tests.helpers.models import (
-    GEMMA,
-    MODERN,
-    NAMED,
-    SEED,
-    every_model,
-    random_params,
-    random_tokens,
-)
+from tests.helpers.models import GEMMA, NAMED, SEED, every_model, random_params, random_tokens
 from tests.helpers.runs import TINY
 from train.__main__ import parse
 from train.loss import chunk_shape, token_losses
 from train.presets import PRESETS
 
 LENGTH = 6
-WIDE = dataclasses.replace(MODERN, n_layers=0, n_vocab=24, unembed_bias=True, logit_cap=5.0)
+WIDE = dataclasses.replace(
+    NAMED["modern"], n_layers=0, n_vocab=24, unembed_bias=True, logit_cap=5.0
+)
 """A vocabulary that devices can share."""
 
 
@@ -162,9 +156,8 @@ def test_an_edit_of_the_logits_acts_on_every_chunk():
 
     whole = losses(params, SEED, window, edit=halve)
     assert np.abs(whole - losses(params, SEED, window)).max() > 0.1
-    np.testing.assert_allclose(
-        losses(params, SEED, window, edit=halve, vocab_chunk=4), whole, rtol=1e-5
-    )
+    chunks = losses(params, SEED, window, edit=halve, vocab_chunk=4)
+    np.testing.assert_allclose(chunks, whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("label", [-1, 11])

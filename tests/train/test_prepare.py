@@ -54,9 +54,8 @@ def test_a_prepared_file_holds_the_tokens_of_the_corpus(tmp_path: Path, notes: P
     assert file.tokens.offset % 4096 == 0
     if kind in ("bytes", "characters"):
         corpus = load_corpus(str(notes), kind, 8)
-        np.testing.assert_array_equal(
-            file.tokens, np.concatenate([corpus.train, corpus.validation])
-        )
+        whole = np.concatenate([corpus.train, corpus.validation])
+        np.testing.assert_array_equal(file.tokens, whole)
         assert file.tokenizer.to_json() == corpus.tokenizer.to_json()
     else:
         np.testing.assert_array_equal(file.tokens, made.encode(TEXT))
@@ -82,9 +81,8 @@ def test_files_are_found_and_joined_as_a_corpus_is(tmp_path: Path):
     file = open_tokens(out)
     text = Bytes().decode(np.asarray(file.tokens, np.int32))
     assert text == read_path(str(folder)) == "\nbb\né\nc"
-    assert [path.name for path, _ in read_files(find_files(str(folder)))] == [
-        "a.txt", "b.txt", "b.txt", "c.md",
-    ]  # fmt: skip
+    names = [path.name for path, _ in read_files(find_files(str(folder)))]
+    assert names == ["a.txt", "b.txt", "b.txt", "c.md"]
 
 
 def refused(capsys, command: list[str], *named: object) -> None:
@@ -95,15 +93,12 @@ def refused(capsys, command: list[str], *named: object) -> None:
     check_names(error, *named)
 
 
-def test_what_cannot_be_prepared_is_refused(
-    tmp_path: Path, notes: Path, monkeypatch: pytest.MonkeyPatch, capsys
-):
+def test_what_cannot_be_prepared_is_refused(tmp_path: Path, notes: Path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # nobody is asked
     out = ["--out", str(tmp_path / "corpus.tokens")]
     (tmp_path / "latin.txt").write_bytes(b"x" * 2**18 + b"caf\xe9 au lait")
     (tmp_path / "half.txt").write_bytes("só €".encode()[:-1])
     (tmp_path / "empty.txt").touch()
-    (tmp_path / "broken.json").write_text('{"kind": ')
     refused(capsys, out)
     refused(capsys, [str(tmp_path / "no*"), "", *out], "''")
     refused(capsys, [str(tmp_path / "not*.md"), *out], tmp_path / "not*.md")
@@ -113,10 +108,10 @@ def test_what_cannot_be_prepared_is_refused(
         refused(capsys, [str(tmp_path / "empty.txt"), "--tokenizer", kind, *out])
     words = [str(notes), "--tokenizer", "words", *out]
     refused(capsys, words, "'words'", "characters", "bytes")
-    broken = [str(notes), "--tokenizer", str(tmp_path / "broken.json"), *out]
-    refused(capsys, broken, tmp_path / "broken.json")
-    (tmp_path / "broken.json").write_text('{"config": {}}')
-    refused(capsys, broken, tmp_path / "broken.json", "characters", "bytes")
+    broken = tmp_path / "broken.json"
+    for content, named in (('{"kind": ', ()), ('{"config": {}}', ("characters", "bytes"))):
+        broken.write_text(content)
+        refused(capsys, [str(notes), "--tokenizer", str(broken), *out], broken, *named)
     refused(capsys, [str(notes), "--out", str(notes / "x")], notes, "--out", notes / "x")
     assert not list(tmp_path.glob("*.tokens")) + list(tmp_path.glob(".*"))
 
@@ -163,9 +158,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_old_file(notes: Path, written: 
     assert not list(written.parent.glob(".*"))
 
 
-def test_ctrl_c_ends_the_command_with_its_status(
-    tmp_path: Path, notes: Path, monkeypatch: pytest.MonkeyPatch, capsys
-):
+def test_ctrl_c_ends_the_command_with_130(tmp_path: Path, notes: Path, monkeypatch, capsys):
     def interrupted(*args: object) -> Iterator[str]:
         yield "some"
         raise KeyboardInterrupt

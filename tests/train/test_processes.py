@@ -32,33 +32,33 @@ def free_port() -> int:
         return place.getsockname()[1]
 
 
-def start(program: list[str], each: int, **environment: str) -> subprocess.Popen[str]:
-    """A process with so many devices."""
+def start(program: list[str], devices: int = 1, **environment: str) -> subprocess.Popen[str]:
+    """A process with this number of devices."""
+    # Of an option that comes twice the last counts.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, *program],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags(each)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        [sys.executable, *program], cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags} | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
-def flags(devices: int) -> str:
-    """XLA's, with another number of devices: of an option that comes twice the last counts."""
-    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-
-
-def start_all(command: list[str], number: int, each: int, *own: list[str]) -> list[Any]:
+def start_all(command: list[str], number: int, each: int = 1, *own: list[str]) -> list[Any]:
     """The processes of a run; the nth has some options of its own."""
     group = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(number)]
-    group += ["--patience", str(PATIENCE)]
+    group += ["--patience", str(PATIENCE), "--process"]
+    extra = own or [[]] * number
     return [
-        start(
-            ["-m", "train", *command, *group, "--process", str(i), *(own[i] if own else [])], each
-        )
-        for i in range(number)
+        start(["-m", "train", *command, *group, str(i), *extra[i]], each) for i in range(number)
     ]
+
+
+def wait_for_step_10(processes: list[Any], folder: Path) -> None:
+    """Until a checkpoint of it is there, while all of them live."""
+    deadline = time.monotonic() + 150
+    while 10 not in kept_steps(folder):
+        assert all(process.poll() is None for process in processes), ended(processes)
+        assert time.monotonic() < deadline, ended(processes, 1)
+        time.sleep(0.02)
 
 
 def ended(processes: list[Any], seconds: float = 180) -> list[tuple[int, str, str]]:
@@ -81,37 +81,24 @@ def own_lines(output: str) -> list[str]:
     return [line for line in output.splitlines() if not line.startswith("[Gloo]")]
 
 
-def worker_of(guard: Any) -> int:
-    """The process that a guard watches."""
-    children = Path(f"/proc/{guard.pid}/task/{guard.pid}/children").read_text().split()
-    return int(children[0])
-
-
-def has_ended(process: int) -> bool:
-    """Whether nothing is left of it but, maybe, its number."""
-    stat = Path(f"/proc/{process}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a child through /proc")
 def test_two_processes_lose_one_and_four_go_on_to_the_numbers_of_one(corpus: Path):
-    whole = options(corpus, "whole", 30, *SIZE)
-    shared = options(corpus, "shared", 30, *SIZE, "--mesh", "data=2,fsdp=2")
-    folder = folder_of(shared)
     # Long enough to be met in the middle; the recipe's number of steps is the schedule's too.
-    pair = start_all([*shared, "--chunk", "1", "--validate-every", "10"], 2, 2)
-    deadline = time.monotonic() + 150
-    while 10 not in kept_steps(folder):
-        assert all(process.poll() is None for process in pair), ended(pair)
-        assert time.monotonic() < deadline, ended(pair, 1)
-        time.sleep(0.02)
-    worker = worker_of(pair[1])
+    size = [*SIZE, "--chunk", "1", "--validate-every", "10"]
+    whole = options(corpus, "whole", 30, *size)
+    shared = options(corpus, "shared", 30, *size, "--mesh", "data=2,fsdp=2")
+    folder = folder_of(shared)
+    pair = start_all(shared, 2, 2)
+    wait_for_step_10(pair, folder)
+    guard = pair[1].pid
+    worker, *_ = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
     pair[1].kill()  # the guard, whose worker must not stay behind
     begun = time.monotonic()
     (status, out, error), (killed, quiet, _) = ended(pair, PATIENCE + 30)
     assert time.monotonic() - begun < PATIENCE + 15
     assert (status, killed) == (LOST, -signal.SIGKILL), error
-    assert has_ended(worker)
+    stat = Path(f"/proc/{worker}/stat")  # of a zombie only its number is left
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
     last = error.splitlines()[-1]
     assert last.startswith("error: ")
     check_names(last, "--patience", "--resume")
@@ -120,19 +107,17 @@ def test_two_processes_lose_one_and_four_go_on_to_the_numbers_of_one(corpus: Pat
     saved = max(kept_steps(folder))
     assert saved < 30
 
-    four = ended(start_all([*shared, "--chunk", "1", "--validate-every", "10", "--resume"], 4, 1))
+    four = ended(start_all([*shared, "--resume"], 4))
     assert [status for status, _, _ in four] == [0, 0, 0, 0], four
     check_names(four[0][1], f"step {saved}")
     assert all(own_lines(out) == [] for _, out, _ in four[1:])
-    assert main([*whole, "--chunk", "1", "--validate-every", "10"]) == 0
+    assert main(whole) == 0
     for line, own in zip(numbers(folder), numbers(folder_of(whole)), strict=True):
         assert line["step"] == own["step"]
         for name in line.keys() & {"loss", "validation_loss", "gradient_norm"}:
             assert line[name] == pytest.approx(own[name], rel=1e-5)
-    parts = [
-        path.name for path in (folder / "checkpoints" / "30" / "state").glob("ocdbt.process_*")
-    ]
-    assert sorted(parts) == [f"ocdbt.process_{i}" for i in range(4)]  # each wrote its own
+    parts = (folder / "checkpoints" / "30" / "state").glob("ocdbt.process_*")  # each wrote its own
+    assert {path.name for path in parts} == {f"ocdbt.process_{i}" for i in range(4)}
 
 
 def test_processes_with_different_numbers_of_devices_are_refused(corpus: Path):
@@ -159,7 +144,7 @@ def test_a_coordinator_that_is_not_there_is_waited_for_as_long_as_said(corpus: P
     command = options(corpus, "alone", 30, *SIZE, "--mesh", "data=2")
     where = f"127.0.0.1:{free_port()}"
     group = ["--coordinator", where, "--processes", "2", "--process", "1", "--patience", "2"]
-    [(status, out, error)] = ended([start(["-m", "train", *command, *group], 1)])
+    [(status, out, error)] = ended([start(["-m", "train", *command, *group])])
     assert status == LOST
     assert out == ""
     last = error.splitlines()[-1]
@@ -198,7 +183,7 @@ print("half of the rows")
 def test_each_process_reads_its_own_rows_alone(corpus: Path):
     command = options(corpus, "rows", 30, *TEXT)
     where = f"127.0.0.1:{free_port()}"
-    results = ended([start(["-c", ROWS, where, str(i), *command], 1) for i in range(2)])
+    results = ended([start(["-c", ROWS, where, str(i), *command]) for i in range(2)])
     for status, out, error in results:
         assert status == 0, error
         assert out.endswith("half of the rows\n")
@@ -241,19 +226,16 @@ def test_under_a_cluster_s_launcher_the_processes_find_each_other(corpus: Path, 
     """As they tell each other by what they do not agree on."""
     command = options(corpus, "cluster", 30, *SIZE, "--mesh", "data=2", "--coordinator", "auto")
     port = free_port()
-    pair = [
-        start(["-m", "train", *command, "--seed", str(i)], 1, **cluster(i, port)) for i in (0, 1)
-    ]
+    command = ["-m", "train", *command, "--seed"]
+    pair = [start([*command, str(i)], **cluster(i, port)) for i in (0, 1)]
     results = ended(pair)
     assert [status for status, _, _ in results] == [1, 1], results
     check_names(results[0][2], "seed=0", "process 0", "process 1")
 
 
-def test_where_no_cluster_tells_the_processes_of_each_other_auto_is_refused(
-    corpus: Path,
-):
+def test_auto_is_refused_where_there_is_no_cluster(corpus: Path):
     command = options(corpus, "auto", 30, "--coordinator", "auto")
-    [(status, _, error)] = ended([start(["-m", "train", *command], 1)])
+    [(status, _, error)] = ended([start(["-m", "train", *command])])
     assert status == 1
     assert error.startswith("error: ")
     check_names(error, "--coordinator auto", "HOST:PORT", "--processes", "--process")
@@ -275,19 +257,15 @@ def test_a_port_that_is_taken_is_refused(corpus: Path):
         place.listen()
         where = f"127.0.0.1:{place.getsockname()[1]}"
         group = ["--coordinator", where, "--processes", "2", "--process", "0", "--patience", "5"]
-        [(status, _, error)] = ended([start(["-m", "train", *command, *group], 1)])
+        [(status, _, error)] = ended([start(["-m", "train", *command, *group])])
     assert (status, error.startswith("error: ")) == (1, True), error
     check_names(error, "process 0", where, f"Errno {errno.EADDRINUSE}")
 
 
 def test_a_signal_to_one_stops_all_with_the_state_saved(corpus: Path):
     command = options(corpus, "signal", 4000, *SIZE, "--mesh", "data=2")
-    pair = start_all(command, 2, 1)
-    deadline = time.monotonic() + 150
-    while 10 not in kept_steps(folder_of(command)):
-        assert all(process.poll() is None for process in pair), ended(pair)
-        assert time.monotonic() < deadline, ended(pair, 1)
-        time.sleep(0.02)
+    pair = start_all(command, 2)
+    wait_for_step_10(pair, folder_of(command))
     pair[1].send_signal(signal.SIGTERM)
     (status, out, _), (other, quiet, _) = ended(pair)
     assert (status, other) == (143, 143)

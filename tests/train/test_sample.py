@@ -17,7 +17,6 @@ from tests.helpers.errors import check_names
 from tests.helpers.models import NAMED, SEED
 from tests.helpers.runs import ROOT, Finished, folder_of
 from train import sample
-from train.sample import Piece, timed
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 ALPHABET = Characters("abcdefghijk")
@@ -43,9 +42,7 @@ def likeliest(params: Params, config: Config, prompt: list[int], n: int, context
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("seed", ["--context", "6"]), ("classic", [])])
-def test_greedy_text_is_what_forward_alone_says(
-    name: str, options: list[str], tmp_path: Path, capsys
-):
+def test_greedy_text_is_what_forward_says(name: str, options: list[str], tmp_path: Path, capsys):
     config = NAMED[name]
     folder = folder_with(tmp_path, config)
     command = ["--prompt", "abcdefgh", "--n", "12", "--temperature", "0", *options]
@@ -80,11 +77,8 @@ def test_a_seed_gives_the_same_text_and_another_another(tmp_path: Path, capsys):
 
 
 def test_the_context_is_the_trained_one_unless_the_table_is_shorter():
-    assert sample.fitting(SEED, None) is None
-    assert sample.fitting(SEED, 32) == 32
-    assert sample.fitting(NAMED["classic"], 32) == 9
-    assert sample.fitting(NAMED["classic"], 4) == 4
-    assert sample.fitting(NAMED["classic"], None) == 9
+    assert [sample.fitting(SEED, asked) for asked in (None, 32)] == [None, 32]
+    assert [sample.fitting(NAMED["classic"], asked) for asked in (None, 32, 4)] == [9, 9, 4]
 
 
 def test_sample_continues_from_a_run(finished: Finished, capsys):
@@ -96,52 +90,43 @@ def test_sample_continues_from_a_run(finished: Finished, capsys):
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[2]
     assert len(texts[0]) == len("To be") + 30 + 1
-    assert sample.main([f"{folder}-not"]) == 1
-    check_names(capsys.readouterr().err, f"{folder}-not")
+    check_refused(capsys, [f"{folder}-not"], f"{folder}-not")
+
+
+def check_refused(capsys, command: list[str], *named: object) -> str:
+    """The command ends with one line that names these fields and values; what it wrote before."""
+    assert sample.main(command) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    check_names(err, *named)
+    return out
 
 
 REFUSED = {
-    ("--prompt", "Zebra"): ("'Z'", "position 0"),
-    ("--prompt", ""): (),
-    ("--n", "0"): ("n_tokens=0",),
-    ("--n", "-1"): ("n_tokens=-1",),
-    ("--n", "1000001"): ("n=1000001", "--context"),
-    ("--temperature", "-1"): ("temperature=-1.0",),
-    ("--temperature", "nan"): ("temperature=nan",),
-    ("--top-k", "0"): ("top_k=0",),
-    ("--top-k", "12"): ("top_k=12", 11),
-    ("--top-p", "0"): ("top_p=0.0",),
-    ("--top-p", "1.1"): ("top_p=1.1",),
+    ("--prompt", "Zebra"): ("'Z'", "position 0"), ("--prompt", ""): (),
+    ("--n", "0"): ("n_tokens=0",), ("--n", "-1"): ("n_tokens=-1",), ("--n", "1000001"): ("n=1000001", "--context"),
+    ("--temperature", "-1"): ("temperature=-1.0",), ("--temperature", "nan"): ("temperature=nan",),
+    ("--top-k", "0"): ("top_k=0",), ("--top-k", "12"): ("top_k=12", 11),
+    ("--top-p", "0"): ("top_p=0.0",), ("--top-p", "1.1"): ("top_p=1.1",),
     ("--temperature", "0", "--top-p", "0.9"): ("temperature=0", "top_p=0.9"),
-    ("--min-p", "2"): ("min_p=2.0",),
-    ("--repetition-penalty", "0"): ("repetition_penalty=0.0",),
-    ("--context", "0"): ("context=0",),
-    ("--stop", "a", ""): ("''",),
-    ("--stop", "Zebra"): ("'Zebra'", "'Z'"),
-    ("--seed", str(2**70)): (f"seed={2**70}",),
-}
+    ("--min-p", "2"): ("min_p=2.0",), ("--repetition-penalty", "0"): ("repetition_penalty=0.0",),
+    ("--context", "0"): ("context=0",), ("--seed", str(2**70)): (f"seed={2**70}",),
+    ("--stop", "a", ""): ("''",), ("--stop", "Zebra"): ("'Zebra'", "'Z'"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("extra", REFUSED)
 def test_what_cannot_be_is_refused_in_one_sentence(extra: tuple[str, ...], tmp_path: Path, capsys):
-    folder = folder_with(tmp_path, SEED)
-    assert sample.main([folder, "--prompt", "abc", *extra]) == 1
-    out, err = capsys.readouterr()
-    assert not out
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    check_names(err, *REFUSED[extra])
+    command = [folder_with(tmp_path, SEED), "--prompt", "abc", *extra]
+    assert check_refused(capsys, command, *REFUSED[extra]) == ""
 
 
 def test_parameters_that_are_nan_are_named(tmp_path: Path, capsys):
     params = jax.tree.map(lambda array: array * jnp.nan, init(SEED, jax.random.key(5)))
     save(tmp_path, SEED, params, ALPHABET)
-    assert sample.main([str(tmp_path), "--prompt", "abc"]) == 1
-    out, err = capsys.readouterr()
-    assert out == "abc\n"
-    assert err.startswith("error: ")
-    check_names(err, "NaN", "token 0")
-    assert err.count("\n") == 1
+    command = [str(tmp_path), "--prompt", "abc"]
+    assert check_refused(capsys, command, "NaN", "token 0") == "abc\n"
 
 
 @pytest.mark.slow
@@ -191,19 +176,6 @@ def test_a_closed_pipe_ends_the_text_without_a_word(endless: subprocess.Popen[by
     endless.stdout = None
 
 
-def test_a_piece_for_which_something_was_compiled_is_known():
-    noted: list[Piece] = []
-    add = jax.jit(lambda x: x + 1)
-
-    def pieces():
-        for _ in range(3):
-            yield np.asarray(add(np.arange(5)))
-
-    assert [len(piece) for piece in timed(pieces(), noted)] == [5, 5, 5]
-    assert [piece.compiled for piece in noted] == [True, False, False]
-    assert all(piece.tokens == 5 and piece.seconds > 0 for piece in noted)
-
-
 def test_words_are_parted_from_the_prompt(tmp_path: Path, capsys):
     save(tmp_path / "model", SEED, init(SEED, jax.random.key(0)), Words(list("abcdefghijk")))
     assert sample.main([str(tmp_path / "model"), "--prompt", "a b", "--n", "3"]) == 0
@@ -214,5 +186,4 @@ def test_an_ensemble_s_members_are_found_with_their_context(tmp_path: Path, caps
     (tmp_path / "run.json").write_text('{"corpus_sha256": "", "recipe": {"context": 9}}')
     (tmp_path / "models" / "0").mkdir(parents=True)
     assert sample.find_model(tmp_path / "models" / "0") == (tmp_path / "models" / "0", 9)
-    assert sample.main([str(tmp_path)]) == 1
-    check_names(capsys.readouterr().err, tmp_path, tmp_path / "models")
+    check_refused(capsys, [str(tmp_path)], tmp_path, tmp_path / "models")

@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.helpers.meshes import (
-    MODERN_8,
-    batches_for,
-    layout_of,
-    recipe_of,
-    size_of,
-    trained,
-)
+from tests.helpers.meshes import MODERN_8, batches_for, layout_of, recipe_of, size_of, trained
 from tests.helpers.runs import check_refused, folder_of, numbers, options, stop_at
 from tests.helpers.tuned import foreign, text_at, tuning
 from train.__main__ import main, parse
@@ -41,20 +34,26 @@ def run_of(corpus: Path, layout: Layout, *extra: str) -> Run:
 @pytest.mark.parametrize(
     "extra",
     [
-        (),
-        ("--seeds", "2"),
-        ("--order", "shuffled"),
+        (), ("--seeds", "2"), ("--order", "shuffled"),
         pytest.param(("--corpus", "brackets", "--context", "13"), marks=pytest.mark.slow),
     ],
-)
+)  # fmt: skip
 def test_batches_on_a_mesh_are_those_of_one_device(corpus: Path, extra: tuple[str, ...]):
     layout = layout_of("data=2,fsdp=2")
-    laid, alone = (
-        draw(run_of(corpus, where, *extra), np.arange(3, 6)) for where in (layout, Layout())
-    )
+    steps = np.arange(3, 6)
+    laid, alone = (draw(run_of(corpus, where, *extra), steps) for where in (layout, Layout()))
     jax.tree.map(np.testing.assert_array_equal, laid, alone)
-    parts = [shard.data.shape[-2] for shard in laid.windows.addressable_shards]
-    assert parts == [1, 1, 1, 1]
+    assert [shard.data.shape[-2] for shard in laid.windows.addressable_shards] == [1, 1, 1, 1]
+
+
+def saved_and_restored(folder: Path, state: Any, like: Any) -> Any:
+    checkpoints = Checkpoints(folder)
+    try:
+        checkpoints.save(state)
+        checkpoints.finish()
+        return checkpoints.restore(like)
+    finally:
+        checkpoints.close()
 
 
 @pytest.mark.slow
@@ -63,19 +62,11 @@ def test_batches_on_a_mesh_are_those_of_one_device(corpus: Path, extra: tuple[st
     [("data=2,fsdp=4", None), (None, "fsdp=2,tensor=2"), ("fsdp=8", "data=2,tensor=4")],
     ids=["8 to 1", "1 to 4", "fsdp to tensor"],
 )
-def test_checkpoints_move_between_meshes_bit_by_bit(
-    tmp_path: Path, one: str | None, other: str | None
-):
+def test_checkpoints_move_between_meshes(tmp_path: Path, one: str | None, other: str | None):
     recipe = recipe_of(MODERN_8)
     state, _ = trained(recipe, layout_of(one))
-    checkpoints = Checkpoints(tmp_path)
-    try:
-        checkpoints.save(state)
-        checkpoints.finish()
-        like = state_shapes(recipe, recipe.config, layout_of(other))
-        restored = checkpoints.restore(like)
-    finally:
-        checkpoints.close()
+    like = state_shapes(recipe, recipe.config, layout_of(other))
+    restored = saved_and_restored(tmp_path, state, like)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     for array, shape in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
         if other is not None:
@@ -127,17 +118,11 @@ def test_a_model_without_layers_trains_on_a_mesh_and_goes_on(tmp_path: Path):
     recipe, layout = recipe_of(flat), layout_of("data=2,fsdp=4")
     state, history = trained(recipe, layout)
     np.testing.assert_allclose(history["loss"], trained(recipe, Layout())[1]["loss"], rtol=1e-5)
-    checkpoints = Checkpoints(tmp_path)
-    try:
-        checkpoints.save(state)
-        checkpoints.finish()
-        restored = checkpoints.restore(state_shapes(recipe, flat, layout))
-    finally:
-        checkpoints.close()
+    restored = saved_and_restored(tmp_path, state, state_shapes(recipe, flat, layout))
     batches = layout.put(batches_for(recipe), None, layout.batch)
     optimizer = make_optimizer(flat, recipe.optimizer, recipe.steps)
-    program: Any = many_steps(flat, optimizer, how_of(recipe, layout)).lower(restored, batches)  # pyright: ignore[reportFunctionMemberAccess]
-    steps = program.compile()
+    program: Any = many_steps(flat, optimizer, how_of(recipe, layout))
+    steps = program.lower(restored, batches).compile()
     after, _ = steps(restored, batches)
     assert int(steps(after, batches)[0].step) == 12
 

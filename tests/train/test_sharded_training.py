@@ -1,6 +1,7 @@
 """Training on a mesh of eight virtual devices: the numbers of one device, in the memory of an eighth of it."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,10 +38,8 @@ def test_the_loss_curve_is_that_of_one_device(name: str):
     alone, expected = trained(recipe, Layout())
     for metric in ("loss", "gradient_norm"):
         np.testing.assert_allclose(history[metric], expected[metric], rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        state.params, alone.params,
-    )  # fmt: skip
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, state.params, alone.params)
     for array in jax.tree.leaves(state):
         assert array.sharding.device_set == set(jax.devices())
 
@@ -48,25 +47,18 @@ def test_the_loss_curve_is_that_of_one_device(name: str):
 @pytest.mark.slow
 def test_first_values_do_not_depend_on_the_mesh():
     recipe = recipe_of(CLASSIC_8)
-    laid, alone = (
-        fresh_state(recipe, recipe.config, layout=where)
-        for where in (layout_of("fsdp=4,tensor=2"), Layout())
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), laid, alone)
+    laid = fresh_state(recipe, recipe.config, layout=layout_of("fsdp=4,tensor=2"))
+    alone = fresh_state(recipe, recipe.config, layout=Layout())
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), laid, alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "config"),
-    [
-        ({"optimizer": Optimizer(name="muon", warmup=1), "accumulate": 2}, CLASSIC_8),
-        ({"seeds": 2}, CLASSIC_8),
-    ],
+    "changes",
+    [{"optimizer": Optimizer(name="muon", warmup=1), "accumulate": 2}, {"seeds": 2}],
 )
-def test_so_it_is_with_muon_in_parts_and_side_by_side(
-    changes: dict[str, Any], config: Architecture
-):
-    recipe, layout = recipe_of(config, **changes), layout_of(*LAYOUTS["all three"])
+def test_so_it_is_with_muon_in_parts_and_side_by_side(changes: dict[str, Any]):
+    recipe, layout = recipe_of(CLASSIC_8, **changes), layout_of(*LAYOUTS["all three"])
     history, expected = (trained(recipe, where)[1] for where in (layout, Layout()))
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
 
@@ -88,8 +80,8 @@ def test_in_64_bits_many_steps_leave_the_very_same_parameters():
         after.append(many_steps(recipe.config, optimizer, how_of(recipe, layout))(state, batches))
     (alone, history), (laid, other) = after
     np.testing.assert_allclose(other["loss"], history["loss"], rtol=1e-6)
-    for one, same in zip(*map(jax.tree.leaves, (laid.params, alone.params)), strict=True):
-        np.testing.assert_allclose(one, same, rtol=1e-8, atol=1e-10)
+    close = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10)
+    jax.tree.map(close, laid.params, alone.params)
 
 
 @pytest.mark.slow
@@ -113,10 +105,11 @@ def test_without_a_mesh_a_step_has_no_constraint_at_all():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_fully_sharded_matrices_are_fetched_at_most_twice_and_gradients_summed_once(
-    accumulate: int,
-):
-    """Once for each pass: a loop's body stands once in the program, however many layers and parts it runs."""
+def test_fully_sharded_matrices_are_fetched_at_most_twice(accumulate: int):
+    """Once for each pass, and gradients are summed once.
+
+    A loop's body stands once in the program, however many layers and parts it runs.
+    """
     recipe, layout = recipe_of(MODERN_8, accumulate=accumulate), layout_of("fsdp=4")
     recipe = dataclasses.replace(recipe, steps=1, chunk=1, validate_every=1)
     optimizer = make_optimizer(recipe.config, recipe.optimizer, 1)

@@ -69,10 +69,8 @@ def test_a_diverged_validation_is_never_kept(corpus: Path, capsys):
 
 
 @pytest.mark.slow
-def test_parameters_that_are_no_numbers_are_not_saved_on_request(
-    corpus: Path, capsys, monkeypatch: pytest.MonkeyPatch
-):
-    """The last update of a chunk shows in no loss of it."""
+def test_parameters_that_are_no_numbers_are_not_saved(corpus: Path, capsys, monkeypatch):
+    """Not on request either; the last update of a chunk shows in no loss of it."""
     extra = ["--chunk", "1", "--optimizer.warmup", "0", "--optimizer.weight-decay", "1e9"]
     command = options(corpus, "inf", 40, *extra, "--optimizer.learning-rate", "1e30")
     draw = loop.draw
@@ -111,9 +109,11 @@ sys.exit(main(sys.argv[4:]))
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("what", "step", "size"), [("checkpoint", 10, 4096), ("metrics", 15, 64)])
+@pytest.mark.parametrize(
+    ("what", "step", "size", "saved"), [("checkpoint", 10, 4096, 0), ("metrics", 15, 64, 10)]
+)
 def test_a_full_disk_ends_the_run_with_a_sentence(
-    finished: Finished, corpus: Path, what: str, step: int, size: int
+    finished: Finished, corpus: Path, what: str, step: int, size: int, saved: int
 ):
     """From a step on files may not grow past a limit; what was saved before is whole and can go on."""
     command = options(corpus, "full")
@@ -128,15 +128,14 @@ def test_a_full_disk_ends_the_run_with_a_sentence(
     errors = re.findall(r"error: .*", done.stderr)
     assert len(errors) == 1, done.stderr
     check_names(errors[0], folder_of(command), "--resume")
-    check_names_the_last(errors[0], command, {10: 0, 15: 10}[step])
+    check_names_the_last(errors[0], command, saved)
     assert main([*command, "--resume"]) == 0
     assert_same_run(finished.command, command)
 
 
 def cut_short(checkpoint: Path) -> None:
-    for file in checkpoint.rglob("*"):
-        if file.is_file():
-            os.truncate(file, min(3, file.stat().st_size))
+    for file in filter(Path.is_file, checkpoint.rglob("*")):
+        os.truncate(file, min(3, file.stat().st_size))
 
 
 def remove_the_state(checkpoint: Path) -> None:
@@ -145,7 +144,7 @@ def remove_the_state(checkpoint: Path) -> None:
 
 @pytest.mark.slow(unless=("cut_short",))
 @pytest.mark.parametrize("damage", [cut_short, remove_the_state])
-def test_a_damaged_checkpoint_names_the_one_before_and_how_to_go_on(
+def test_a_damaged_checkpoint_names_the_one_before(
     finished: Finished, corpus: Path, capsys, damage: Callable[[Path], None]
 ):
     command = copied_run(finished, corpus, "hurt")
@@ -159,14 +158,11 @@ def test_a_damaged_checkpoint_names_the_one_before_and_how_to_go_on(
     assert_same_run(finished.command, command)
 
 
-def test_where_no_checkpoint_can_be_read_the_sentence_says_so(
-    finished: Finished, corpus: Path, capsys
-):
+def test_no_checkpoint_that_can_be_read_is_a_sentence(finished: Finished, corpus: Path, capsys):
     command = copied_run(finished, corpus, "hurt")
     folder = folder_of(command) / "checkpoints"
-    steps = kept_steps(folder_of(command))
-    for step in steps:
-        cut_short(folder / str(step))
-    check_refused(capsys, [*command, "--resume"], folder / str(max(steps)), "--overwrite")
+    cut_short(folder)
+    last = max(kept_steps(folder_of(command)))
+    check_refused(capsys, [*command, "--resume"], folder / str(last), "--overwrite")
     shutil.rmtree(folder)
     check_refused(capsys, [*command, "--resume"], folder, "--overwrite")

@@ -1,7 +1,6 @@
 """A run that is stopped, at whatever moment, goes on as if nothing had been."""
 
 import shlex
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -102,9 +101,8 @@ def test_a_run_stopped_between_validations_goes_on_from_there(finished: Finished
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["evaluating", "keeping the model", "writing the metrics"])
-def test_a_run_killed_between_saving_and_validating_looks_again(
-    finished: Finished, corpus: Path, where: str
-):
+def test_a_run_killed_before_it_validates_looks_again(finished: Finished, corpus: Path, where: str):
+    """Its state was saved already."""
     command = options(corpus, "killed")
     make, write = loop.make_evaluation, Metrics.write
 
@@ -127,7 +125,7 @@ def test_a_run_killed_between_saving_and_validating_looks_again(
 
 
 @pytest.mark.slow
-def test_the_last_checkpoints_and_the_best_are_kept(corpus: Path):
+def test_the_last_checkpoints_and_the_best_are_kept(corpus: Path, monkeypatch):
     """By losses that are made up: the second is the best."""
     command = options(corpus, "kept", 60, "--keep", "3")
     make = loop.make_evaluation
@@ -137,9 +135,8 @@ def test_the_last_checkpoints_and_the_best_are_kept(corpus: Path):
         evaluate = make(*args)
         return lambda state: evaluate(state) | {"validation_loss": next(losses)}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_evaluation", evaluation)
-        assert main(command) == 0
+    monkeypatch.setattr(loop, "make_evaluation", evaluation)
+    assert main(command) == 0
     assert kept_steps(folder_of(command)) == {10, 40, 50, 60}
 
 
@@ -149,10 +146,9 @@ def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(finished: Finished,
     command = copied_run(finished, corpus, "cut")
     folder = folder_of(command)
     before = numbers(folder)
-    last, *_ = sorted(kept_steps(folder), reverse=True)
-    shutil.move(
-        folder / "checkpoints" / str(last), folder / "checkpoints" / f"{last}.orbax-checkpoint-tmp"
-    )
+    last = last_saved(folder)
+    whole = folder / "checkpoints" / str(last)
+    whole.rename(whole.with_suffix(".orbax-checkpoint-tmp"))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
     assert main([*command, "--resume"]) == 0

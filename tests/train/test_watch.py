@@ -108,9 +108,7 @@ def test_what_fills_up_a_batch_is_not_looked_at():
 
 def test_updates_are_seen_whatever_the_kernel():
     params, batch = random_params(SEED), held_out(SEED)
-    einsum, blocked = (
-        watcher(("update-norm",), SEED, batch, Compute(kernel=kernel))(params)
-        for kernel in ("einsum", "blocked")
-    )
+    kernels = Compute(kernel="einsum"), Compute(kernel="blocked")
+    einsum, blocked = (watcher(("update-norm",), SEED, batch, how)(params) for how in kernels)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), einsum, blocked)
     parse(["seed", "--watch", "update-norm", "--compute.kernel", "blocked"])

@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import forward, load
+from jaxformer import forward, load, load_config
+from jaxformer.pretrained.families.gguf_names import DIALECTS
 from tests.helpers import ggufs
 from tests.helpers.errors import raises
-from tests.helpers.families import CASES, TOKENS, close, golden
+from tests.helpers.families import CASES, TOKENS, Golden, close, golden
 from tests.helpers.models import same
 
 KEPT = [
@@ -57,117 +59,78 @@ def llama3_factors(base: float, pairs: int, factor: float, low: float, high: flo
     return np.where(wavelengths > context / low, factor, kept).astype(np.float32)
 
 
+def wider(record: Golden, **change: Any) -> Golden:
+    """The tiny Llama with a stream of 256, of 4 heads of 64 and 2 that are shared."""
+    sizes = {16: 256, 8: 128}
+    tensors = {
+        n: np.resize(t, [sizes.get(s) or s for s in t.shape]) for n, t in record.tensors.items()
+    }
+    config = record.config | {"head_dim": 64, "hidden_size": 256} | change
+    return record._replace(config=config, tensors=tensors)
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_llama_3_s_scaling_is_recognised_by_its_factors(factor: float, tmp_path: Path):
-    record = golden("llama-plain")
     turns = {
         "rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
     }  # fmt: skip
-    record = record._replace(
-        config=record.config | {"rope_parameters": turns, "head_dim": 64, "hidden_size": 256},
-        tensors={name: np.resize(t, widened(t.shape)) for name, t in record.tensors.items()},
-    )
+    record = wider(golden("llama-plain"), rope_parameters=turns)
     factors = llama3_factors(5e5, 32, factor, 1.0, 4.0, 8192)
     record.write(tmp_path / "folder")
-    ggufs.write(tmp_path / "a.gguf", record, lambda w: w.add_tensor("rope_freqs.weight", factors))
+    for name, f in (("a.gguf", factors), ("b.gguf", factors**2)):
+        ggufs.write(tmp_path / name, record, lambda w, f=f: w.add_tensor("rope_freqs.weight", f))
     config, params, _ = load(tmp_path / "a.gguf")
     again, expected, _ = load(tmp_path / "folder")
     assert config == again
     same(params, expected)
-    ggufs.write(
-        tmp_path / "b.gguf", record, lambda w: w.add_tensor("rope_freqs.weight", factors**2)
-    )
     with raises(ValueError, tmp_path / "b.gguf", "rope_freqs.weight"):
         load(tmp_path / "b.gguf")
 
 
-def widened(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The tiny Llama's shape where the stream is 256 wide, of 4 heads of 64 and 2 that are shared."""
-    return tuple({16: 256, 8: 128}.get(size, size) for size in shape)
-
-
 def test_quantised_rows_are_permuted_too(tmp_path: Path):
-    """llama.cpp permutes rows, quantises them then, and the reader does the two the other way round."""
-    record = golden("llama-plain")
-    tensors = {name: np.resize(t, widened(t.shape)) for name, t in record.tensors.items()}
-    record = record._replace(
-        config=record.config | {"head_dim": 64, "hidden_size": 256}, tensors=tensors
-    )
-    name = "model.layers.1.self_attn.q_proj.weight"
-    blocks = gguf.quants.quantize(
-        ggufs._converted(name, tensors[name], record.config), gguf.GGMLQuantizationType.Q8_0
-    )
-    exact = record._replace(tensors={n: t for n, t in tensors.items() if n != name})
+    """llama.cpp permutes rows, then quantises them; the reader undoes both, in the other order."""
+    record, name = wider(golden("llama-plain")), "model.layers.1.self_attn.q_proj.weight"
+    matrix, q8 = record.tensors.pop(name), gguf.GGMLQuantizationType.Q8_0
+    blocks = gguf.quants.quantize(ggufs._converted(name, matrix, record.config), q8)
     ggufs.write(
-        tmp_path / "a.gguf", exact,
-        lambda w: w.add_tensor("blk.1.attn_q.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0),
+        tmp_path / "a.gguf", record, lambda w: w.add_tensor("blk.1.attn_q.weight", blocks, raw_dtype=q8)
     )  # fmt: skip
     config, params, _ = load(tmp_path / "a.gguf")
     assert params.W_E.dtype == jnp.float32
-    plain = tensors[name].reshape(4, 64, 256).transpose(2, 0, 1)
+    plain = matrix.reshape(4, 64, 256).transpose(2, 0, 1)
     error = np.abs(np.asarray(params.blocks.attn.W_Q[1]) - plain).max()
     assert 0 < error < np.abs(plain).max() / 127
     assert config.d_head == 64
 
 
 REFUSED = {
-    "experts": (
-        "llama-plain",
-        lambda w: w.add_expert_count(8),
-        ("llama.expert_count=8",),
-    ),
-    "a field": (
-        "llama-plain",
-        lambda w: w.add_logit_scale(2.0),
-        ("llama.logit_scale=2.0",),
-    ),
+    "experts": ("llama-plain", lambda w: w.add_expert_count(8), ("llama.expert_count=8",)),
+    "a field": ("llama-plain", lambda w: w.add_logit_scale(2.0), ("llama.logit_scale=2.0",)),
     "scaling": (
-        "llama-plain",
-        lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+        "llama-plain", lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
         ("llama.rope.scaling.type='yarn'", "'linear'"),
     ),
     "a scaling's field": (
-        "llama-plain",
-        lambda w: w.add_rope_scaling_attn_factors(2.0),
-        ("llama.rope.scaling.attn_factor=2.0",),
+        "llama-plain", lambda w: w.add_rope_scaling_attn_factors(2.0), ("llama.rope.scaling.attn_factor=2.0",),
     ),
-    "a window": (
-        "qwen2-plain",
-        lambda w: w.add_sliding_window(3),
-        ("qwen2.attention.sliding_window=3",),
-    ),
-    "part of a head": (
-        "qwen2-plain",
-        lambda w: w.add_rope_dimension_count(2),
-        ("qwen2.rope.dimension_count=2", 4),
-    ),
-    "wider values": (
-        "qwen2-plain",
-        lambda w: w.add_value_length(8),
-        ("qwen2.attention.value_length=8",),
-    ),
-    "not causal": (
-        "qwen2-plain",
-        lambda w: w.add_causal_attention(False),
-        ("qwen2.attention.causal=False",),
-    ),
+    "a window": ("qwen2-plain", lambda w: w.add_sliding_window(3), ("qwen2.attention.sliding_window=3",)),
+    "part of a head": ("qwen2-plain", lambda w: w.add_rope_dimension_count(2), ("qwen2.rope.dimension_count=2", 4)),
+    "wider values": ("qwen2-plain", lambda w: w.add_value_length(8), ("qwen2.attention.value_length=8",)),
+    "not causal": ("qwen2-plain", lambda w: w.add_causal_attention(False), ("qwen2.attention.causal=False",)),
     "two scalings": (
-        "llama-linear",
-        lambda w: w.add_tensor("rope_freqs.weight", np.ones(2, np.float32)),
+        "llama-linear", lambda w: w.add_tensor("rope_freqs.weight", np.ones(2, np.float32)),
         ("rope.scaling", "rope_freqs.weight"),
     ),
     "other factors": (
-        "llama-plain",
-        lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, np.float32)),
+        "llama-plain", lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, np.float32)),
         ("rope_freqs.weight", "(3,)", 4),
     ),
     "a tensor": (
-        "qwen2-plain",
-        lambda w: w.add_tensor("blk.0.attn_q_norm.weight", np.ones(4, np.float32)),
+        "qwen2-plain", lambda w: w.add_tensor("blk.0.attn_q_norm.weight", np.ones(4, np.float32)),
         ("blk.0.attn_q_norm.weight",),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -198,68 +161,72 @@ def test_fields_that_change_nothing_are_let_pass(what: str, tmp_path: Path):
     same(params, expected)
 
 
-NEEDED = {
-    "gpt2-plain": ["attention.head_count", "attention.layer_norm_epsilon", "feed_forward_length"],
-    "llama-plain": ["block_count", "embedding_length", "attention.head_count", "attention.layer_norm_rms_epsilon"],
-}  # fmt: skip
+def drop(key: str, *instead: Any) -> ggufs.Edit:
+    """Leave out a field, or give it another value."""
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for held in writer.kv_data:
+            for name in [name for name in held if name.endswith(f".{key}")]:
+                del held[name]
+        for value in instead:
+            kind = "array" if isinstance(value, list) else "string"
+            getattr(writer, f"add_{kind}")(f"llama.{key}", value)
+
+    return edit
 
 
-@pytest.mark.parametrize(("case", "key"), [(case, key) for case in NEEDED for key in NEEDED[case]])
+@pytest.mark.parametrize(
+    ("case", "key"),
+    [
+        ("gpt2-plain", "attention.head_count"), ("gpt2-plain", "attention.layer_norm_epsilon"),
+        ("gpt2-plain", "feed_forward_length"), ("llama-plain", "block_count"), ("llama-plain", "embedding_length"),
+        ("llama-plain", "attention.head_count"), ("llama-plain", "attention.layer_norm_rms_epsilon"),
+    ],
+)  # fmt: skip
 def test_a_field_that_llama_cpp_must_have_is_not_guessed(case: str, key: str, tmp_path: Path):
-    ggufs.write(tmp_path / "a.gguf", golden(case), lambda w: drop(w, key))
+    ggufs.write(tmp_path / "a.gguf", golden(case), drop(key))
     with raises(ValueError, tmp_path / "a.gguf", f"{CASES[case][0]}.{key}"):
         load(tmp_path / "a.gguf")
 
 
-def drop(writer: gguf.GGUFWriter, key: str) -> None:
-    for held in writer.kv_data:
-        for name in [name for name in held if name.endswith(f".{key}")]:
-            del held[name]
+@pytest.mark.parametrize(
+    "key", ["attention.head_count_kv", "rope.freq_base", "attention.key_length", "vocab_size"]
+)
+def test_a_field_that_llama_cpp_may_leave_out_has_its_default(key: str, tmp_path: Path):
+    record = golden("llama-no_groups")
+    ggufs.write(tmp_path / "a.gguf", record, drop(key))
+    record.write(tmp_path / "folder")
+    assert load_config(tmp_path / "a.gguf") == load_config(tmp_path / "folder")
 
 
-def test_what_llama_cpp_takes_for_given(tmp_path: Path):
-    """Its defaults are not transformers': heads, their width, the rotary base; and Gemma 3's window."""
-    for key in ("attention.head_count_kv", "rope.freq_base", "attention.key_length", "vocab_size"):
-        record = golden("llama-no_groups")
-        ggufs.write(tmp_path / "a.gguf", record, lambda w, key=key: drop(w, key))
-        record.write(tmp_path / "folder")
-        assert load(tmp_path / "a.gguf")[0] == load(tmp_path / "folder")[0]
-    ggufs.write(
-        tmp_path / "b.gguf", golden("llama-plain"), lambda w: w.add_rope_scaling_factor(4.0)
-    )
-    config = load(tmp_path / "b.gguf")[0]
-    assert (config.rotary_scaling, config.rotary_factor) == ("linear", 4.0)
-    record = golden("gemma3_text-plain")
-    ggufs.write(tmp_path / "c.gguf", record, lambda w: drop(w, "attention.sliding_window"))
-    assert load(tmp_path / "c.gguf")[0].window is None
-    for pattern, expected in (([True, False, True], "LGL"), (2, "LG")):
-        ggufs.write(
-            tmp_path / "d.gguf", record, lambda w, p=pattern: w.add_sliding_window_pattern(p)
-        )
-        assert load(tmp_path / "d.gguf")[0].window_pattern in (expected, expected[:2])
-    ggufs.write(
-        tmp_path / "e.gguf", record, lambda w: w.add_float32("gemma3.rope.freq_base_swa", 77.0)
-    )
-    assert load(tmp_path / "e.gguf")[0].local_rotary_base == 77.0
-    ggufs.write(
-        tmp_path / "f.gguf", golden("llama-plain"), lambda w: drop(w, "attention.head_count_kv"),
-        lambda w: w.add_array("llama.attention.head_count_kv", [2, 2, 2]),
-    )  # fmt: skip
-    assert load(tmp_path / "f.gguf")[0].n_kv_heads == 2
+@pytest.mark.parametrize(
+    ("case", "edit", "expected"),
+    [
+        ("llama-plain", lambda w: w.add_rope_scaling_factor(4.0), {"rotary_scaling": "linear", "rotary_factor": 4.0}),
+        ("llama-plain", drop("attention.head_count_kv", [2, 2, 2]), {"n_kv_heads": 2}),
+        ("gemma3_text-plain", drop("attention.sliding_window"), {"window": None}),
+        ("gemma3_text-plain", lambda w: w.add_sliding_window_pattern([True, False, True]), {"window_pattern": "LG"}),
+        ("gemma3_text-plain", lambda w: w.add_sliding_window_pattern(2), {"window_pattern": "LG"}),
+        ("gemma3_text-plain", lambda w: w.add_float32("gemma3.rope.freq_base_swa", 77.0), {"local_rotary_base": 77.0}),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_takes_for_given(
+    case: str, edit: ggufs.Edit, expected: dict, tmp_path: Path
+):
+    ggufs.write(tmp_path / "a.gguf", golden(case), edit)
+    config = load(tmp_path / "a.gguf")[0]
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
-def test_fields_of_another_kind_are_named_as_the_file_names_them(tmp_path: Path):
-    for key, value in (
-        ("embedding_length", "16"),
-        ("rope.freq_base", "much"),
-        ("attention.key_length", "4"),
-    ):
-        ggufs.write(
-            tmp_path / "a.gguf", golden("llama-plain"), lambda w, k=key: drop(w, k),
-            lambda w, k=key, v=value: w.add_string(f"llama.{k}", v),
-        )  # fmt: skip
-        with raises(ValueError, tmp_path / "a.gguf", f"llama.{key}='{value}'"):
-            load(tmp_path / "a.gguf")
+@pytest.mark.parametrize(
+    ("key", "value"), [("embedding_length", "16"), ("rope.freq_base", "much"), ("attention.key_length", "4")]
+)  # fmt: skip
+def test_fields_of_another_kind_are_named_as_the_file_names_them(
+    key: str, value: str, tmp_path: Path
+):
+    ggufs.write(tmp_path / "a.gguf", golden("llama-plain"), drop(key, value))
+    with raises(ValueError, tmp_path / "a.gguf", f"llama.{key}='{value}'"):
+        load(tmp_path / "a.gguf")
 
 
 def test_an_architecture_that_is_none_of_ours(tmp_path: Path):
@@ -274,7 +241,5 @@ def test_an_architecture_that_is_none_of_ours(tmp_path: Path):
 
 
 def test_every_gguf_architecture_here_is_a_family_of_the_tests():
-    from jaxformer.pretrained.families.gguf_names import DIALECTS
-
     assert set(DIALECTS) == {gguf.MODEL_ARCH_NAMES[a] for a in ggufs.ARCHITECTURES.values()}
     assert {CASES[case][0] for case in KEPT} == ggufs.ARCHITECTURES.keys()

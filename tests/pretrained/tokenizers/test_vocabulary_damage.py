@@ -20,15 +20,10 @@ from tests.helpers.vocabs import END, SMALL, as_gguf, ours, small, write
 def test_truncation_and_padding_are_switched_off(tmp_path: Path):
     cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     pad = {
-        "strategy": {"Fixed": 8},
-        "direction": "Right",
-        "pad_to_multiple_of": None,
-        "pad_id": 0,
-        "pad_type_id": 0,
-        "pad_token": "a",
-    }
+        "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "a",
+    }  # fmt: skip
     tokenizer = ours(write(tmp_path, tokenizer=small(truncation=cut, padding=pad)))
-    assert tokenizer.encode("abaab").tolist() == [2, 0, 2]
     assert tokenizer.encode("abaaba").tolist() == [2, 0, 2, 0]
 
 
@@ -160,20 +155,14 @@ def test_a_damaged_file_is_a_value_error_or_a_tokenizer(
 @examples(50)
 @given(data=st.data())
 def test_damaged_metadata_is_a_value_error_or_a_tokenizer(data: st.DataObject):
-    fields = g(
-        bos_token_id=0,
-        eos_token_id=1,
-        add_bos_token=True,
-        scores=[0.0] * 4,
-        model=data.draw(st.sampled_from(["gpt2", "llama"])),
-    )
+    model = data.draw(st.sampled_from(["gpt2", "llama"]))
+    fields = g(model=model, bos_token_id=0, eos_token_id=1, add_bos_token=True, scores=[0.0] * 4)
     odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
     for name in data.draw(st.lists(st.sampled_from(sorted(fields)), max_size=3)):
-        fields[name] = data.draw(
-            odd | st.lists(odd, max_size=4) | st.permutations(fields[name])
-            if isinstance(fields[name], list)
-            else odd
-        )
+        value = odd
+        if isinstance(fields[name], list):
+            value |= st.lists(odd, max_size=4) | st.permutations(fields[name])
+        fields[name] = data.draw(value)
     try:
         tokenizer = from_gguf(fields, "here.gguf")
     except ValueError as error:
