@@ -38,9 +38,7 @@ DEFAULT_SIZES = {
     "patching": ("baby", "gpt2-124m"),
     "memory": ("gpt2-124m",),
 }
-OWN: dict[str, dict[str, Any]] = {
-    "patching": {"peers": ("lens",)},
-}
+OWN: dict[str, dict[str, Any]] = {"patching": {"peers": ("lens",)}}
 """What one workload has for an option that is not given."""
 SUITE_PEERS = ("flax-nnx", "torch", "torch-compile", "hf-sdpa")
 """One of each kind; `--peers` chooses others."""

@@ -164,12 +164,7 @@ def attributed(pair: Pair, setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def entered(
-    name: str,
-    door: Callable[..., Any],
-    pair: Pair,
-    setting: Setting,
-    *,
-    compiled: bool = False,
+    name: str, door: Callable[..., Any], pair: Pair, setting: Setting, *, compiled: bool = False
 ) -> Contender:
     """Ours: the door as a user calls it, or the whole as one compiled program; what that takes is known ahead."""
     shapes = (

@@ -57,12 +57,7 @@ def prepare(
 
 
 def ahead(
-    what: str,
-    lower: Callable[[], Any],
-    known: int,
-    *,
-    device: Device,
-    options: Options,
+    what: str, lower: Callable[[], Any], known: int, *, device: Device, options: Options
 ) -> Program:
     """Compile what is lowered on the clock; `known` bytes are those of its arguments.
 

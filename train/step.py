@@ -48,12 +48,7 @@ class How:
     """the devices, and what lies where on them"""
 
 
-def summed_loss(
-    params: Params,
-    config: Config,
-    batch: Batch,
-    how: How = How(),
-) -> Float[Array, ""]:
+def summed_loss(params: Params, config: Config, batch: Batch, how: How = How()) -> Float[Array, ""]:
     """The sum over the targets that count."""
 
     def losses(window: Int[Array, " window"]) -> Float[Array, " context"]:
@@ -67,10 +62,7 @@ def summed_loss(
 
 
 def loss_and_gradient(
-    params: Params,
-    config: Config,
-    batch: Batch,
-    how: How = How(),
+    params: Params, config: Config, batch: Batch, how: How = How()
 ) -> tuple[Float[Array, ""], Any]:
     """The mean loss over the targets that count, and its gradient.
 
@@ -118,11 +110,7 @@ Steps = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, "
 
 
 def many_steps(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    how: How = How(),
-    *,
-    members: int = 1,
+    config: Config, optimizer: optax.GradientTransformation, how: How = How(), *, members: int = 1
 ) -> Steps:
     """A compiled function that trains one step per batch; it takes the state's buffers for its own.
 
@@ -146,9 +134,7 @@ def many_steps(
 
 
 def validation_sums(
-    config: Config,
-    how: How = How(),
-    members: int = 1,
+    config: Config, how: How = How(), members: int = 1
 ) -> Callable[[Params, Batch], Float[Array, "*members n"]]:
     """A compiled function from (params, batches [n b ...]) to each batch's summed loss."""
 

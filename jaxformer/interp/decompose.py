@@ -26,27 +26,13 @@ from jaxformer.interp.components import (
     captured,
     check_layer,
     check_mid,
-    component_labels,
     embedding_sites,
     stream_at,
     writers,
 )
 from jaxformer.interp.engine.frozen import added, added_biases, frozen, taken_back
-from jaxformer.interp.lens import direct_logit_attribution, final_bias, logit_lens
 from jaxformer.model.params import Params, stacked
 from jaxformer.model.stream import product, wide, widened
-
-__all__ = [
-    "accumulated_resid",
-    "component_labels",
-    "decompose_resid",
-    "direct_logit_attribution",
-    "final_bias",
-    "full_decomposition",
-    "head_results",
-    "logit_lens",
-    "neuron_results",
-]
 
 
 def decompose_resid(
@@ -68,6 +54,7 @@ def decompose_resid(
         ValueError: a layer that is not there, a site that was not captured.
 
     >>> import jax, jaxformer
+    >>> from jaxformer.interp.components import component_labels
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> params = jaxformer.init(config, jax.random.key(0))
     >>> out = jaxformer.forward(params, config, jnp.array([3, 1, 4]),
@@ -110,6 +97,7 @@ def accumulated_resid(
         ValueError: a layer that is not there, a site that was not captured or that this Config lacks.
 
     >>> import jax, jaxformer
+    >>> from jaxformer.interp.lens import logit_lens
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> params = jaxformer.init(config, jax.random.key(0))
     >>> out = jaxformer.forward(params, config, jnp.array([3, 1, 4]), capture=("resid_pre", "resid_post"))

@@ -25,12 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxformer.config import Config
-from jaxformer.interp.refactor import (
-    refactor_ov,
-    refactor_qk,
-    refactor_qk_ov,
-    with_attention,
-)
+from jaxformer.interp.refactor import refactor_ov, refactor_qk, refactor_qk_ov, with_attention
 from jaxformer.model.norm import norm_gain
 from jaxformer.model.params import Norm, Params, abstract, stacked
 

@@ -27,9 +27,7 @@ def learned(positions: Int[Array, " t"], rows: Float[Array, "c d"]) -> Float[Arr
 
 
 def rotary(
-    positions: Int[Array, " t"],
-    vectors: Float[Array, "t n h"],
-    frequencies: Float[Array, " pairs"],
+    positions: Int[Array, " t"], vectors: Float[Array, "t n h"], frequencies: Float[Array, " pairs"]
 ) -> Float[Array, "t n h"]:
     """Turn pairs (i, i + pairs) of the first 2·pairs coordinates by p·frequency_i.
 

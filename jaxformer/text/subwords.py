@@ -201,12 +201,7 @@ def template(before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]
     ]
     tokens = {t: {"id": t, "ids": [i], "tokens": [t]} for t, i in (*before, *after)}
     pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
-    return {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": pair,
-        "special_tokens": tokens,
-    }
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
 
 
 def byte_level(splits: Sequence[str] = ()) -> dict[str, Any]:

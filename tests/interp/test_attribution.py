@@ -1,7 +1,7 @@
-"""Gradients at every site, attribution patching, and Jacobians between sites: laws, and what is refused."""
+"""Gradients at every site, and attribution patching: laws, and what is refused."""
 
 import dataclasses
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,12 @@ def linear(logits):
 
 def pair(config: Config):
     return random_tokens(config, LENGTH), random_tokens(config, LENGTH, seed=1)
+
+
+def effect(metric, params, config: Config, clean, corrupted):
+    """How much larger the metric is on the clean text."""
+    clean, corrupted = (forward(params, config, text).logits for text in (clean, corrupted))
+    return metric(clean) - metric(corrupted)
 
 
 @pytest.mark.slow
@@ -79,17 +85,13 @@ def test_an_edit_a_place_to_read_and_a_kernel_are_heeded(x64):
     doubled = params._replace(
         blocks=params.blocks._replace(attn=params.blocks.attn._replace(W_O=W_O))
     )
-    sites = ("embed", "resid_pre", "final")
+    sites, last = ("embed", "resid_pre", "final"), jnp.array([-1])
     how = Compute(kernel="blocked", remat="block", unroll=2)
-    last = jnp.array([-1])
 
-    @jax.jit
-    def run(params, doubled):
-        edited = gradients(params, MODERN, tokens, linear, sites, edit=double)
-        same = gradients(doubled, MODERN, tokens, linear, sites, read=last, compute=how)
-        return edited, same
+    def run(params, **options):
+        return jax.jit(lambda p: gradients(p, MODERN, tokens, linear, sites, **options))(params)
 
-    edited, same = run(params, doubled)
+    edited, same = run(params, edit=double), run(doubled, read=last, compute=how)
     assert same.gradients["final"].shape == (1, 8)
     for site in sites[:2]:
         np.testing.assert_allclose(same.gradients[site], edited.gradients[site], rtol=1e-10)
@@ -106,17 +108,14 @@ def test_all_nodes_cost_less_than_four_passes_and_a_layer_s_share_does_not_grow_
     def flops(function, depth):
         config = dataclasses.replace(SEED, n_layers=depth, **sizes)
         params, tokens = random_params(config), random_tokens(config, 7)
-        return compiled_flops(
-            lambda params, tokens: function(params, config, tokens), params, tokens
-        )
+        return compiled_flops(lambda *args: function(args[0], config, args[1]), params, tokens)
 
     def every(params, config, tokens):
         return gradients(params, config, tokens, linear, NODES)
 
     def patch(params, config, tokens):
-        return attribution_patch(
-            params, config, tokens, tokens[::-1], linear, NODES, by=("position",)
-        )
+        both = tokens, tokens[::-1]
+        return attribution_patch(params, config, *both, linear, NODES, by=("position",))
 
     # XLA counts a loop's body once: with depth only what is done to whole stacks grows.
     assert flops(every, 20) < 1.2 * flops(every, 2)
@@ -138,36 +137,26 @@ def test_identical_inputs_give_exactly_zero(steps: int):
     assert jnp.abs(other["scores"]).max() > 0
 
 
-def without_queries(config: Config):
-    """Heads whose scores are all 0: each averages what it sees, so the network is linear in its embedding."""
-    params = random_params(config, dtype=jnp.float64)
-    attn = params.blocks.attn
-    return params._replace(
-        blocks=params.blocks._replace(attn=attn._replace(W_Q=jnp.zeros_like(attn.W_Q)))
-    )
-
-
 def test_on_a_linear_network_the_attributions_of_a_cut_sum_to_the_effect(x64):
-    params, (clean, corrupted) = without_queries(ATTENTION_ONLY), pair(ATTENTION_ONLY)
+    """Heads whose scores are all 0 average what they see, so the network is linear in its embedding."""
+    params, config = random_params(ATTENTION_ONLY, dtype=jnp.float64), ATTENTION_ONLY
+    attn = params.blocks.attn._replace(W_Q=jnp.zeros_like(params.blocks.attn.W_Q))
+    params = params._replace(blocks=params.blocks._replace(attn=attn))
+    runs = params, config, *pair(config)
     sites = ("embed", "resid_pre", "resid_post", "final")
-    scores = attribution_patch(
-        params, ATTENTION_ONLY, clean, corrupted, linear, sites, read=jnp.array([-1])
-    )
-    effect = linear(forward(params, ATTENTION_ONLY, clean).logits)
-    effect -= linear(forward(params, ATTENTION_ONLY, corrupted).logits)
-    assert abs(effect) > 0.1
+    scores = attribution_patch(*runs, linear, sites, read=jnp.array([-1]))
+    total = effect(linear, *runs)
+    assert abs(total) > 0.1
     for values in scores.values():
         cuts = values.sum(axis=(-2, -1))
-        np.testing.assert_allclose(cuts, jnp.full_like(cuts, effect), rtol=1e-12)
+        np.testing.assert_allclose(cuts, jnp.full_like(cuts, total), rtol=1e-12)
 
 
 def test_without_layers_there_is_the_embedding_alone(x64):
     config = dataclasses.replace(SEED, n_layers=0)
-    params, (clean, corrupted) = random_params(config, dtype=jnp.float64), pair(config)
-    scores = attribution_patch(params, config, clean, corrupted, linear, NODES, by=("position",))
-    effect = linear(forward(params, config, clean).logits)
-    effect -= linear(forward(params, config, corrupted).logits)
-    np.testing.assert_allclose(scores["embed"][-1], effect, rtol=1e-12)
+    runs = random_params(config, dtype=jnp.float64), config, *pair(config)
+    scores = attribution_patch(*runs, linear, NODES, by=("position",))
+    np.testing.assert_allclose(scores["embed"][-1], effect(linear, *runs), rtol=1e-12)
     assert (scores["embed"][:-1] == 0).all()
     assert (scores["z"] == 0).all()
 
@@ -175,35 +164,33 @@ def test_without_layers_there_is_the_embedding_alone(x64):
 @pytest.mark.slow
 def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
     """The midpoint rule's error falls with the square of the number of steps."""
-    params, (clean, corrupted) = random_params(MODERN, dtype=jnp.float64), pair(MODERN)
-    effect = metric(forward(params, MODERN, clean).logits)
-    effect -= metric(forward(params, MODERN, corrupted).logits)
+    params, both = random_params(MODERN, dtype=jnp.float64), pair(MODERN)
+    total = effect(metric, params, MODERN, *both)
+
+    @partial(jax.jit, static_argnums=0)
+    def score(steps, clean, corrupted):
+        runs = params, MODERN, clean, corrupted
+        return attribution_patch(*runs, metric, ("embed",), steps=steps, by=())["embed"]
 
     def error(steps):
-        scores = jax.jit(
-            lambda a, b: attribution_patch(
-                params, MODERN, a, b, metric, ("embed",), steps=steps, by=()
-            )
-        )(clean, corrupted)
-        return abs(float(scores["embed"] - effect))
+        return abs(float(score(steps, *both) - total))
 
-    assert error(200) < 1e-3 * abs(float(effect)) < error(1)
+    assert error(200) < 1e-3 * abs(float(total)) < error(1)
     assert error(400) == pytest.approx(error(200) / 4, rel=0.1)
 
 
 @pytest.mark.slow
 def test_many_narrow_steps_are_summed_wide():
     """In bfloat16 a running sum of 600 alike would stop growing at 256 of them."""
-    params, (clean, corrupted) = random_params(MODERN), pair(MODERN)
+    params, both = random_params(MODERN), pair(MODERN)
 
-    def scores(dtype: Any) -> Any:
-        return jax.jit(
-            lambda a, b: attribution_patch(
-                params, MODERN, a, b, linear, ("z",), steps=600, by=(), compute=Compute(dtype=dtype)
-            )["z"]
-        )(clean, corrupted)
+    @partial(jax.jit, static_argnums=0)
+    def scores(compute, clean, corrupted):
+        runs = params, MODERN, clean, corrupted
+        return attribution_patch(*runs, linear, ("z",), steps=600, by=(), compute=compute)["z"]
 
-    np.testing.assert_allclose(scores("bfloat16"), scores(None), rtol=0.1)
+    narrow, wide = scores(Compute(dtype="bfloat16"), *both), scores(Compute(), *both)
+    np.testing.assert_allclose(narrow, wide, rtol=0.1)
 
 
 @pytest.mark.slow
@@ -250,9 +237,8 @@ def test_vmap_gives_a_batch():
     clean, corrupted = jnp.stack(pair(MODERN)), jnp.stack(pair(MODERN)[::-1])
 
     def one(clean, corrupted):
-        return attribution_patch(
-            params, MODERN, clean, corrupted, metric, NODES, steps=2, by=("position",)
-        )
+        runs = params, MODERN, clean, corrupted
+        return attribution_patch(*runs, metric, NODES, steps=2, by=("position",))
 
     batch = jax.jit(jax.vmap(one))(clean, corrupted.at[1].set(clean[1]))
     single = jax.jit(one)(clean[0], corrupted[0])
@@ -262,10 +248,8 @@ def test_vmap_gives_a_batch():
 
 
 def test_scores_are_summed_to_the_axes_asked_for():
-    values = {
-        "pattern": jnp.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5),
-        "k": jnp.arange(2.0 * 4 * 3 * 2).reshape(2, 4, 3, 2),
-    }
+    shapes = {"pattern": (2, 3, 4, 5), "k": (2, 4, 3, 2)}
+    values = {site: jnp.arange(1.0 * np.prod(own)).reshape(own) for site, own in shapes.items()}
     out = summed(values, by=("head", "layer"))
     np.testing.assert_array_equal(out["pattern"], values["pattern"].sum((2, 3)).T)
     np.testing.assert_array_equal(out["k"], values["k"].sum((1, 3)).T)
@@ -277,65 +261,32 @@ def test_scores_are_summed_to_the_axes_asked_for():
 
 tokens = random_tokens(SEED, LENGTH)
 seed = random_params(SEED)
+ONE = seed, SEED, tokens
+BOTH = *ONE, tokens
+Z, VALUES = ("z",), {"z": jnp.ones((1, 2, 3, 4))}
 REFUSED = {
-    "an unknown site": (
-        lambda: gradients(seed, SEED, tokens, metric, ("zz",)),
-        ("zz", "embed", "resid_pre"),
-    ),
-    "a string of sites": (
-        lambda: gradients(seed, SEED, tokens, metric, "z"),
-        ("sites='z'", "('z',)"),
-    ),
-    "a vector": (
-        lambda: gradients(seed, SEED, tokens, lambda logits: logits[-1], ("z",)),
-        ("metric", "(11,)", "float32", "(5, 11)"),
-    ),
-    "an integer": (
-        lambda: gradients(seed, SEED, tokens, lambda logits: logits[-1].argmax(), ("z",)),
-        ("metric", "()", "int32"),
-    ),
-    "a hidden site": (
-        lambda: gradients(seed, SEED, tokens, metric, ("z", "scores"), compute=Compute(kernel="fused")),
-        ("kernel='fused'", "scores", "kernel='einsum'"),
-    ),
-    "a list of layers": (
-        lambda: gradients(unstack(seed), SEED, tokens, metric, ("z",)),
-        ("init",),
-    ),
-    "a token outside": (
-        lambda: gradients(seed, SEED, tokens.at[1].set(11), metric, ("z",)),
-        (11, 1),
-    ),
-    "other lengths": (
-        lambda: attribution_patch(seed, SEED, tokens, tokens[1:], metric, ("z",)),
-        ("clean", "(5,)", "corrupted", "(4,)"),
-    ),
-    "no steps": (
-        lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), steps=0),
-        ("steps=0", 1),
-    ),
+    "an unknown site": (lambda: gradients(*ONE, metric, ("zz",)), ("zz", "embed", "resid_pre")),
+    "a string of sites": (lambda: gradients(*ONE, metric, "z"), ("sites='z'", "('z',)")),
+    "a vector": (lambda: gradients(*ONE, lambda logits: logits[-1], Z), ("metric", "(11,)", "float32", "(5, 11)")),
+    "an integer": (lambda: gradients(*ONE, lambda logits: logits[-1].argmax(), Z), ("metric", "()", "int32")),
+    "a hidden site": (lambda: gradients(*ONE, metric, ("z", "scores"), compute=Compute(kernel="fused")),
+                      ("kernel='fused'", "scores", "kernel='einsum'")),
+    "a list of layers": (lambda: gradients(unstack(seed), SEED, tokens, metric, Z), ("init",)),
+    "a token outside": (lambda: gradients(seed, SEED, tokens.at[1].set(11), metric, Z), (11, 1)),
+    "other lengths": (lambda: attribution_patch(*ONE, tokens[1:], metric, Z),
+                      ("clean", "(5,)", "corrupted", "(4,)")),
+    "no steps": (lambda: attribution_patch(*BOTH, metric, Z, steps=0), ("steps=0", 1)),
     "half a step": (lambda: check_pair(tokens, tokens, 1.5), ("steps=1.5",)),
-    "an unknown axis": (
-        lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z",), by=("heads",)),
-        ("z", "heads", "layer", "position", "head"),
-    ),
-    "an axis that is not there": (
-        lambda: attribution_patch(seed, SEED, tokens, tokens, metric, ("z", "embed"), by=("layer",)),
-        ("embed", "by=('layer',)"),
-    ),
-    "an axis twice": (
-        lambda: summed({"z": jnp.ones((1, 2, 3, 4))}, by=("head", "head")),
-        ("by", "head"),
-    ),
-    "one axis": (
-        lambda: summed({"z": jnp.ones((1, 2, 3, 4))}, by="head"),
-        ("by='head'", "('head',)"),
-    ),
+    "an unknown axis": (lambda: attribution_patch(*BOTH, metric, Z, by=("heads",)),
+                        ("z", "heads", "layer", "position", "head")),
+    "an axis that is not there": (lambda: attribution_patch(*BOTH, metric, ("z", "embed"), by=("layer",)),
+                                  ("embed", "by=('layer',)")),
+    "an axis twice": (lambda: summed(VALUES, by=("head", "head")), ("by", "head")),
+    "one axis": (lambda: summed(VALUES, by="head"), ("by='head'", "('head',)")),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_right_is_refused(what: str):
-    call, named = REFUSED[what]
+@pytest.mark.parametrize(("call", "named"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_right_is_refused(call, named: tuple):
     with raises(ValueError, *named):
         call()

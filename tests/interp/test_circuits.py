@@ -61,10 +61,6 @@ def post_norms(params: Params, config: Config) -> list[np.ndarray]:
     return [centre @ np.diag(np.asarray(w) + config.norm_plus_one) for w in norm.w]
 
 
-def dense_unembedding(params: Params) -> np.ndarray:
-    return np.asarray(params.W_E.T if params.W_U is None else params.W_U)
-
-
 def dense_composition(params: Params, config: Config, kind: str) -> np.ndarray:
     qk, ov = dense(params, config)
     reads = {"q": qk, "k": qk.swapaxes(-2, -1), "v": ov}[kind]
@@ -83,11 +79,10 @@ def everything(params: Params, config: Config) -> dict[str, Any]:
     if config.qk_norm == "none":
         circuits, kinds = (*circuits, qk_circuit, full_qk_circuit), "qkv"
     scores = {kind: composition_scores(params, config, kind) for kind in kinds}
+    directions = read_through_unembedding(params, config, directions=99, tokens=config.n_vocab)
     return scores | {
         "circuits": [circuit(params, config) for circuit in circuits],
-        "directions": read_through_unembedding(
-            params, config, directions=99, tokens=config.n_vocab
-        ),
+        "directions": directions,
         "copying": copying_score(params, config),
     }
 
@@ -96,13 +91,13 @@ def check_everything(config: Config) -> None:
     params = random_params(config, dtype=jnp.float64)
     ours = everything(params, config)
     qk, ov = dense(params, config)
-    W_E, W_U = config.embedding_scale * np.asarray(params.W_E), dense_unembedding(params)
+    W_E = config.embedding_scale * np.asarray(params.W_E)
+    W_U = np.asarray(params.W_E.T if params.W_U is None else params.W_U)
     full_qk, full_ov = W_E @ qk @ W_E.T, W_E @ ov @ W_U
     kinds = "qkv" if config.qk_norm == "none" else "v"
     wholes = (ov, full_ov, qk, full_qk)[: len(ours["circuits"])]
     assert len(wholes) == (4 if kinds == "qkv" else 2)
     for circuit, whole in zip(ours["circuits"], wholes, strict=True):
-        assert isinstance(circuit, FactoredMatrix)
         assert circuit.A.shape[-1] <= config.d_head
         np.testing.assert_allclose(circuit.AB, whole, rtol=0, atol=1e-11)
     for kind in kinds:
@@ -116,13 +111,10 @@ def check_everything(config: Config) -> None:
 
 def check_directions(directions: Any, full_ov: np.ndarray, config: Config) -> None:
     """All tokens of all directions put together again are the full OV circuit."""
-    read, written = (
-        np.zeros((*directions.read.shape[:3], config.n_vocab)) for _ in range(2)
-    )  # fmt: skip
-    np.put_along_axis(read, np.asarray(directions.read), np.asarray(directions.read_value), -1)
-    np.put_along_axis(
-        written, np.asarray(directions.written), np.asarray(directions.written_value), -1
-    )
+    directions = jax.tree.map(np.asarray, directions)
+    read, written = np.zeros((2, *directions.read.shape[:3], config.n_vocab))
+    np.put_along_axis(read, directions.read, directions.read_value, -1)
+    np.put_along_axis(written, directions.written, directions.written_value, -1)
     whole = np.einsum("lnp,lnpi,lnpj->lnij", directions.strength, read, written)
     np.testing.assert_allclose(whole, full_ov, rtol=0, atol=1e-11)
     assert directions.strength.shape[-1] == min(config.d_head, config.d_model)
@@ -146,12 +138,8 @@ def test_and_so_for_any_config(config: Config, x64):
 def test_circuits_are_what_the_forward_pass_computes(x64):
     """Without norms and positions, a score is x·QK·x and a head's output the pattern's mean of x·OV."""
     params = random_params(GROUPED, dtype=jnp.float64)
-    seen = forward(
-        params,
-        GROUPED,
-        random_tokens(GROUPED, 5),
-        capture=("resid_pre", "scores", "pattern", "head_out"),
-    ).activations
+    sites = ("resid_pre", "scores", "pattern", "head_out")
+    seen = forward(params, GROUPED, random_tokens(GROUPED, 5), capture=sites).activations
     state = seen["resid_pre"]
     qk, ov = qk_circuit(params, GROUPED).AB, ov_circuit(params, GROUPED).AB
     scores = jnp.einsum("ltd,lnde,lse->lnts", state, qk, state) * GROUPED.score_scale
@@ -163,11 +151,6 @@ def test_circuits_are_what_the_forward_pass_computes(x64):
 
 def zeros(config: Config) -> Params:
     return jax.tree.map(lambda array: jnp.zeros(array.shape), abstract(config))
-
-
-def line(here: int, there: int) -> FactoredMatrix:
-    """Reads one coordinate, writes another."""
-    return FactoredMatrix(jnp.eye(8)[:, here : here + 1], jnp.eye(8)[there : there + 1])
 
 
 def test_heads_made_by_hand_compose_as_they_were_made(x64):
@@ -187,8 +170,10 @@ def test_heads_made_by_hand_compose_as_they_were_made(x64):
         scores = np.zeros((2, 4, 2, 4))
         scores[0, 2, 1, reader] = 1.0
         np.testing.assert_array_equal(found[kind], scores)
-    assert float(composition_score(line(0, 5), line(5, 1))) == 1.0
-    assert float(composition_score(line(0, 5), line(4, 1))) == 0.0
+    reads_0, writes_5 = jnp.eye(8)[:, :1], jnp.eye(8)[5:6]
+    for reader, score in ((writes_5.T, 1.0), (jnp.eye(8)[:, 4:5], 0.0)):
+        writer = FactoredMatrix(reads_0, writes_5)
+        assert float(composition_score(writer, FactoredMatrix(reader, jnp.eye(8)[1:2]))) == score
 
 
 @pytest.mark.slow
@@ -251,24 +236,21 @@ def test_one_direction_read_and_written_at_both_ends():
     """One head: reads token 1 minus token 3, writes twice token 4 minus token 0."""
     config = dataclasses.replace(ATTENTION_ONLY, n_layers=1, n_heads=1, d_head=1, n_vocab=8)
     params = zeros(config)
-    attn = params.blocks.attn._replace(
-        W_V=params.blocks.attn.W_V.at[0, 1].set(-1.0).at[0, 3].set(1.0),
-        W_O=params.blocks.attn.W_O.at[0, 0, 0, 4].set(-2.0).at[0, 0, 0, 0].set(1.0),
+    attn = params.blocks.attn
+    attn = attn._replace(
+        W_V=attn.W_V.at[0, 1].set(-1.0).at[0, 3].set(1.0),
+        W_O=attn.W_O.at[0, 0, 0, 4].set(-2.0).at[0, 0, 0, 0].set(1.0),
     )
     params = params._replace(
         W_E=jnp.eye(8), W_U=jnp.eye(8), blocks=params.blocks._replace(attn=attn)
     )
     read = jax.jit(read_through_unembedding, static_argnames=("tokens", "negative"))
-    strongest = read(params, config, tokens=1)
-    least = read(params, config, tokens=1, negative=True)
-    for ends, tokens in ((strongest, (1, 4)), (least, (3, 0))):
+    for negative, tokens, values in ((False, (1, 4), (1, 2)), (True, (3, 0), (-1, -1))):
+        ends = read(params, config, tokens=1, negative=negative)
         assert (ends.read.item(), ends.written.item()) == tokens
-    root = np.sqrt([2.0, 5.0])
-    np.testing.assert_allclose(strongest.strength.item(), root[0] * root[1], rtol=1e-6)
-    np.testing.assert_allclose(strongest.read_value.item(), 1 / root[0], rtol=1e-6)
-    np.testing.assert_allclose(strongest.written_value.item(), 2 / root[1], rtol=1e-6)
-    np.testing.assert_allclose(least.read_value.item(), -1 / root[0], rtol=1e-6)
-    np.testing.assert_allclose(least.written_value.item(), -1 / root[1], rtol=1e-6)
+        found = [one.item() for one in (ends.read_value, ends.written_value, ends.strength)]
+        expected = values[0] / np.sqrt(2), values[1] / np.sqrt(5), np.sqrt(2 * 5)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """The stream taken apart: parts sum to the whole, in float64, biases included, for any Config."""
 
 import dataclasses
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from hypothesis import example, given
 from jaxformer import Compute, Config, forward, unstack
 from jaxformer.interp.components import (
     accumulated_labels,
+    component_labels,
     full_labels,
     head_labels,
     neuron_labels,
@@ -19,16 +20,18 @@ from jaxformer.interp.components import (
 )
 from jaxformer.interp.decompose import (
     accumulated_resid,
-    component_labels,
     decompose_resid,
-    direct_logit_attribution,
-    final_bias,
     full_decomposition,
     head_results,
-    logit_lens,
     neuron_results,
 )
-from jaxformer.interp.lens import apply_norm, logit_directions
+from jaxformer.interp.lens import (
+    apply_norm,
+    direct_logit_attribution,
+    final_bias,
+    logit_directions,
+    logit_lens,
+)
 from tests.helpers.errors import raises
 from tests.helpers.exact import LENGTH, agree, captured, tame
 from tests.helpers.examples import examples
@@ -48,17 +51,6 @@ BIGRAM = dataclasses.replace(CLASSIC, n_layers=0)
 TOKENS = jnp.array([3, 1, 4])
 
 
-def uncapped(logits: Any, config: Config) -> Any:
-    cap = config.logit_cap
-    return logits if cap is None else cap * jnp.arctanh(logits / cap)
-
-
-def places(config: Config) -> list[tuple[int, bool]]:
-    """Every place that a decomposition can be asked for: layer, and whether before its MLP."""
-    before_mlp = [(layer, True) for layer in range(config.n_layers)] if config.d_mlp else []
-    return [(layer, False) for layer in range(config.n_layers + 1)] + before_mlp
-
-
 @pytest.mark.slow
 @example(config=NAMED["gemma"])
 @example(config=dataclasses.replace(NAMED["olmo"], norm="layer", bias="all", norm_plus_one=True))
@@ -68,18 +60,18 @@ def places(config: Config) -> list[tuple[int, bool]]:
 def test_parts_sum_to_the_stream_at_every_place(config: Config, x64):
     params, out = captured(config)
     acts = out.activations
+    places = [(layer, False) for layer in range(config.n_layers + 1)]
+    places += [(layer, True) for layer in range(config.n_layers)] if config.d_mlp else []
 
     @jax.jit
     def parts(params, acts):
         return {
-            place: (
-                decompose_resid(params, config, acts, place[0], mlp_input=place[1]),
-                full_decomposition(params, config, acts, place[0], mlp_input=place[1]),
-                full_decomposition(
-                    params, config, acts, place[0], mlp_input=place[1], neurons=True
-                ),
+            (layer, before): (
+                decompose_resid(params, config, acts, layer, mlp_input=before),
+                full_decomposition(params, config, acts, layer, mlp_input=before),
+                full_decomposition(params, config, acts, layer, mlp_input=before, neurons=True),
             )
-            for place in places(config)
+            for layer, before in places
         }
 
     for (layer, mlp_input), (by_layer, by_head, by_neuron) in parts(params, acts).items():
@@ -130,25 +122,24 @@ def test_a_parallel_mlp_reads_what_its_attention_reads(x64):
 @examples(6)
 def test_attributions_sum_to_the_logit_and_to_a_difference_of_logits(config: Config, x64):
     params, out = captured(config)
-    acts, places = out.activations, jnp.arange(LENGTH)
+    acts, places, cap = out.activations, jnp.arange(LENGTH), config.logit_cap
     each, one, other = jnp.array([3, 0, 6, 2, 2]) % config.n_vocab, jnp.array(4), jnp.array(1)
+    asked = ((each, None), (one, None), (one, other), (each, each[::-1]))
 
     @jax.jit
     def attribute(params, acts):
         parts = full_decomposition(params, config, acts)
         found = []
-        for tokens, minus in ((each, None), (one, None), (one, other), (each, each[::-1])):
+        for tokens, minus in asked:
             by_part = direct_logit_attribution(params, config, acts, parts, tokens, minus)
             found.append(by_part.sum(0) + final_bias(params, config, tokens, minus))
-        normed = apply_norm(params, config, acts, parts).sum(0)
-        return found, normed
+        return found, apply_norm(params, config, acts, parts).sum(0)
 
-    (first, second, third, fourth), normed = attribute(params, acts)
-    logits = uncapped(out.logits, config)
-    agree(first, logits[places, each])
-    agree(second, logits[:, 4])
-    agree(third, logits[:, 4] - logits[:, 1])
-    agree(fourth, logits[places, each] - logits[places, each[::-1]])
+    found, normed = attribute(params, acts)
+    logits = out.logits if cap is None else cap * jnp.arctanh(out.logits / cap)
+    for attributed, (tokens, minus) in zip(found, asked, strict=True):
+        expected = logits[places, tokens]
+        agree(attributed, expected if minus is None else expected - logits[places, minus])
     bias = 0.0 if params.final_norm is None or params.final_norm.b is None else params.final_norm.b
     agree(normed + bias, acts["final"])
 
@@ -163,15 +154,11 @@ def test_the_last_row_of_the_lens_is_the_model_and_each_row_has_its_own_scale(co
     @jax.jit
     def lens(params, acts):
         streams = accumulated_resid(params, config, acts)
-        return (
-            streams,
-            logit_lens(params, config, streams),
-            logit_lens(params, config, 7.0 * streams),
-        )
+        return logit_lens(params, config, streams), logit_lens(params, config, 7.0 * streams)
 
-    streams, read, larger = lens(params, out.activations)
+    read, larger = lens(params, out.activations)
     labels = accumulated_labels(config)
-    assert len(streams) == len(labels) == config.n_layers + 1
+    assert len(read) == len(labels) == config.n_layers + 1
     assert labels[-1] == "final_post"
     agree(read[-1], out.logits)
     if config.norm != "none" and config.norm_epsilon < 1e-4:
@@ -183,15 +170,11 @@ def test_the_last_row_of_the_lens_is_the_model_and_each_row_has_its_own_scale(co
 @pytest.mark.slow
 def test_the_lens_is_the_model_s_logits_bit_for_bit_in_each_dtype():
     """No cast that the model does not make."""
+    params, tokens = random_params(LAYERED_NORM), random_tokens(LAYERED_NORM, LENGTH)
+    sites = ("resid_pre", "resid_post")
     for dtype in ("float32", "bfloat16"):
-        params, tokens = random_params(LAYERED_NORM), random_tokens(LAYERED_NORM, LENGTH)
-        out = forward(
-            params,
-            LAYERED_NORM,
-            tokens,
-            capture=("resid_pre", "resid_post"),
-            compute=Compute(dtype=dtype),
-        )
+        compute = Compute(dtype=dtype)
+        out = forward(params, LAYERED_NORM, tokens, capture=sites, compute=compute)
         streams = accumulated_resid(params, LAYERED_NORM, out.activations)
         assert streams.dtype == dtype
         np.testing.assert_array_equal(logit_lens(params, LAYERED_NORM, streams)[-1], out.logits)
@@ -210,24 +193,16 @@ def test_streams_are_named_and_in_order(x64):
     streams = accumulated_resid(params, CLASSIC, acts, 1, mlp_input=True)
     assert accumulated_labels(CLASSIC, 1, mlp_input=True) == ["0_pre", "1_pre", "1_mid"]
     np.testing.assert_array_equal(streams[-1], acts["resid_mid"][1])
-    assert (
-        len(
-            accumulated_resid(
-                params, PARALLEL, captured(PARALLEL)[1].activations, 1, mlp_input=True
-            )
-        )
-        == 2
-    )
+    params, out = captured(PARALLEL)
+    assert len(accumulated_resid(params, PARALLEL, out.activations, 1, mlp_input=True)) == 2
 
 
 def test_heads_come_from_what_was_captured_and_the_remainder_is_the_rest(x64):
     params, out = captured(MODERN)
     acts = out.activations
     from_z = {site: value for site, value in acts.items() if site != "head_out"}
-    agree(
-        head_results(params, MODERN, from_z),
-        np.asarray(acts["head_out"]).swapaxes(1, 2).reshape(8, LENGTH, 8),
-    )
+    written = np.asarray(acts["head_out"]).swapaxes(1, 2).reshape(8, LENGTH, 8)
+    agree(head_results(params, MODERN, from_z), written)
     rows = head_results(params, MODERN, acts, 1, remainder=True)
     labels = head_labels(MODERN, 1, remainder=True)
     assert labels == ["L0H0", "L0H1", "L0H2", "L0H3", "remainder"]
@@ -252,13 +227,10 @@ def test_neurons_sum_to_their_layer_and_are_projected_without_being_formed(x64):
     agree(neuron_results(params, LAYERED_NORM, acts, 1, onto=towards), written)
     every = jax.vmap(lambda layer: neuron_results(params, LAYERED_NORM, acts, layer, onto=one))
     agree(every(jnp.arange(2))[1], neurons @ one)
-    program = jax.jit(
-        lambda post: neuron_results(params, LAYERED_NORM, {"post": post}, 1, onto=towards)
-    )
-    shapes = str(program.lower(acts["post"]).as_text())
+    program = jax.jit(partial(neuron_results, params, LAYERED_NORM, layer=1, onto=towards))
+    shapes = program.lower({"post": acts["post"]}).as_text()
     assert "12x5xf64" in shapes
-    assert "12x5x8xf64" not in shapes
-    assert "12x8x5xf64" not in shapes
+    assert not any(formed in shapes for formed in ("12x5x8xf64", "12x8x5xf64"))
 
 
 def test_neurons_of_a_layer_that_is_not_there_are_none_when_traced():
@@ -279,24 +251,11 @@ def test_narrow_neurons_are_projected_in_float32():
     np.testing.assert_allclose(found, expected.T, rtol=1e-6)
 
 
-def test_the_scale_that_an_edit_set_counts(x64):
+def test_the_scale_that_an_edit_set_and_the_places_that_were_read_count(x64):
     params, tokens = tame(LAYERED_NORM), random_tokens(LAYERED_NORM, LENGTH)
-    fixed = lambda site, layer, value: value * 3.0 if site == "final_scale" else value  # noqa: E731
-    sites = ("embed", "pos_embed", "attn_out", "mlp_out", "final_scale")
-    out = forward(params, LAYERED_NORM, tokens, capture=sites, edit=fixed)
-    parts = decompose_resid(params, LAYERED_NORM, out.activations)
-    wrote = direct_logit_attribution(params, LAYERED_NORM, out.activations, parts, 2)
-    agree(wrote.sum(0) + final_bias(params, LAYERED_NORM, 2), out.logits[:, 2])
-
-
-def test_at_the_places_that_were_read(x64):
-    params, tokens, read = (
-        tame(LAYERED_NORM),
-        random_tokens(LAYERED_NORM, LENGTH),
-        jnp.array([-1, 2]),
-    )
-    sites = ("embed", "pos_embed", "attn_out", "mlp_out", "final_scale")
-    out = forward(params, LAYERED_NORM, tokens, capture=sites, read=read)
+    edit = lambda site, layer, value: value * 3.0 if site == "final_scale" else value  # noqa: E731
+    sites, read = ("embed", "pos_embed", "attn_out", "mlp_out", "final_scale"), jnp.array([-1, 2])
+    out = forward(params, LAYERED_NORM, tokens, capture=sites, edit=edit, read=read)
     parts = decompose_resid(params, LAYERED_NORM, out.activations)
     wrote = direct_logit_attribution(params, LAYERED_NORM, out.activations, parts[:, read], 2)
     agree(wrote.sum(0) + final_bias(params, LAYERED_NORM, 2), out.logits[:, 2])
@@ -321,24 +280,19 @@ def test_a_batch_by_vmap_and_a_derivative(x64):
     agree(*attributed(batch))
     _, out = captured(LAYERED_NORM)
     parts = decompose_resid(params, LAYERED_NORM, out.activations)
-    slope = jax.grad(
-        lambda parts: direct_logit_attribution(params, LAYERED_NORM, out.activations, parts, 1)[
-            0, 2
-        ]
-    )(parts)
+    attribute = partial(direct_logit_attribution, params, LAYERED_NORM, out.activations)
+    slope = jax.grad(lambda parts: attribute(parts, 1)[0, 2])(parts)
     agree(slope[0, 2], logit_directions(params, LAYERED_NORM, out.activations, 1)[2])
 
 
 def test_a_token_outside_the_vocabulary_has_no_logit(x64):
     params, out = captured(LAYERED_NORM)
-    acts, parts = out.activations, decompose_resid(params, LAYERED_NORM, out.activations)
+    parts = decompose_resid(params, LAYERED_NORM, out.activations)
+    attribute = partial(direct_logit_attribution, params, LAYERED_NORM, out.activations, parts)
     with raises(ValueError, 11, 0):
-        direct_logit_attribution(params, LAYERED_NORM, acts, parts, 11)
-    traced = jax.jit(
-        lambda token: direct_logit_attribution(params, LAYERED_NORM, acts, parts, token)
-    )
-    assert np.isnan(traced(jnp.array(-1))).all()
-    assert np.isnan(jax.jit(lambda token: final_bias(params, LAYERED_NORM, token))(jnp.array(11)))
+        attribute(11)
+    assert np.isnan(jax.jit(attribute)(jnp.array(-1))).all()
+    assert np.isnan(jax.jit(partial(final_bias, params, LAYERED_NORM))(jnp.array(11)))
 
 
 def test_what_cannot_be_taken_apart_is_refused(x64):

@@ -4,13 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.interp.decompose import (
-    direct_logit_attribution,
-    full_decomposition,
-    head_results,
-    neuron_results,
-)
-from jaxformer.interp.lens import logit_directions
+from jaxformer.interp.decompose import full_decomposition, head_results, neuron_results
+from jaxformer.interp.lens import direct_logit_attribution, logit_directions
 from tests.helpers.errors import raises
 from tests.helpers.exact import LENGTH, agree, captured
 from tests.helpers.models import NAMED

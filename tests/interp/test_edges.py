@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 
 from jaxformer import Config, forward, unstack
 from jaxformer.interp.edges import edge_attribution, edge_mask, receivers, senders
@@ -82,7 +82,6 @@ def by_split_streams(
     shape = shape | ({"pre": ()} if config.d_mlp else {})
     factors = {site: jnp.zeros((config.n_layers, *own, len(deltas))) for site, own in shape.items()}
     factors["final"] = jnp.zeros(len(deltas))
-    letters = {"q": "W_Q", "k": "W_K", "v": "W_V"}
 
     def value(factors):
         kept: dict[str, Any] = {}
@@ -94,7 +93,7 @@ def by_split_streams(
                 kept[str(site)] = value
             if site in ("q", "k", "v"):
                 block = jax.tree.map(lambda stack: stack[layer], params.blocks)
-                W = getattr(block.attn, letters[str(site)])
+                W = getattr(block.attn, f"W_{site}".upper())
                 stream = kept["resid_pre"]
                 moved = stream + jnp.einsum("nu,utd->ntd", factors[str(site)][layer], deltas)
 
@@ -110,11 +109,11 @@ def by_split_streams(
                 nonlinear = config.gated and site == "pre"
                 W = block.mlp.W_gate if nonlinear else block.mlp.W_in
                 moved = stream + jnp.einsum("u,utd->td", factors["pre"][layer], deltas)
-                normed = [
-                    normalize(block.mlp_norm, config, x, Tap(), "mlp_scale")
+                new, old = (
+                    query(normalize(block.mlp_norm, config, x, Tap(), "mlp_scale"), W)
                     for x in (moved, stream)
-                ]
-                return value + query(normed[0], W) - query(normed[1], W)
+                )
+                return value + new - old
             if site == "resid_post":
                 last = jnp.asarray(layer == config.n_layers - 1, value.dtype)
                 return value + last * jnp.einsum("u,utd->td", factors["final"], deltas)
@@ -131,6 +130,7 @@ def by_split_streams(
 
 
 @pytest.mark.slow
+@example(config=CLASSIC)
 @given(config=configs())
 @examples(5)
 def test_every_edge_is_the_derivative_by_one_message_to_one_reader(config: Config, x64):
@@ -141,20 +141,16 @@ def test_every_edge_is_the_derivative_by_one_message_to_one_reader(config: Confi
     assert scores.shape == mask.shape == (len(senders(config)), len(receivers(config)))
     # After the senders' rows, the whole change of each receiver's input, as if it were one message.
     deltas = sent(params, config, clean, corrupted)
-    streams = ("resid_pre", "resid_post") + (
-        ("resid_mid",) if config.d_mlp and not config.parallel else ()
-    )
+    read = {"final": "resid_post", "pre": "resid_pre" if config.parallel else "resid_mid"}
+    places = [
+        (read.get(node.site, "resid_pre"), -1 if node.layer is None else node.layer)
+        for node in receivers(config)
+    ]
     goal, base = (
-        forward(params, config, tokens, capture=streams).activations
-        for tokens in (clean, corrupted)
+        forward(params, config, text, capture=tuple({site for site, _ in places})).activations
+        for text in (clean, corrupted)
     )
-    moved = {site: goal[site] - base[site] for site in streams}
-    inputs = []
-    for node in receivers(config):
-        site = {"final": "resid_post", "pre": "resid_pre" if config.parallel else "resid_mid"}
-        inputs.append(
-            moved[site.get(node.site, "resid_pre")][-1 if node.layer is None else node.layer]
-        )
+    inputs = [goal[site][layer] - base[site][layer] for site, layer in places]
     rows = jnp.concatenate([deltas, jnp.stack(inputs)])
     expected = by_split_streams(params, config, corrupted, rows)
     each, whole = expected[: len(deltas)], expected[len(deltas) :]
@@ -176,34 +172,6 @@ def test_integrated_edges_are_the_mean_over_the_middles_of_the_steps(config: Con
         each.append(by_split_streams(params, config, corrupted, deltas, between))
     expected = jnp.where(edge_mask(config), sum(each) / 2, 0.0)
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.slow
-def test_one_edge_by_small_steps(x64):
-    """From a head of layer 0 to the queries of one head of layer 1, through the norm between them."""
-    params, (clean, corrupted) = random_params(CLASSIC, dtype=jnp.float64), pair(CLASSIC)
-    names = [str(node) for node in senders(CLASSIC)], [str(node) for node in receivers(CLASSIC)]
-    row, column = names[0].index("L0H2.head_out"), names[1].index("L1H3.q")
-    delta = sent(params, CLASSIC, clean, corrupted)[row]
-    block = jax.tree.map(lambda stack: stack[1], params.blocks)
-    stream = forward(params, CLASSIC, corrupted, capture=("resid_pre",)).activations["resid_pre"][1]
-
-    def asked(state):
-        normed = normalize(block.attn_norm, CLASSIC, state, Tap(), "attn_scale")
-        return query(normed, block.attn.W_Q)[:, 3] + block.attn.b_Q[3]
-
-    def moved(amount):
-        def ask(site, layer, value):
-            if site != "q":
-                return value
-            return jnp.where(layer == 1, value.at[:, 3].set(asked(stream + amount * delta)), value)
-
-        return metric(forward(params, CLASSIC, corrupted, edit=ask).logits)
-
-    slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
-    assert abs(slope) > 1e-6
-    score = edge_attribution(params, CLASSIC, clean, corrupted, metric)[row, column]
-    np.testing.assert_allclose(score, slope, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -236,16 +204,12 @@ def test_vmap_gives_a_batch_and_identical_inputs_give_exactly_zero(steps: int):
 def test_a_message_goes_only_forward():
     two = dataclasses.replace(SEED, n_heads=1)
     rows = [str(node) for node in senders(two)]
-    columns = [str(node) for node in receivers(two)]
+    columns = np.array([str(node) for node in receivers(two)])
 
     def read_by(name, config):
-        return [
-            column
-            for column, edge in zip(columns, edge_mask(config)[rows.index(name)], strict=True)
-            if edge
-        ]
+        return columns[np.asarray(edge_mask(config)[rows.index(name)])].tolist()
 
-    assert read_by("embed", two) == columns
+    assert read_by("embed", two) == columns.tolist()
     later = ["L1H0.q", "L1H0.k", "L1H0.v", "L1.pre", "final"]
     assert read_by("L0H0.head_out", two) == ["L0.pre", *later]
     assert read_by("L0H0.head_out", dataclasses.replace(two, parallel=True)) == later

@@ -9,11 +9,9 @@ from jaxformer.interp.factored import FactoredMatrix, quotient
 from tests.helpers.errors import raises
 
 SHAPES = {
-    "tall": ((), 6, 2, 4),
-    "square": ((2, 3), 5, 2, 5),
-    "wide inside": ((3,), 3, 4, 3),
-    "a row": ((), 1, 2, 4),
-}
+    "tall": ((), 6, 2, 4), "square": ((2, 3), 5, 2, 5), "wide inside": ((3,), 3, 4, 3), "a row": ((), 1, 2, 4)
+}  # fmt: skip
+"""Leading axes, rows, inner axis, columns."""
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
@@ -21,9 +19,8 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def factored(leading, d, r, e, seed: int = 0) -> FactoredMatrix:
-    return FactoredMatrix(
-        normal(*leading, d, r, seed=2 * seed), normal(*leading, r, e, seed=2 * seed + 1)
-    )
+    A, B = normal(*leading, d, r, seed=2 * seed), normal(*leading, r, e, seed=2 * seed + 1)
+    return FactoredMatrix(A, B)
 
 
 def same(ours, dense, atol: float = 1e-12) -> None:
@@ -46,8 +43,8 @@ def test_its_numbers_are_the_dense_matrix_s(name: str, x64):
     same(svd.S, values[..., :kept])
     same(np.zeros(1), values[..., kept:].max(initial=0.0))  # no singular value is left out
     same((svd.U * svd.S[..., None, :]) @ svd.Vh, dense)
-    same(svd.U.mT @ svd.U, np.broadcast_to(np.eye(kept), (*leading, kept, kept)))
-    same(svd.Vh @ svd.Vh.mT, np.broadcast_to(np.eye(kept), (*leading, kept, kept)))
+    for gram in (svd.U.mT @ svd.U, svd.Vh @ svd.Vh.mT):
+        same(gram, np.broadcast_to(np.eye(kept), (*leading, kept, kept)))
     for part, its_own in zip((matrix.U, matrix.S, matrix.Vh), matrix.svd(), strict=True):
         np.testing.assert_array_equal(part, its_own)
 
@@ -81,9 +78,8 @@ def test_products_on_both_sides_keep_the_smaller_inner_axis(x64):
         product = left @ right
         assert isinstance(product, FactoredMatrix)
         assert product.A.shape[-1] == product.B.shape[-2] == inner
-        same(
-            product, np.asarray(getattr(left, "AB", left)) @ np.asarray(getattr(right, "AB", right))
-        )
+        left, right = (np.asarray(getattr(side, "AB", side)) for side in (left, right))
+        same(product, left @ right)
     same(matrix @ normal(6), dense @ np.asarray(normal(6)))
     same(normal(5) @ matrix, np.asarray(normal(5)) @ dense)
     same(2.5 * matrix, 2.5 * dense)
@@ -91,21 +87,10 @@ def test_products_on_both_sides_keep_the_smaller_inner_axis(x64):
 
 
 INDICES = [
-    1,
-    -1,
-    (0, 2),
-    np.s_[:, 1],
-    np.s_[..., 3],
-    np.s_[..., 3, :],
-    np.s_[..., 1:4, ::2],
-    np.s_[1, 0, 4, 2],
-    np.s_[:, :, -1, -1],
-    np.s_[0, ..., -2],
-    np.s_[...],
-    np.s_[jnp.array([1, 0, 1])],
-    np.s_[..., jnp.array([0, 0, 4]), :],
-    np.s_[jnp.asarray(1), ..., jnp.asarray(2)],
-]
+    1, -1, (0, 2), np.s_[:, 1], np.s_[..., 3], np.s_[..., 3, :], np.s_[..., 1:4, ::2], np.s_[1, 0, 4, 2],
+    np.s_[:, :, -1, -1], np.s_[0, ..., -2], np.s_[...], np.s_[jnp.array([1, 0, 1])],
+    np.s_[..., jnp.array([0, 0, 4]), :], np.s_[jnp.asarray(1), ..., jnp.asarray(2)],
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("index", INDICES, ids=str)

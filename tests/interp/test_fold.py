@@ -35,6 +35,7 @@ from tests.helpers.models import (
     configs,
     random_params,
     random_tokens,
+    same,
 )
 
 LENGTH = 5
@@ -47,22 +48,18 @@ BIGRAM = dataclasses.replace(LAYER_NORM, n_layers=0)
 
 def folds(config: Config) -> dict[str, Any]:
     """Those that a foldable Config takes, and all of them in turn."""
-    chosen: dict[str, Any] = {
-        "center_unembed": center_unembed,
-        "fold_value_bias": fold_value_bias,
-        "refactor_ov": refactor_ov,
+    can_act = {
+        center_writing: config.norm == "layer" and config.norm_place == "before",
+        fold_norm: config.norm != "none",
+        refactor_qk: config.position != "rotary" and config.qk_norm == "none",
+        refactor_ov: True,
+        fold_value_bias: True,
+        center_unembed: config.logit_cap is None,
     }
-    if config.logit_cap is not None:
-        del chosen["center_unembed"]
-    if config.position != "rotary" and config.qk_norm == "none":
-        chosen |= {"refactor_qk": refactor_qk}
-    if config.norm != "none":
-        chosen |= {"fold_norm": fold_norm}
-    if config.norm == "layer" and config.norm_place == "before":
-        chosen |= {"center_writing": center_writing}
+    chosen: dict[str, Any] = {fold.__name__: fold for fold, can in can_act.items() if can}
 
     def every(params: Params, config: Config) -> Params:
-        for fold in list(chosen.values())[::-1]:
+        for fold in chosen.values():
             params = fold(params, config)
         return params
 
@@ -92,11 +89,9 @@ def test_every_fold_keeps_what_the_model_says(config: Config, x64):
     expected, logits = run(params)
     named = dict(zip(["foldable", *folds(config)], logits, strict=True))
     for name, found in named.items():
-        if name in ("center_unembed", "every") and config.logit_cap is None:
-            found, wanted = jax.nn.log_softmax(found), jax.nn.log_softmax(expected)
-        else:
-            wanted = expected
-        agree(found, wanted, name)
+        shifted = name in ("center_unembed", "every") and config.logit_cap is None
+        said = jax.nn.log_softmax if shifted else jnp.asarray
+        agree(said(found), said(expected), name)
 
 
 def test_foldable_adds_zeros_and_no_more(x64):
@@ -107,9 +102,9 @@ def test_foldable_adds_zeros_and_no_more(x64):
     assert not np.any(params.blocks.attn.b_O)
     assert params.final_norm.b is None  # rms has none
     np.testing.assert_array_equal(params.blocks.attn.b_Q, before.blocks.attn.b_Q)
-    again, same = foldable(params, ready)
+    again, twice = foldable(params, ready)
     assert again == ready
-    assert all(map(np.array_equal, jax.tree.leaves(same), jax.tree.leaves(params)))
+    same(twice, params)
     tied: Any = foldable(tame(CLASSIC), CLASSIC)[1]
     np.testing.assert_array_equal(tied.W_U, tied.W_E.T)
 
@@ -121,25 +116,19 @@ def test_a_folded_norm_only_divides(norm: Any, plus_one: bool, x64):
         LAYER_NORM, norm=norm, gated=True, norm_place="both", norm_plus_one=plus_one
     )
     params: Any = fold_norm(before := tame(config), config)
-    norms = params.blocks.attn_norm, params.blocks.mlp_norm, params.final_norm
-    for each in norms:
+    attn, mlp, unfolded = params.blocks.attn, params.blocks.mlp, before.blocks
+    for each in (params.blocks.attn_norm, params.blocks.mlp_norm, params.final_norm):
         np.testing.assert_array_equal(each.w, np.full_like(each.w, 1.0 - plus_one))
         assert each.b is None or not np.any(each.b)
-    readers = (
-        *(params.blocks.attn[:3]), params.blocks.mlp.W_in, params.blocks.mlp.W_gate, params.W_U[None]
-    )  # fmt: skip
     if norm == "layer":
-        for W in readers:
+        for W in (*attn[:3], mlp.W_in, mlp.W_gate, params.W_U[None]):
             agree(W.mean(axis=1), np.zeros_like(W[:, 0]))
     else:
-        w = before.blocks.attn_norm.w[1, :, None, None] + float(plus_one)
-        agree(params.blocks.attn.W_Q[1], w * before.blocks.attn.W_Q[1])
-    written = params.blocks.attn.W_O, params.blocks.mlp.W_out, params.W_E
-    kept = before.blocks.attn.W_O, before.blocks.mlp.W_out, before.W_E
-    assert all(map(np.array_equal, written, kept))
+        w = unfolded.attn_norm.w[1, :, None, None] + float(plus_one)
+        agree(attn.W_Q[1], w * unfolded.attn.W_Q[1])
     after = params.blocks.attn_post_norm, params.blocks.mlp_post_norm
-    kept = before.blocks.attn_post_norm, before.blocks.mlp_post_norm
-    assert all(map(np.array_equal, jax.tree.leaves(after), jax.tree.leaves(kept)))
+    same((attn.W_O, mlp.W_out, params.W_E), (unfolded.attn.W_O, unfolded.mlp.W_out, before.W_E))
+    same(after, (unfolded.attn_post_norm, unfolded.mlp_post_norm))
 
 
 @pytest.mark.slow
@@ -184,18 +173,19 @@ def test_a_head_s_coordinates_are_orthogonal_and_in_order(config: Config, x64):
         rows = np.asarray(W) if b is None else np.concatenate([W, np.asarray(b)[:, None]], axis=1)
         return rows.transpose(0, 2, 1, 3)
 
-    Q, K = with_bias(attn.W_Q, attn.b_Q), with_bias(attn.W_K, attn.b_K)
-    before_Q = with_bias(before.blocks.attn.W_Q, before.blocks.attn.b_Q)
-    before_K = with_bias(before.blocks.attn.W_K, before.blocks.attn.b_K)
+    (Q, K), (before_Q, before_K) = (
+        (with_bias(own.W_Q, own.b_Q), with_bias(own.W_K, own.b_K))
+        for own in (attn, before.blocks.attn)
+    )
     for layer, key in np.ndindex(config.n_layers, config.sizes["k"]):
         heads = slice(group * key, group * (key + 1))
         # The bilinear form of queries and keys, and what is moved, are the same...
         for head in range(heads.start, heads.stop):
             agree(Q[layer, head] @ K[layer, key].T, before_Q[layer, head] @ before_K[layer, key].T)
-            moved = attn.W_V[layer, :, key] @ attn.W_O[layer, head]
-            agree(
-                moved, before.blocks.attn.W_V[layer, :, key] @ before.blocks.attn.W_O[layer, head]
+            moved, expected = (
+                own.W_V[layer, :, key] @ own.W_O[layer, head] for own in (attn, before.blocks.attn)
             )
+            agree(moved, expected)
         # ... in coordinates that are orthogonal, the strongest first, as strong in Q as in K.
         grams: dict[str, Any] = {
             "q": sum(q.T @ q for q in Q[layer, heads]),
@@ -242,16 +232,13 @@ def test_folds_go_through_jit_vmap_and_grad(x64):
         wanted = jax.nn.log_softmax(forward(params, LAYER_NORM, tokens).logits)
         agree(jax.nn.log_softmax(found), wanted)
 
-    def said(prepare):
-        return lambda params: jax.nn.log_softmax(
-            forward(prepare(params), LAYER_NORM, tokens).logits
-        )[-1, 3]
+    def slopes(prepare):
+        def said(params):
+            return jax.nn.log_softmax(forward(prepare(params), LAYER_NORM, tokens).logits)[-1, 3]
 
-    slopes = [
-        jax.jit(jax.grad(said(prepare)))(seeds[0]) for prepare in (fold, lambda params: params)
-    ]
-    for found, wanted in zip(*map(jax.tree.leaves, slopes), strict=True):
-        agree(found, wanted)
+        return jax.jit(jax.grad(said))(seeds[0])
+
+    jax.tree.map(agree, slopes(fold), slopes(lambda params: params))
 
 
 @pytest.mark.slow
@@ -259,9 +246,7 @@ def test_narrow_parameters_stay_narrow():
     config = dataclasses.replace(LAYER_NORM, n_layers=1)
     params = random_params(config, dtype=jnp.bfloat16)
     for fold in folds(config).values():
-        assert {leaf.dtype for leaf in jax.tree.leaves(fold(params, config))} == {
-            jnp.dtype(jnp.bfloat16)
-        }
+        assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(fold(params, config)))
 
 
 def test_a_fold_that_cannot_act_is_refused(x64):

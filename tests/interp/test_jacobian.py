@@ -31,9 +31,8 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
     source, target, position, end = PAIRS[what]
     params, tokens = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, LENGTH)
     where = {"source_position": position, "target_position": end}
-    whole = jax.jit(lambda tokens: jacobian(params, MODERN, tokens, source, target, **where))(
-        tokens
-    )
+    find = jax.jit(lambda tokens: jacobian(params, MODERN, tokens, source, target, **where))
+    whole = find(tokens)
 
     def value(node, at, move=None):
         """The value at `at`; with the source moved, where it is asked for."""
@@ -96,47 +95,26 @@ def test_a_traced_position_that_is_not_there_gives_nan():
     assert jnp.isnan(pushed(5)).all()
 
 
-tokens = random_tokens(SEED, LENGTH)
-seed = random_params(SEED)
+RUN = random_params(SEED), SEED, random_tokens(SEED, LENGTH)
+Z, LOGITS = ("z", 0), ("logits", None)
+complex_direction = jnp.ones((5, 4, 4), jnp.complex64)
 REFUSED = {
-    "an earlier target": (
-        lambda: jacobian(seed, SEED, tokens, ("resid_post", 1), ("z", 1)),
-        ("('z', 1)", "('resid_post', 1)"),
-    ),
-    "a layer outside": (
-        lambda: jacobian(seed, SEED, tokens, ("z", 2), ("logits", None)),
-        ("layer=2", "z"),
-    ),
-    "no layer": (
-        lambda: jacobian(seed, SEED, tokens, ("z", None), ("logits", None)),
-        ("layer=None", "z"),
-    ),
-    "a layer of the logits": (
-        lambda: jacobian(seed, SEED, tokens, ("z", 0), ("logits", 1)),
-        ("layer=1", "logits"),
-    ),
+    "an earlier target": (lambda: jacobian(*RUN, ("resid_post", 1), ("z", 1)), ("('z', 1)", "('resid_post', 1)")),
+    "a layer outside": (lambda: jacobian(*RUN, ("z", 2), LOGITS), ("layer=2", "z")),
+    "no layer": (lambda: jacobian(*RUN, ("z", None), LOGITS), ("layer=None", "z")),
+    "a layer of the logits": (lambda: jacobian(*RUN, Z, ("logits", 1)), ("layer=1", "logits")),
     "no place": (lambda: _place("embed"), ("embed",)),
     "half a layer": (lambda: _place(("z", 1.0)), ("layer=1.0", "z")),
-    "a complex direction": (
-        lambda: inspect.unwrap(jvp_between)(
-            seed, SEED, tokens, ("z", 0), ("logits", None), jnp.ones((5, 4, 4), jnp.complex64)
-        ),
-        ("complex64", "source", "float32"),
-    ),
-    "a position outside": (
-        lambda: jacobian(seed, SEED, tokens, ("z", 0), ("z", 1), source_position=5),
-        (5,),
-    ),
-    "a direction of another shape": (
-        lambda: jvp_between(seed, SEED, tokens, ("z", 0), ("logits", None), jnp.ones(3)),
-        ("(3,)", "source", "(5, 4, 4)"),
-    ),
+    "a complex direction": (lambda: inspect.unwrap(jvp_between)(*RUN, Z, LOGITS, complex_direction),
+                            ("complex64", "source", "float32")),
+    "a position outside": (lambda: jacobian(*RUN, Z, ("z", 1), source_position=5), (5,)),
+    "a direction of another shape": (lambda: jvp_between(*RUN, Z, LOGITS, jnp.ones(3)),
+                                     ("(3,)", "source", "(5, 4, 4)")),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_right_is_refused(what: str):
-    call, named = REFUSED[what]
+@pytest.mark.parametrize(("call", "named"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_right_is_refused(call, named: tuple):
     with raises(ValueError, *named):
         call()
 

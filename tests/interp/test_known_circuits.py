@@ -1,6 +1,5 @@
 """The tools of interp on models whose every part is known: they find what was put there, and nothing else."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,13 +15,11 @@ from jaxformer.interp.circuits import (
     full_ov_circuit,
     full_qk_circuit,
 )
+from jaxformer.interp.components import component_labels
 from jaxformer.interp.decompose import (
     accumulated_resid,
-    component_labels,
     decompose_resid,
-    direct_logit_attribution,
     head_results,
-    logit_lens,
     neuron_results,
 )
 from jaxformer.interp.edit import ablate, freeze_pattern, knock_out, patch, steer
@@ -34,23 +31,11 @@ from jaxformer.interp.heads import (
     pattern_entropy,
     previous_token_score,
 )
-from jaxformer.interp.lens import logit_directions
+from jaxformer.interp.lens import direct_logit_attribution, logit_directions, logit_lens
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
 from tests.helpers import circuits
-from tests.helpers.circuits import (
-    AND,
-    ANSWER,
-    FIRST,
-    ONE,
-    OR,
-    PREVIOUS,
-    SECOND,
-    SHARP,
-    SPARE,
-    THEN,
-    V,
-)
+from tests.helpers.circuits import AND, ANSWER, FIRST, ONE, OR, PREVIOUS, SECOND, SPARE, THEN, V
 
 PERIOD = 6
 REPEATS = jnp.array([3, 1, 4, 0, 5, 2] * 2, jnp.int32)
@@ -61,6 +46,7 @@ LAST = len(CLEAN) - 1
 
 INDUCTION = circuits.induction()
 HEADS = INDUCTION.heads
+PREVIOUS_HEAD, INDUCTION_HEAD = HEADS["previous"], HEADS["induction"]
 MODEL = INDUCTION.params, INDUCTION.config
 
 
@@ -132,9 +118,9 @@ def test_the_conjunction_is_true_of_both_features_alone():
 
 def test_each_score_finds_its_head_and_no_other():
     pattern = run(INDUCTION, REPEATS, "pattern").activations["pattern"]
-    near(previous_token_score(pattern), only((2, 2), HEADS["previous"]))
+    near(previous_token_score(pattern), only((2, 2), PREVIOUS_HEAD))
     near(duplicate_token_score(pattern, REPEATS), only((2, 2), HEADS["duplicate"]))
-    near(induction_score(pattern, PERIOD), only((2, 2), HEADS["induction"]))
+    near(induction_score(pattern, PERIOD), only((2, 2), INDUCTION_HEAD))
     near(pattern_entropy(pattern), np.zeros((2, 2)))
     lone = circuits.previous_token()
     pattern = run(lone, CLEAN, "pattern").activations["pattern"]
@@ -142,22 +128,18 @@ def test_each_score_finds_its_head_and_no_other():
 
 
 @pytest.mark.parametrize(
-    ("target", "head", "share"),
-    [
-        ("previous_token", "previous", 11 / 12),
-        ("duplicate_token", "duplicate", 6 / 12),
-        ("induction", "induction", 6 / 12),
-    ],
+    ("head", "share"), [("previous", 11 / 12), ("duplicate", 6 / 12), ("induction", 6 / 12)]
 )
-def test_targets_are_met_by_their_heads_over_several_prompts(target: Any, head: str, share: float):
+def test_targets_are_met_by_their_heads_over_several_prompts(head: str, share: float):
     """As often as there is something to look at; else these heads look at their own token, which can be left out."""
+    target: Any = head if head == "induction" else f"{head}_token"
     prompts = jnp.stack([REPEATS, (REPEATS + 1) % V])
     near(head_scores(*MODEL, prompts, target), share * only((2, 2), HEADS[head]))
     near(head_scores(*MODEL, prompts, target, exclude_current=True)[HEADS[head]], 1)
 
 
 def test_the_copying_score_tells_copying_from_suppressing_from_neither():
-    near(copying_score(*MODEL), only((2, 2), HEADS["induction"]))
+    near(copying_score(*MODEL), only((2, 2), INDUCTION_HEAD))
     circuit = circuits.copying()
     near(copying_score(circuit.params, circuit.config), [[1, -1, 0, 0]])
 
@@ -181,21 +163,18 @@ def test_only_the_two_heads_of_the_circuit_are_missed():
 def test_the_circuit_can_be_completed_and_cut_by_hand():
     told = jnp.zeros(INDUCTION.config.d_model).at[PREVIOUS.start + 1].set(1.0)
     pattern = run(INDUCTION, CLEAN, "pattern").activations["pattern"]
-    previous, induction = HEADS["previous"], HEADS["induction"]
+    (layer, previous), (later, induction) = PREVIOUS_HEAD, INDUCTION_HEAD
     for tokens, edit, expected in (
         (CORRUPTED, steer(1, told, position=2), 1),  # what the previous-token head would have said
         (CORRUPTED, freeze_pattern(pattern), 1),  # looking there is enough
-        (CLEAN, knock_out(2, 1, layer=previous[0], head=previous[1]), -1),
-        (CLEAN, knock_out(LAST, 2, layer=induction[0], head=induction[1]), -1),
+        (CLEAN, knock_out(2, 1, layer=layer, head=previous), -1),
+        (CLEAN, knock_out(LAST, 2, layer=later, head=induction), -1),
         (CLEAN, knock_out(LAST, 1), 1),
     ):
         near(right_rather_than_wrong(run(INDUCTION, tokens, edit=edit).logits), expected)
 
 
 # --- patching --------------------------------------------------------------------------------------------------
-
-_, PREVIOUS_HEAD = HEADS["previous"]
-_, INDUCTION_HEAD = HEADS["induction"]
 
 
 @pytest.mark.parametrize(
@@ -204,23 +183,16 @@ _, INDUCTION_HEAD = HEADS["induction"]
         # The token that was changed; then the one behind it, which has been told of it.
         ("resid_pre", ("layer", "position"), (2, 7), [(0, 1), (1, 2)]),
         ("attn_out", ("layer", "position"), (2, 7), [(0, 2), (1, LAST)]),
-        ("z", ("layer", "head"), (2, 2), [HEADS["previous"], HEADS["induction"]]),
-        (
-            "z",
-            ("layer", "head", "position"),
-            (2, 2, 7),
-            [(0, PREVIOUS_HEAD, 2), (1, INDUCTION_HEAD, LAST)],
-        ),
+        ("z", ("layer", "head"), (2, 2), [PREVIOUS_HEAD, INDUCTION_HEAD]),
+        ("z", ("layer", "head", "position"), (2, 2, 7), [(*PREVIOUS_HEAD, 2), (*INDUCTION_HEAD, LAST)]),
         # One head looks elsewhere in the other text; the other looks at the same place, and finds another token.
-        ("pattern", ("layer", "head"), (2, 2), [HEADS["induction"]]),
-        ("v", ("layer", "head"), (2, 2), [HEADS["previous"]]),
-        ("k", ("layer", "head", "position"), (2, 2, 7), [(1, INDUCTION_HEAD, 2)]),
+        ("pattern", ("layer", "head"), (2, 2), [INDUCTION_HEAD]),
+        ("v", ("layer", "head"), (2, 2), [PREVIOUS_HEAD]),
+        ("k", ("layer", "head", "position"), (2, 2, 7), [(*INDUCTION_HEAD, 2)]),
         ("q", ("head", "layer"), (2, 2), []),
     ],
-)
-def test_the_sweep_finds_where_the_difference_is_carried(
-    site: str, by: Any, shape: Any, places: Any
-):
+)  # fmt: skip
+def test_the_sweep_finds_where_the_difference_is_carried(site: str, by: Any, shape, places: Any):
     found = patch_sweep(*MODEL, CLEAN, CORRUPTED, right_rather_than_wrong, site, by)
     near(found, only(shape, *places, low=-1.0))
 
@@ -229,7 +201,7 @@ def test_a_column_of_a_pattern_is_half_of_moving_it():
     by = ("layer", "head", "source")
     found = patch_sweep(*MODEL, CLEAN, CORRUPTED, right_rather_than_wrong, "pattern", by)
     expected = np.full((2, 2, 7), -1.0)
-    expected[1, INDUCTION_HEAD, [2, LAST]] = 0.0  # looks at both; looks at none
+    expected[*INDUCTION_HEAD, [2, LAST]] = 0.0  # looks at both; looks at none
     near(found, expected)
 
 
@@ -239,9 +211,8 @@ def test_the_path_goes_from_the_previous_token_head_into_the_induction_head_s_ke
     found = np.asarray(path_patch(*MODEL, CLEAN, CORRUPTED, right_rather_than_wrong, receiver))
     assert np.isnan(found[1]).all()
     assert np.isnan(found[:, :, 0]).all()
-    place = (PREVIOUS_HEAD, INDUCTION_HEAD)
-    expected = only((2, 2), *([place] if receiver == "k" else []), low=-1.0)
-    near(found[0, :, 1], expected)
+    places = [(*PREVIOUS_HEAD, *INDUCTION_HEAD)] if receiver == "k" else []
+    near(found[0, :, 1], only((2, 2, 2, 2), *places, low=-1.0)[0, :, 1])
 
 
 @pytest.mark.slow
@@ -253,7 +224,7 @@ def test_a_difference_in_the_query_has_no_path_through_the_keys():
         return logits[-1, 4] - logits[-1, 0]
 
     found = patch_sweep(*MODEL, clean, corrupted, metric, "q", ("layer", "head"))
-    near(found, only((2, 2), HEADS["induction"], low=-1.0))
+    near(found, only((2, 2), INDUCTION_HEAD, low=-1.0))
     through_keys = path_patch(*MODEL, clean, corrupted, metric, "k")
     near(through_keys[0, :, 1], np.full((2, 2), -1.0))
 
@@ -263,7 +234,7 @@ def test_a_difference_in_the_query_has_no_path_through_the_keys():
 
 @pytest.mark.slow
 def test_composition_names_the_pair_and_its_kind():
-    pair = (*HEADS["previous"], *HEADS["induction"])
+    pair = (*PREVIOUS_HEAD, *INDUCTION_HEAD)
     scores = np.asarray(composition_scores(*MODEL, "k"))
     chance = composition_baseline(INDUCTION.config, jax.random.key(0), samples=20)
     assert scores[pair] > chance.mean + 5 * chance.std
@@ -274,13 +245,12 @@ def test_composition_names_the_pair_and_its_kind():
 
 def test_whole_circuits_map_tokens_to_tokens():
     """The induction head copies every token; the duplicate-token head looks for the same one."""
-    layer, head = HEADS["induction"]
     written = np.zeros((2, 2, V, V))
-    written[layer, head] = np.eye(V)
+    written[INDUCTION_HEAD] = np.eye(V)
     near(full_ov_circuit(*MODEL).AB, written, 1e-6)
-    layer, head = HEADS["duplicate"]
-    near(full_qk_circuit(*MODEL).AB[layer, head], SHARP * np.eye(V), 1e-4)
-    near(full_qk_circuit(*MODEL).AB[HEADS["previous"]], np.zeros((V, V)), 1e-4)
+    looked_for = full_qk_circuit(*MODEL).AB
+    near(looked_for[HEADS["duplicate"]], circuits.SHARP * np.eye(V), 1e-4)
+    near(looked_for[PREVIOUS_HEAD], np.zeros((V, V)), 1e-4)
 
 
 # --- logits ----------------------------------------------------------------------------------------------------
@@ -291,7 +261,7 @@ def test_the_logit_is_the_induction_head_s_alone():
     out = run(INDUCTION, CLEAN, *sites)
     heads = head_results(*MODEL, out.activations)
     each = direct_logit_attribution(*MODEL, out.activations, heads, 4, 1).reshape(2, 2, -1)
-    near(each[..., LAST], only((2, 2), HEADS["induction"]))
+    near(each[..., LAST], only((2, 2), INDUCTION_HEAD))
     layers = decompose_resid(*MODEL, out.activations)
     credit = direct_logit_attribution(*MODEL, out.activations, layers, 4, 1)[:, LAST]
     named = dict(zip(component_labels(INDUCTION.config), np.asarray(credit), strict=True))
@@ -323,21 +293,20 @@ def test_the_neuron_that_ands_is_found_by_patching():
     """A sweep, and the same by an edit that is built for every neuron inside a vmap."""
     circuit = circuits.conjunction()
     clean, corrupted = jnp.array([4, FIRST, SECOND]), jnp.array([4, 1, SECOND])
-    metric: Callable[[jax.Array], jax.Array] = lambda logits: logits[-1, THEN]  # noqa: E731
-    swept = patch_sweep(
-        circuit.params, circuit.config, clean, corrupted, metric, "post", ("neuron", "position")
-    )
-    near(swept, only((3, 3), (AND, 2)))
+
+    def metric(logits: jax.Array) -> jax.Array:
+        return logits[-1, THEN]
+
+    runs = circuit.params, circuit.config, clean, corrupted, metric
+    near(patch_sweep(*runs, "post", ("neuron", "position")), only((3, 3), (AND, 2)))
+    near(patch_sweep(*runs, "z", ("head",)), only((2,), (circuit.heads["previous"][1],)))
     post = run(circuit, clean, "post").activations["post"][0]
 
     def patched(neuron: jax.Array) -> jax.Array:
-        return metric(
-            run(circuit, corrupted, edit=patch("post", 0, {"neuron": neuron}, post)).logits
-        )
+        edit = patch("post", 0, {"neuron": neuron}, post)
+        return metric(run(circuit, corrupted, edit=edit).logits)
 
     near(jax.vmap(patched)(jnp.arange(3)), only((3,), (AND,)))
-    heads = patch_sweep(circuit.params, circuit.config, clean, corrupted, metric, "z", ("head",))
-    near(heads, only((2,), (circuit.heads["previous"][1],)))
 
 
 # --- attribution -----------------------------------------------------------------------------------------------
@@ -348,7 +317,7 @@ def test_a_gradient_sees_the_last_step_and_a_line_of_them_the_whole_circuit():
     """At the corrupted run the induction head's softmax is saturated: what its keys say makes no difference there."""
     shared = *MODEL, CLEAN, CORRUPTED, right_rather_than_wrong, ("z",)
     by = ("layer", "head")
-    near(attribution_patch(*shared, by=by)["z"], 2 * only((2, 2), HEADS["induction"]))
+    near(attribution_patch(*shared, by=by)["z"], 2 * only((2, 2), INDUCTION_HEAD))
     along = np.asarray(attribution_patch(*shared, by=by, steps=100)["z"])
-    near(along[HEADS["previous"]], 2, 0.05)
+    near(along[PREVIOUS_HEAD], 2, 0.05)
     near([along[HEADS["duplicate"]], along[HEADS["current"]]], [0, 0])

@@ -14,6 +14,7 @@ import pytest
 
 from jaxformer import forward
 from jaxformer.interp import attribution, circuits, decompose, edges, fold, heads, patching, paths
+from jaxformer.interp.lens import logit_lens
 from jaxformer.model.sites import shown
 from tests.helpers import lens
 from tests.helpers.lens import CONFIG, RIGHT, WRONG
@@ -44,10 +45,8 @@ def sweep(site: str, *by: str) -> Callable[[], Any]:
     """What patching each part changes: the metric itself would hide small changes behind its size."""
 
     def run() -> Any:
-        by_cell = patching.patch_sweep(
-            params(), CONFIG, CLEAN, CORRUPTED, metric, site, by, read=LAST
-        )
-        return by_cell - unpatched()
+        runs = params(), CONFIG, CLEAN, CORRUPTED
+        return patching.patch_sweep(*runs, metric, site, by, read=LAST) - unpatched()
 
     return run
 
@@ -72,9 +71,8 @@ def unpatched() -> jax.Array:
 @lru_cache
 def nodes() -> dict[str, jax.Array]:
     def every(params: Any) -> dict[str, jax.Array]:
-        return attribution.attribution_patch(
-            params, CONFIG, CLEAN, CORRUPTED, metric, ("embed", "z", "mlp_out"), read=LAST
-        )
+        runs, sites = (params, CONFIG, CLEAN, CORRUPTED), ("embed", "z", "mlp_out")
+        return attribution.attribution_patch(*runs, metric, sites, read=LAST)
 
     return jax.jit(every)(params())
 
@@ -88,9 +86,7 @@ def parts(name: str, **options: Any) -> Any:
 
 
 def to_logits(components: Any) -> Any:
-    return decompose.direct_logit_attribution(
-        params(), CONFIG, activations(), components, RIGHT, WRONG
-    )
+    return parts("direct_logit_attribution", components=components, tokens=RIGHT, minus=WRONG)
 
 
 def neurons() -> Any:
@@ -129,7 +125,7 @@ OURS: dict[str, Callable[[], Any]] = {
     "accumulated_resid": lambda: parts("accumulated_resid", incl_mid=True),
     "stack_head_results": lambda: parts("head_results"),
     "neuron_results/last": neurons,
-    "logit_lens": lambda: decompose.logit_lens(params(), CONFIG, parts("accumulated_resid")),
+    "logit_lens": lambda: logit_lens(params(), CONFIG, parts("accumulated_resid")),
     "logit_attrs/components": lambda: to_logits(parts("decompose_resid")),
     "logit_attrs/heads": lambda: to_logits(parts("head_results")),
     **{f"sweep/{s}": sweep(s, "layer", "position") for s in lens.STREAM},
@@ -170,9 +166,7 @@ def check(theirs: dict[str, np.ndarray], name: str) -> None:
     """Ours is theirs, within float32's rounding."""
     value, ours = expected(theirs, name), np.asarray(OURS[name]())
     assert ours.shape == value.shape, name
-    if (
-        name == "site/scores"
-    ):  # each has a most negative number of its own where a token may not look
+    if name == "site/scores":  # each has its own most negative number where a token may not look
         seen = np.tri(len(CLEAN), dtype=bool)
         value, ours = (np.where(seen, scores, 0.0) for scores in (value, ours))
     if name.endswith("eigenvalues"):  # in no order

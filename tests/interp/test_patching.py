@@ -23,7 +23,14 @@ from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, SEED, compiled_flops, configs, random_params
 from tests.helpers.pairs import LENGTH, close, enough, metric, texts
 
+MODERN = NAMED["modern"]
 NAMES = {"t": "position", "s": "source", "n": "head", "k": "head", "f": "neuron"}
+Runs = tuple[Params, Config, jax.Array, jax.Array]
+
+
+def model_and_texts(config: Config = MODERN, dtype: Any = jnp.float64) -> Runs:
+    """A model, its clean and its corrupted text."""
+    return random_params(config, dtype=dtype), config, *texts(config)
 
 
 def everywhere(site: str) -> tuple[str, ...]:
@@ -55,6 +62,12 @@ def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by
     return np.array([one(cell) for cell in cells]).reshape(shape)
 
 
+def check(runs: Runs, site: str, by: tuple[str, ...]) -> None:
+    expected = naive(*runs, site, by)
+    found = patch_sweep(*runs, metric, site, by)
+    np.testing.assert_allclose(found, expected, **close, err_msg=f"{site} {by}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sites"),
@@ -67,70 +80,38 @@ def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by
     ],
 )
 def test_a_sweep_is_the_naive_loop(name: str, sites: tuple[str, ...], x64):
-    config = NAMED[name]
-    params = random_params(config, dtype=jnp.float64)
-    clean, corrupted = texts(config)
     for site in sites:
-        by = everywhere(site)
-        found = patch_sweep(params, config, clean, corrupted, metric, site, by)
-        np.testing.assert_allclose(
-            found, naive(params, config, clean, corrupted, site, by), **close, err_msg=site
-        )
+        check(model_and_texts(NAMED[name]), site, everywhere(site))
 
 
 @pytest.mark.slow
 def test_axes_may_be_left_whole_and_come_in_any_order(x64):
-    config = NAMED["modern"]
-    params = random_params(config, dtype=jnp.float64)
-    clean, corrupted = texts(config)
     for by in ((), ("position",), ("head", "layer")):
-        found = patch_sweep(params, config, clean, corrupted, metric, "z", by)
-        np.testing.assert_allclose(
-            found, naive(params, config, clean, corrupted, "z", by), **close, err_msg=str(by)
-        )
+        check(model_and_texts(), "z", by)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("site", ["z", "pattern", "resid_pre"])
+@pytest.mark.slow(unless=("z",))
+@pytest.mark.parametrize("site", ["z", "pattern", "resid_pre", "final"])
 def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
-    config = NAMED["modern"]
-    params = random_params(config, dtype=jnp.float64)
-    clean, corrupted = texts(config)
-    runs = params, config, clean, corrupted
-    by, some = everywhere(site), jnp.array([3, -1])
+    """After the layers, the places are those read."""
+    runs, by, some = model_and_texts(), everywhere(site), jnp.array([3, -1])
     found = patch_sweep(*runs, metric, site, by, read=some)
     every = patch_sweep(*runs, lambda logits: metric(logits[some]), site, by)
-    np.testing.assert_allclose(found, every, **close)
-    paths = path_patch(*runs, metric, "k", read=some)
-    np.testing.assert_allclose(
-        paths, path_patch(*runs, lambda logits: metric(logits[some]), "k"), **close
-    )
+    np.testing.assert_allclose(found, every[some] if site == "final" else every, **close)
 
 
 @pytest.mark.slow
-def test_after_the_layers_the_places_are_those_read(x64):
-    config = NAMED["modern"]
-    params = random_params(config, dtype=jnp.float64)
-    clean, corrupted = texts(config)
-    some = jnp.array([3, -1])
-    found = patch_sweep(params, config, clean, corrupted, metric, "final", ("position",), read=some)
-    every = patch_sweep(
-        params,
-        config,
-        clean,
-        corrupted,
-        lambda logits: metric(logits[some]),
-        "final",
-        ("position",),
-    )
-    np.testing.assert_allclose(found, every[some], **close)
+def test_of_paths_too_what_a_metric_does_not_read_may_be_left_out(x64):
+    runs, some = model_and_texts(), jnp.array([3, -1])
+    every = path_patch(*runs, lambda logits: metric(logits[some]), "k")
+    np.testing.assert_allclose(path_patch(*runs, metric, "k", read=some), every, **close)
 
 
 @pytest.mark.slow
 def test_after_the_layers_no_layer_is_run_again():
     """The work is that of the two runs to patch between, and little more, where layers are most of it."""
-    config = dataclasses.replace(NAMED["modern"], d_mlp=1000)
-    params, pair = random_params(config), texts(config)
+    config = dataclasses.replace(MODERN, d_mlp=1000)
+    params, _, *pair = model_and_texts(config, jnp.float32)
 
     def flops(site: str) -> float:
         def sweep(params: Params, clean: jax.Array, corrupted: jax.Array) -> jax.Array:
@@ -138,7 +119,7 @@ def test_after_the_layers_no_layer_is_run_again():
 
         return compiled_flops(sweep, params, *pair)
 
-    one = compiled_flops(lambda params, pair: forward(params, config, pair[0]).logits, params, pair)
+    one = compiled_flops(lambda params, text: forward(params, config, text).logits, params, pair[0])
     for site in ("final_scale", "final", "logits"):
         assert flops(site) < 2.5 * one, site
     assert flops("resid_post") > 4 * one
@@ -148,15 +129,9 @@ def test_after_the_layers_no_layer_is_run_again():
 @examples(4)
 @given(config=configs())
 def test_any_model_can_be_swept(config: Config):
+    site = "resid_post" if config.n_layers else "embed"
     with jax.enable_x64(True):
-        params = random_params(config, dtype=jnp.float64)
-        clean, corrupted = texts(config)
-        site = "resid_post" if config.n_layers else "embed"
-        by = everywhere(site)
-        found = patch_sweep(params, config, clean, corrupted, metric, site, by)
-        np.testing.assert_allclose(
-            found, naive(params, config, clean, corrupted, site, by), **close
-        )
+        check(model_and_texts(config), site, everywhere(site))
 
 
 class Unhashable:
@@ -168,7 +143,8 @@ class Unhashable:
         return logits[-1, 0]
 
 
-NONE = dataclasses.replace(NAMED["modern"], n_layers=0)
+NONE = dataclasses.replace(MODERN, n_layers=0)
+EMPTY = {"params": random_params(NONE), "config": NONE}
 REFUSED = [
     ({"site": "resid"}, ("resid", "embed", "resid_pre")),
     ({"site": "pos_embed", "by": ("position",)}, ("pos_embed", "resid_pre")),
@@ -184,84 +160,58 @@ REFUSED = [
     ({"metric": lambda logits: logits.argmax()}, ("metric", "()", "int32")),
     ({"read": jnp.array([5])}, ("read", 5)),
     ({"memory": 1000}, ("memory=1000",)),
-    (
-        {"site": "pattern", "compute": Compute(kernel="fused")},
-        ("kernel='fused'", "pattern", "kernel='einsum'"),
-    ),
+    ({"site": "pattern", "compute": Compute(kernel="fused")}, ("kernel='fused'", "pattern", "kernel='einsum'")),
     ({"memory": 1e9}, ("memory=1000000000.0", 1)),
     ({"metric": 3}, ("metric=3",)),
     ({"metric": Partial(metric, "x")}, ("metric", "'x'", "functools.partial")),
     ({"metric": lambda logits: (logits[-1, 0],)}, ("metric", "tuple")),
     ({"metric": Partial(Unhashable())}, ("metric", "Unhashable", "jax.tree_util.Partial")),
-    ({"params": random_params(NONE), "config": NONE}, ("resid_pre", "n_layers=0")),
-    ({"params": random_params(NONE), "config": NONE, "by": ()}, ("resid_pre", "n_layers=0")),
-    ({"params": unstack(random_params(NAMED["modern"]))}, ("init",)),
+    (EMPTY, ("resid_pre", "n_layers=0")),
+    (EMPTY | {"by": ()}, ("resid_pre", "n_layers=0")),
+    ({"params": unstack(random_params(MODERN))}, ("init",)),
     ({"config": SEED}, ("blocks.attn.W_K",)),
-]
+]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("change", "named"), REFUSED)
 def test_what_cannot_be_swept_is_refused(change: dict, named: tuple):
-    config = NAMED["modern"]
-    clean, corrupted = texts(config)
-    asked = {"config": config, "clean": clean, "corrupted": corrupted, "metric": metric}
-    asked |= {"site": "resid_pre"} | change
+    clean, corrupted = texts(MODERN)
+    asked: dict[str, Any] = {"params": random_params(MODERN), "config": MODERN}
+    asked |= {"clean": clean, "corrupted": corrupted, "metric": metric, "site": "resid_pre"}
     with raises(ValueError, *named):
-        inspect.unwrap(patch_sweep)(**{"params": random_params(config)} | asked)
+        inspect.unwrap(patch_sweep)(**asked | change)
 
 
 @pytest.mark.slow
 def test_a_batch_is_one_metric_of_all_its_sequences(x64):
-    config = NAMED["classic"]
-    params = random_params(config, dtype=jnp.float64)
-    clean, corrupted = texts(config, 2)
-    means = [
-        patch_sweep(params, config, *pair, lambda logits: logits[-1, 2], "z", ("layer", "head"))
-        for pair in zip(clean, corrupted, strict=True)
+    config, by = NAMED["classic"], ("layer", "head")
+    params, pairs = random_params(config, dtype=jnp.float64), texts(config, 2)
+    each = [
+        patch_sweep(params, config, *pair, lambda logits: logits[-1, 2], "z", by)
+        for pair in zip(*pairs, strict=True)
     ]
-    both = patch_sweep(
-        params,
-        config,
-        clean,
-        corrupted,
-        lambda logits: logits[:, -1, 2].mean(),
-        "z",
-        ("layer", "head"),
-    )
-    np.testing.assert_allclose(both, sum(means) / 2, **close)
-
-
-def test_reading_one_place_leaves_out_the_others(x64):
-    config = NAMED["modern"]
-    params = random_params(config, dtype=jnp.float64)
-    pair = texts(config)
-    whole = patch_sweep(params, config, *pair, lambda logits: logits[-1, 2], "z")
-    one = patch_sweep(params, config, *pair, lambda logits: logits[0, 2], "z", read=jnp.array([-1]))
-    np.testing.assert_allclose(one, whole, **close)
+    both = patch_sweep(params, config, *pairs, lambda logits: logits[:, -1, 2].mean(), "z", by)
+    np.testing.assert_allclose(both, sum(each) / 2, **close)
 
 
 @pytest.mark.slow
 def test_a_sweep_works_under_jit_vmap_and_grad(x64):
-    config = NAMED["modern"]
-    params = random_params(config, dtype=jnp.float64)
-    clean, corrupted = texts(config, 2)
+    params, pairs = random_params(MODERN, dtype=jnp.float64), texts(MODERN, 2)
 
     def last(logits):
         return logits[-1, 2]
 
-    def one(clean, corrupted):
-        return patch_sweep(params, config, clean, corrupted, last, "z", ("layer", "head"))
+    def one(clean, corrupted, params=params):
+        return patch_sweep(params, MODERN, clean, corrupted, last, "z", ("layer", "head"))
 
-    found = jax.jit(jax.vmap(one))(clean, corrupted)
-    expected = [one(*pair) for pair in zip(clean, corrupted, strict=True)]
+    found = jax.jit(jax.vmap(one))(*pairs)
+    expected = [one(*pair) for pair in zip(*pairs, strict=True)]
     np.testing.assert_allclose(found, expected, **close)
 
     def total(scale):
         scaled = params._replace(W_E=params.W_E * scale)
-        return patch_sweep(
-            scaled, config, clean[0], corrupted[0], last, "z", ("layer", "head")
-        ).sum()
+        return one(pairs[0][0], pairs[1][0], scaled).sum()
 
     slope = jax.grad(total)(1.0)
     by_hand = (total(1.0 + 1e-6) - total(1.0 - 1e-6)) / 2e-6
@@ -271,62 +221,50 @@ def test_a_sweep_works_under_jit_vmap_and_grad(x64):
 @pytest.mark.slow
 def test_a_deep_model_s_passes_join_at_few_layers(x64):
     """More layers than landings: then some set out before the layer that they change."""
-    config = dataclasses.replace(NAMED["modern"], n_layers=2 * LANDINGS + 1)
+    config = dataclasses.replace(MODERN, n_layers=2 * LANDINGS + 1)
     params = jax.tree.map(lambda array: 0.3 * array, random_params(config, dtype=jnp.float64))
-    clean, corrupted = texts(config)
-    by = ("position", "layer")
-    found = patch_sweep(params, config, clean, corrupted, metric, "resid_mid", by)
-    expected = naive(params, config, clean, corrupted, "resid_mid", by)
-    np.testing.assert_allclose(found, expected, **close)
+    check((params, config, *texts(config)), "resid_mid", ("position", "layer"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["resid_pre", "k with MLPs"])
-def test_a_budget_of_memory_is_kept_and_changes_nothing(what: str):
-    config = dataclasses.replace(NAMED["modern"], d_model=32, d_mlp=128, n_layers=3)
-    params = random_params(config)
-    clean, corrupted = texts(config)
-    runs = params, (jnp.tile(clean, 8), jnp.tile(corrupted, 8))
+@pytest.mark.parametrize(
+    "patched", [partial(patch_sweep, site="resid_pre"), partial(path_patch, receiver="k", through_mlps=True)],
+    ids=["sweep", "paths"],
+)  # fmt: skip
+def test_a_budget_of_memory_is_kept_and_changes_nothing(patched: Any):
+    sizes = {"d_model": 32, "d_mlp": 128, "n_layers": 3}
+    params, config, *pair = model_and_texts(dataclasses.replace(MODERN, **sizes), jnp.float32)
+    given = params, *(jnp.tile(text, 8) for text in pair)
 
-    def swept(params: Any, pair: Any, memory: int = 2**30):
-        clean, corrupted = pair
-        given = params, config, clean, corrupted, metric
-        if what in AXES and what != "k":
-            by = ("layer", "head") if what == "scores" else ("layer", "position")
-            return patch_sweep(*given, what, by, memory=memory)
-        return path_patch(*given, what[0], through_mlps="MLPs" in what, memory=memory)
+    def swept(params: Any, *pair: Any, memory: int = 2**30):
+        return patched(params, config, *pair, metric, memory=memory)
 
-    plain = swept(*runs)
+    plain = swept(*given)
     with raises(ValueError, "memory=1") as refused:
-        swept(*runs, memory=1)
+        swept(*given, memory=1)
     least = enough(refused.value)
     with raises(ValueError, f"memory={least - 1}", least):
-        swept(*runs, memory=least - 1)
+        swept(*given, memory=least - 1)
     for memory in (least, 3 * least):
-        program = jax.jit(partial(swept, memory=memory)).lower(*runs).compile()
-        np.testing.assert_allclose(program(*runs), plain, rtol=1e-4, atol=1e-4)
+        program = jax.jit(partial(swept, memory=memory)).lower(*given).compile()
+        np.testing.assert_allclose(program(*given), plain, rtol=1e-4, atol=1e-4)
         analysis: Any = program.memory_analysis()
         assert analysis.temp_size_in_bytes + analysis.output_size_in_bytes <= memory
 
 
 @pytest.mark.slow
 def test_a_metric_s_arguments_change_its_answer_and_compile_nothing(x64):
-    config = NAMED["modern"]
-    runs = (random_params(config, dtype=jnp.float64), config, *texts(config))
-    traced = []
+    traced, sweep = [], partial(patch_sweep, *model_and_texts(), site="z", by=("layer", "head"))
 
     def logit(answer: Any, logits: jax.Array, *, factor: Any = 1.0) -> jax.Array:
         traced.append(answer)
         return factor * logits[-1, answer]
 
     def found(answer: int) -> jax.Array:
-        given = Partial(logit, jnp.int32(answer), factor=2.0)
-        return patch_sweep(*runs, given, "z", ("layer", "head"))
+        return sweep(Partial(logit, jnp.int32(answer), factor=2.0))
 
     for answer in (2, 3):
-        plain = patch_sweep(
-            *runs, lambda logits, own=answer: 2 * logits[-1, own], "z", ("layer", "head")
-        )
+        plain = sweep(lambda logits, own=answer: 2 * logits[-1, own])
         np.testing.assert_allclose(found(answer), plain, **close)
     once = len(traced)
     found(4)
@@ -336,13 +274,8 @@ def test_a_metric_s_arguments_change_its_answer_and_compile_nothing(x64):
 @pytest.mark.slow
 def test_a_bar_changes_nothing(capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
-    config = NAMED["modern"]
-    params, pair = random_params(config), texts(config)
-    plain = patch_sweep(params, config, *pair, metric, "z", ("layer", "position", "head"))
-    shown = patch_sweep(
-        params, config, *pair, metric, "z", ("layer", "position", "head"), progress=True
-    )
-    np.testing.assert_allclose(shown, plain, rtol=1e-5, atol=1e-5)
+    sweep = partial(patch_sweep, *model_and_texts(dtype=jnp.float32), metric, "z", everywhere("z"))
+    np.testing.assert_allclose(sweep(progress=True), sweep(), rtol=1e-5, atol=1e-5)
     captured = capsys.readouterr()
     assert not captured.out
     assert "100%" in captured.err

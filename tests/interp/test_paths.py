@@ -17,15 +17,8 @@ from tests.helpers.pairs import close, metric, texts
 
 
 def naive_path(
-    params: Any,
-    config: Config,
-    clean: Any,
-    corrupted: Any,
-    kind: str,
-    sender: Any,
-    reader: Any,
-    mlps: bool,
-) -> jax.Array:
+    params: Any, config: Config, clean: Any, corrupted: Any, kind: str, sender: Any, reader: Any, mlps: bool
+) -> jax.Array:  # fmt: skip
     """By three whole passes: freeze every head but the sender, look at what the reader then reads, put that in."""
     sites = ("head_out", "mlp_out", kind)
     before = forward(params, config, corrupted, capture=sites).activations
@@ -34,24 +27,18 @@ def naive_path(
     frozen = [patch_layers("head_out", None, heads)]
     if config.d_mlp and not mlps:
         frozen.append(patch_layers("mlp_out", None, before["mlp_out"]))
-    seen = forward(params, config, corrupted, capture=(kind,), edit=chain(*frozen)).activations[
-        kind
-    ]
-    edit = patch(kind, reader[0], {"head": reader[1]}, seen[reader[0]])
+    out = forward(params, config, corrupted, capture=(kind,), edit=chain(*frozen))
+    seen = out.activations[kind][reader[0]]
+    edit = patch(kind, reader[0], {"head": reader[1]}, seen)
     return metric(forward(params, config, corrupted, edit=edit).logits)
 
 
 @pytest.mark.slow(unless=("olmo-k-True",))
 @pytest.mark.parametrize(
     ("name", "kind", "mlps"),
-    [
-        ("modern", "k", False),
-        ("classic", "q", True),
-        ("parallel", "v", False),
-        ("gemma", "q", False),
-        ("olmo", "k", True),
-    ],
-)
+    [("modern", "k", False), ("classic", "q", True), ("parallel", "v", False), ("gemma", "q", False),
+     ("olmo", "k", True)],
+)  # fmt: skip
 def test_a_path_is_three_passes(name: str, kind: str, mlps: bool, x64):
     config = dataclasses.replace(NAMED[name], n_layers=3)
     params = random_params(config, dtype=jnp.float64)

@@ -65,9 +65,8 @@ def test_one_axis_is_a_row_and_three_are_panels_of_one_scale():
 
 def test_tokens_stand_where_positions_and_sources_are():
     tokens = ["The", " cat", "$x$", "\n"]
-    figure = heat_map(
-        np.eye(4), ("position", "source"), tokens=tokens, labels={"source": list("abcd")}
-    )
+    labels = {"source": list("abcd")}
+    figure = heat_map(np.eye(4), ("position", "source"), tokens=tokens, labels=labels)
     [axes] = panels(figure)
     assert ticks(axes.yaxis) == ["The", "·cat", "$x$", r"\n"]
     assert ticks(axes.xaxis) == ticks(axes.yaxis)  # tokens win
@@ -122,10 +121,8 @@ def test_a_path_map_takes_pairs_of_heads_alone():
 
 def test_dollars_are_dollars(tmp_path: Path):
     """No text is read as a formula, wherever it stands."""
-    texts = ["$$", "$x$"]
-    figure = heat_map(
-        np.ones((2, 2, 2)), ("position", "$^$", "head"), tokens=texts, title="$^$", unit="$^$"
-    )
+    words: dict[str, Any] = {"tokens": ["$$", "$x$"], "title": "$^$", "unit": "$^$"}
+    figure = heat_map(np.ones((2, 2, 2)), ("position", "$^$", "head"), **words)
     figure.savefig(tmp_path / "map.png")
     assert [panel.get_title() for panel in panels(figure)] == ["position $$", "position $x$"]
 

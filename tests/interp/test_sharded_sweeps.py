@@ -14,7 +14,6 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxformer import Config, shardings
-from jaxformer.interp.engine.sweep import LANDINGS, _columns
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
 from jaxformer.sharding import fitting
@@ -72,21 +71,18 @@ ALL = mesh(2, 2, 2)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("swept", [heads, paths])
-def test_a_sweep_of_parameters_in_parts_is_that_of_whole_ones(swept: Swept, x64):
-    params, pair = given()
-    np.testing.assert_allclose(swept(placed(CONFIG, params, ALL), pair), on_one(swept), **close)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("swept", [heads, paths])
 def test_a_sweep_on_a_mesh_is_that_of_one_device(swept: Swept, x64):
-    """NaN where there is no path, and nothing of the cells that fill a device's share."""
+    """NaN where there is no path, and nothing of the cells that fill a device's share.
+
+    So is one with a bar, and one of parameters in parts that names no mesh.
+    """
     params, pair = given()
+    in_parts, one = placed(CONFIG, params, ALL), on_one(swept)
     found = swept(params, pair, mesh=mesh(8))
     assert found.sharding.is_fully_replicated
-    np.testing.assert_allclose(found, on_one(swept), **close)
-    found = swept(placed(CONFIG, params, ALL), pair, mesh=ALL)
-    np.testing.assert_allclose(found, on_one(swept), **close)
+    np.testing.assert_allclose(found, one, **close)
+    np.testing.assert_allclose(swept(in_parts, pair, mesh=ALL, progress=True), one, **close)
+    np.testing.assert_allclose(swept(in_parts, pair), one, **close)
 
 
 @pytest.mark.slow
@@ -98,13 +94,6 @@ def test_on_a_mesh_of_one_device_not_a_bit_changes(x64):
 def test_a_mesh_of_explicit_axes_is_as_good(x64):
     """As `jax.make_mesh` gives it."""
     found = heads(*given(), mesh=mesh(8, kind=AxisType.Explicit))
-    np.testing.assert_allclose(found, on_one(heads), **close)
-
-
-@pytest.mark.slow
-def test_a_bar_changes_nothing_on_a_mesh(x64):
-    params, pair = given()
-    found = heads(placed(CONFIG, params, ALL), pair, mesh=ALL, progress=True)
     np.testing.assert_allclose(found, on_one(heads), **close)
 
 
@@ -149,7 +138,7 @@ def streams(params: Any, pair: Pair, **options: Any) -> jax.Array:
 
 
 def compiled(params: Any, pair: Pair, **options: Any) -> Any:
-    """The program of a sweep, as each device runs it."""
+    """The program of `streams`, as each device runs it."""
     return jax.jit(partial(streams, **options)).lower(params, pair).compile()
 
 
@@ -170,22 +159,9 @@ def test_memory_is_each_device_s():
     with raises(ValueError, "memory=1") as refused:
         streams(params, pair, memory=1, mesh=ALL)
     least = enough(refused.value)
-    params = placed(WIDE, params, ALL)
-    program = compiled(params, pair, memory=least, mesh=ALL)
+    program = compiled(placed(WIDE, params, ALL), pair, memory=least, mesh=ALL)
     analysis = program.memory_analysis()
     assert analysis.temp_size_in_bytes + analysis.output_size_in_bytes <= least
-
-
-def test_every_cell_is_on_one_device_and_each_has_as_many():
-    cells = np.stack([np.sort(np.arange(61) % 20), np.arange(61)], axis=1).astype(np.int32)
-    for number, parts in ((1, 8), (2, 4), (7, 3), (1000, 8), (1, 100)):
-        landings, columns, order = _columns(cells, number, parts)
-        assert len(landings) <= min(LANDINGS, -(-61 // parts))
-        np.testing.assert_array_equal(np.sort(order[order >= 0]), np.arange(61))
-        own = [column.reshape(len(column), parts, -1, 2) for column in columns]
-        joined = np.concatenate(own, axis=2).reshape(*order.shape, 2)
-        np.testing.assert_array_equal(joined[order >= 0], cells[order[order >= 0]])
-        assert (joined[order < 0] == -1).all()
 
 
 REFUSED = [

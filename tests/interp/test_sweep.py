@@ -43,12 +43,11 @@ def test_an_edit_of_all_sites_acts_in_a_narrow_layer_as_in_a_whole_one(config: C
         state = jnp.sin(jnp.arange(LENGTH * config.d_model).reshape(LENGTH, -1))
         # A change of its own for each entry of a value, so that a misplaced row is seen.
         sites = (site for site in shown(config) if site not in WHOLE)
-        edit = chain(
-            *(at(site, last, lambda value: 1.2 * value + jnp.tanh(value)) for site in sites)
-        )
-        expected = jax.jit(last_block, static_argnums=1)(params, config, state, edit)[READ]
+        edit = chain(*(at(site, last, lambda x: 1.2 * x + jnp.tanh(x)) for site in sites))
+        run = jax.jit(last_block, static_argnums=1)
+        expected = run(params, config, state, edit)[READ]
         assert np.isfinite(expected).all()
-        found = jax.jit(last_block, static_argnums=1)(params, config, state, edit, READ)
+        found = run(params, config, state, edit, READ)
         np.testing.assert_allclose(found, expected, **close)
 
 
@@ -68,9 +67,8 @@ def test_every_kernel_can_run_a_narrow_layer(name: str):
 def test_a_place_that_is_not_there_is_nan_inside_traced_code():
     config = NAMED["modern"]
     params, state = random_params(config), jnp.ones((LENGTH, 8))
-    found = np.isnan(
-        jax.jit(lambda at: last_block(params, config, state, keep, at))(jnp.array([-1, 5, -6]))
-    )
+    run = jax.jit(lambda at: last_block(params, config, state, keep, at))
+    found = np.isnan(run(jnp.array([-1, 5, -6])))
     np.testing.assert_array_equal(found.all(axis=1), [False, True, True])
     np.testing.assert_array_equal(found.any(axis=1), [False, True, True])
 
@@ -79,24 +77,27 @@ def test_narrow_saves_most_of_a_layer():
     config = Config(n_layers=1, d_model=64, n_heads=4, d_head=16, d_mlp=256, n_vocab=2)
     params, state = random_params(config), jnp.ones((64, 64))
     whole = compiled_flops(lambda params: last_block(params, config, state, keep), params)
-    narrow = compiled_flops(
-        lambda params: last_block(params, config, state, keep, jnp.array([-1])), params
-    )
+    last = jnp.array([-1])
+    narrow = compiled_flops(lambda params: last_block(params, config, state, keep, last), params)
     assert narrow < 0.3 * whole  # keys and values are 2 parts of 12
 
 
-def test_every_cell_is_in_one_column_and_joins_no_later_than_its_layer():
-    rng = np.random.default_rng(0)
-    layers = np.sort(rng.integers(0, 20, 61))
+@pytest.mark.parametrize(
+    ("number", "parts"),
+    [(1, 1), (2, 1), (7, 1), (1000, 1), (1, 8), (2, 4), (7, 3), (1000, 8), (1, 100)],
+)
+def test_every_cell_is_in_one_column_and_joins_no_later_than_its_layer(number: int, parts: int):
+    """On a mesh, each column is cut into equal parts, one for each group of devices."""
+    layers = np.sort(np.random.default_rng(0).integers(0, 20, 61))
     cells = np.stack([layers, np.arange(61)], axis=1).astype(np.int32)
-    for number in (1, 2, 7, 1000):
-        landings, columns, order = _columns(cells, number)
-        assert len(landings) == len(columns) <= LANDINGS
-        assert len(columns[0]) <= number
-        np.testing.assert_array_equal(np.sort(order[order >= 0]), np.arange(61))
-        joined = np.concatenate(columns, axis=1)
-        np.testing.assert_array_equal(joined[order >= 0], cells[order[order >= 0]])
-        assert (joined[order < 0] == -1).all()
-        for landing, until, column in zip(landings, (*landings[1:], 20), columns, strict=True):
-            own = column[..., 0][column[..., 0] >= 0]
-            assert ((landing <= own) & (own < until)).all()
+    landings, columns, order = _columns(cells, number, parts)
+    assert len(landings) == len(columns) <= min(LANDINGS, -(-61 // parts))
+    assert len(columns[0]) <= number
+    np.testing.assert_array_equal(np.sort(order[order >= 0]), np.arange(61))
+    own = [column.reshape(len(column), parts, -1, 2) for column in columns]
+    joined = np.concatenate(own, axis=2).reshape(*order.shape, 2)
+    np.testing.assert_array_equal(joined[order >= 0], cells[order[order >= 0]])
+    assert (joined[order < 0] == -1).all()
+    for landing, until, column in zip(landings, (*landings[1:], 20), columns, strict=True):
+        inside = column[..., 0][column[..., 0] >= 0]
+        assert ((landing <= inside) & (inside < until)).all()

@@ -33,11 +33,7 @@ def test_bytes_count_characters_for_bits_per_character(tmp_path: Path):
     assert corpus.characters_per_token == 0.5
 
 
-BAD_CORPORA = {
-    "": (),
-    "short": (4, 1, 64, 65, "--context"),
-    b"caf\xe9 au lait": ("0xe9", 3),
-}
+BAD_CORPORA = {"": (), "short": (4, 1, 64, 65, "--context"), b"caf\xe9 au lait": ("0xe9", 3)}
 
 
 @pytest.mark.parametrize("content", BAD_CORPORA, ids=repr)

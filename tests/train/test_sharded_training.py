@@ -54,8 +54,7 @@ def test_first_values_do_not_depend_on_the_mesh():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
-    [{"optimizer": Optimizer(name="muon", warmup=1), "accumulate": 2}, {"seeds": 2}],
+    "changes", [{"optimizer": Optimizer(name="muon", warmup=1), "accumulate": 2}, {"seeds": 2}]
 )
 def test_so_it_is_with_muon_in_parts_and_side_by_side(changes: dict[str, Any]):
     recipe, layout = recipe_of(CLASSIC_8, **changes), layout_of(*LAYOUTS["all three"])

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import platformdirs
 from jaxtyping import Int
-from rich.progress import wrap_file
 
 from jaxformer.pretrained.atomic import replace_file
 from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer
@@ -190,9 +189,7 @@ def read_pieces(path: Path, size: int = 2**18) -> Iterator[str]:
 def _download(url: str, path: Path) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  a constant https URL
-            size = int(response.headers.get("Content-Length", 0))
-            with wrap_file(response, size, description="Downloading tiny Shakespeare") as body:
-                return body.read()
+            return response.read()
     except (urllib.error.URLError, TimeoutError) as error:
         raise OSError(
             f"could not download {url} ({error}); without a network, put the file at {path}, "

@@ -60,7 +60,9 @@ def main(args: list[str] | None = None) -> int:
         highlight=False,
     )  # fmt: skip
     out.print(memory_table(found))
-    out.print(f"  {collectives_line(found)}", highlight=False, soft_wrap=True)
+    kinds = ", ".join(f"{number} {kind}" for kind, number in found.collectives.items()) or "none"
+    once = "collectives in the program's text (a loop's body counts once)"
+    out.print(f"  {once}: {kinds}", highlight=False, soft_wrap=True)
     out.print(
         f"  matrix products of one device: {rounded(found.flops)}FLOP, of the model's formula "
         f"{rounded(found.model_flops)}FLOP",
@@ -126,12 +128,6 @@ def memory_table(found: Plan) -> Table:
     ):
         table.add_row(name, f"{size / 1e6:,.1f}")
     return table
-
-
-def collectives_line(found: Plan) -> str:
-    """How devices talk in a step."""
-    kinds = ", ".join(f"{number} {kind}" for kind, number in found.collectives.items())
-    return f"collectives in the program's text (a loop's body counts once): {kinds or 'none'}"
 
 
 def time_table(found: Plan, hardware: list[Hardware], tokens: int) -> Table:

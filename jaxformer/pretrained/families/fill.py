@@ -37,9 +37,7 @@ def read_params(plan: Plan, dtype: Any, put: Put) -> Params:
             found[place] = put(place, array)
             del array
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: found[path_name(path)],
-        specs(plan.config),
-        is_leaf=is_spec,
+        lambda path, _: found[path_name(path)], specs(plan.config), is_leaf=is_spec
     )
 
 

@@ -106,7 +106,4 @@ def _perfect(context: int) -> float:
 def _yardsticks(context: int) -> dict[str, float]:
     """Chance; and the loss of one who only counts: 3 of 4 have as many `(` as `)`, 2 of those balanced."""
     _length(context)
-    return {
-        "chance": math.log(2),
-        "counting only": (2 * math.log(3 / 2) + math.log(3)) / 4,
-    }
+    return {"chance": math.log(2), "counting only": (2 * math.log(3 / 2) + math.log(3)) / 4}
