@@ -1,4 +1,4 @@
-"""A run's fixed parts and its randomness: what loop, evaluation and outcome share."""
+"""A run's fixed parts and its randomness: what loop, evaluation and report share."""
 
 from functools import partial
 from pathlib import Path

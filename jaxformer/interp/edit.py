@@ -1,6 +1,6 @@
 """Edits as data: what to change, at which site, in which layer; for `forward(edit=...)` and all that takes one.
 
-An edit of this room is a pytree. Its layer, its indices and its values may be traced, so that an edit can be built
+An edit of this file is a pytree. Its layer, its indices and its values may be traced, so that an edit can be built
 inside a vmapped function and a sweep is one compiled program. It knows the site it acts on, and a pass that never
 reaches it refuses it: a plain function of a site that this model lacks would do nothing, in silence. Only of a traced
 layer or index nobody can tell, while tracing, that it is not there: such a one changes nothing.

@@ -11,7 +11,7 @@ from jaxformer.model.sites import SITES, Edit, Layer, Site, keep, shown
 
 
 class Tap:
-    """What the rooms of the model call at each site: edits the value, and keeps it if it was asked for.
+    """What the model calls at each site: it edits the value, and keeps it if it was asked for.
 
     At the sites in `saved` it also tells `jax.checkpoint` the value's name.
 

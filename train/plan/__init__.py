@@ -1,1 +1,1 @@
-"""What a training step costs: memory, arithmetic, and what devices send each other, read off its program."""
+"""What a training step takes, before it is run: memory, arithmetic, and a lower bound of its time."""

@@ -7,20 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import Config
+from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.fields import Fields
-from jaxformer.pretrained.families.llama import (
-    BIASES,
-    BUFFERS,
-    SIZES,
-    take_shape,
-    weights,
-    write_shape,
-)
 from jaxformer.pretrained.families.rotary import take_rotary
 from jaxformer.pretrained.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
 
-GEMMA_SIZES = SIZES | {
+GEMMA_SIZES = llama.SIZES | {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 256,
 }  # fmt: skip
@@ -44,7 +37,7 @@ def take_gemma(
         pattern: every so many layers one has no window, unless layer_types says otherwise.
         caps: the names and defaults of the caps on scores and on logits.
     """
-    shape = take_shape(
+    shape = llama.take_shape(
         fields,
         sizes=GEMMA_SIZES | {"vocab_size": n_vocab},
         act=("hidden_activation", "gelu_pytorch_tanh"),
@@ -59,7 +52,7 @@ def take_gemma(
     window = fields.optional("sliding_window", "int", 4096)
     attention_cap, logit_cap = (fields.optional(name, "number", cap) for name, cap in caps.items())
     return shape | {
-        "bias": BIASES[fields.take("attention_bias", "bool", False), False],
+        "bias": llama.BIASES[fields.take("attention_bias", "bool", False), False],
         "norm_place": "both",
         "norm_plus_one": True,
         "embedding_scale": float(shape["d_model"] ** 0.5),
@@ -77,7 +70,7 @@ def write_gemma(config: Config) -> dict[str, Any]:
     if config.attention_scale is not None and scalar**-0.5 != scale:
         raise ValueError(f"attention_scale={scale} is not 1 over the root of a whole number")
     no_window = 4096  # read, and then by no layer
-    return write_shape(config, "hidden_activation") | {
+    return llama.write_shape(config, "hidden_activation") | {
         "attention_bias": config.has_bias("qkv"), "query_pre_attn_scalar": scalar,
         "sliding_window": config.window or no_window, "layer_types": write_layer_types(config),
         "attn_logit_softcapping": config.attention_cap, "final_logit_softcapping": config.logit_cap,
@@ -93,8 +86,8 @@ GEMMA2 = Family(
     name="gemma2",
     architecture="Gemma2ForCausalLM",
     prefix="model.",
-    weights=weights(**BOTH),
-    buffers=BUFFERS,
+    weights=llama.weights(**BOTH),
+    buffers=llama.BUFFERS,
     read=read,
     write=write_gemma,
 )

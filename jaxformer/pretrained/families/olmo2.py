@@ -7,17 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import Config
+from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.fields import Fields
-from jaxformer.pretrained.families.llama import (
-    BIASES,
-    BUFFERS,
-    SIZES,
-    head_norms,
-    take_shape,
-    weights,
-    write_shape,
-)
 from jaxformer.pretrained.families.rotary import take_rotary
 
 AFTER = {
@@ -28,22 +20,22 @@ AFTER = {
 
 def read(fields: Fields) -> Config:
     """Our Config of an Olmo2Config."""
-    shape = take_shape(fields, sizes=SIZES | {"vocab_size": 50304}, epsilon=1e-5)
-    bias = BIASES[fields.take("attention_bias", "bool", False), False]
+    shape = llama.take_shape(fields, sizes=llama.SIZES | {"vocab_size": 50304}, epsilon=1e-5)
+    bias = llama.BIASES[fields.take("attention_bias", "bool", False), False]
     return Config(**shape, bias=bias, norm_place="after", qk_norm="all", **take_rotary(fields))
 
 
 def write(config: Config) -> Mapping[str, Any]:
     """An Olmo2Config of ours."""
-    return write_shape(config) | {"attention_bias": config.has_bias("qkv")}
+    return llama.write_shape(config) | {"attention_bias": config.has_bias("qkv")}
 
 
 OLMO2 = Family(
     name="olmo2",
     architecture="Olmo2ForCausalLM",
     prefix="model.",
-    weights=(*weights(**AFTER), *head_norms("n.h", "k.h")),
-    buffers=BUFFERS,
+    weights=(*llama.weights(**AFTER), *llama.head_norms("n.h", "k.h")),
+    buffers=llama.BUFFERS,
     read=read,
     write=write,
 )

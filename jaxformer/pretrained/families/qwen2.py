@@ -7,20 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import Config
+from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.fields import Fields
-from jaxformer.pretrained.families.llama import (
-    BEFORE,
-    BUFFERS,
-    SIZES,
-    take_shape,
-    weights,
-    write_shape,
-)
 from jaxformer.pretrained.families.rotary import take_rotary
 from jaxformer.pretrained.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
 
-QWEN_SIZES = SIZES | {"intermediate_size": 22016, "vocab_size": 151936, "num_key_value_heads": 32}
+QWEN_SIZES = llama.SIZES | {
+    "intermediate_size": 22016,
+    "vocab_size": 151936,
+    "num_key_value_heads": 32,
+}
 
 
 def take_late_windows(fields: Fields, n_layers: int) -> dict[str, Any]:
@@ -43,22 +40,22 @@ def write_windows(config: Config) -> dict[str, Any]:
 def read(fields: Fields) -> Config:
     """Our Config of a Qwen2Config."""
     fields.demand("use_mrope", False)
-    shape = take_shape(fields, sizes=QWEN_SIZES)
+    shape = llama.take_shape(fields, sizes=QWEN_SIZES)
     windows = take_late_windows(fields, shape["n_layers"])
     return Config(**shape, bias="qkv", **windows, **take_rotary(fields))
 
 
 def write(config: Config) -> Mapping[str, Any]:
     """A Qwen2Config of ours."""
-    return write_shape(config) | write_windows(config)
+    return llama.write_shape(config) | write_windows(config)
 
 
 QWEN2 = Family(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
     prefix="model.",
-    weights=weights(**BEFORE),
-    buffers=BUFFERS,
+    weights=llama.weights(**llama.BEFORE),
+    buffers=llama.BUFFERS,
     read=read,
     write=write,
 )
