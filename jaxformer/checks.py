@@ -21,7 +21,7 @@ def check_vocabulary(tokens: Any, n_vocab: int) -> None:
         )
 
 
-def whole(name: str, value: Any, most: int | None = None) -> int:
+def positive_integer(name: str, value: Any, most: int | None = None) -> int:
     """A number of at least 1 of something, as a Python int.
 
     Raises:

@@ -161,6 +161,14 @@ def test_files_and_functions_stay_small_enough_to_read():
     assert not long
 
 
+def test_a_file_that_is_run_ends_with_the_call_of_its_main():
+    """What is defined below would not be there yet."""
+    for module, path in MODULES.items():
+        blocks = [ast.unparse(node) for node in ast.parse(path.read_text()).body]
+        guards = [i for i, text in enumerate(blocks) if text.startswith("if __name__ ==")]
+        assert guards in ([], [len(blocks) - 1]), module
+
+
 def test_no_test_matches_the_words_of_an_error():
     """Errors are matched by what they name: `raises` in tests/helpers/errors.py."""
     matching = [

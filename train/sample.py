@@ -230,10 +230,6 @@ def _hush() -> None:
     os.close(nowhere)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 class Piece(NamedTuple):
     """So many tokens that came together."""
 
@@ -265,3 +261,7 @@ def pace(noted: list[Piece]) -> str:
         return f"{counted}; the first {first}"
     speed = statistics.median(piece.tokens / piece.seconds for piece in noted[1:])
     return f"{counted}, {speed:,.0f} tokens/s after the first, which {first}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

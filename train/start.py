@@ -18,7 +18,7 @@ from jaxformer.text.tokenizer import Tokenizer
 from train.data.dataset import Data, open_data
 from train.data.tasks import TASKS
 from train.devices.layout import Layout
-from train.devices.processes import whole
+from train.devices.processes import on_host
 from train.presets import PRESETS
 from train.recipe import Architecture, Recipe
 from train.runs import find_model
@@ -76,7 +76,7 @@ def open_vocabulary(recipe: Recipe) -> Config:
 def _hash(params: Params, tokenizer: Tokenizer | None) -> str:
     digest = hashlib.sha256(b"" if tokenizer is None else tokenizer.to_json().encode())
     for array in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(whole(array)).data)
+        digest.update(np.ascontiguousarray(on_host(array)).data)
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxformer.checks import whole
+from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.generate import WHERE_NAN_IS, gather_how
 from jaxformer.decoding.inputs import bucket, check_room, gather
@@ -59,7 +59,10 @@ def beam_search(
     prompts = gather(prompt, config)
     if not prompts.single:
         raise ValueError("beam_search takes one prompt at a time")
-    n_tokens, width = whole("n_tokens", n_tokens), whole("width", width, most=config.n_vocab)
+    n_tokens, width = (
+        positive_integer("n_tokens", n_tokens),
+        positive_integer("width", width, most=config.n_vocab),
+    )
     check_room(config, prompts.longest, n_tokens)
     check_params(params, config)
     found = _search(params, how, prompts.tokens, prompts.lengths, n_tokens=n_tokens, width=width)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxformer.checks import whole
+from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.inputs import (
     Prompts,
@@ -141,7 +141,7 @@ def _asked(
     """The prompts, and the arguments of the compiled program, all checked."""
     how = gather_how(config, edit, capture, compute)
     prompts = gather(prompt, config)
-    n_tokens = whole("n_tokens", n_tokens)
+    n_tokens = positive_integer("n_tokens", n_tokens)
     check_room(config, prompts.longest, n_tokens)
     wish = gather_wish(config, prompts, key, sampling, stop, edit_from)
     check_params(params, config)

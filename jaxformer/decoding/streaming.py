@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Key
 
-from jaxformer.checks import whole
+from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.generate import check_finite, gather_how, gather_wish
 from jaxformer.decoding.inputs import Prompts, bucket, gather
@@ -63,8 +63,8 @@ def stream_tokens(
     prompts = gather(prompt, config)
     if not prompts.single:
         raise ValueError("stream_tokens takes one prompt; generate takes a batch")
-    n_tokens, chunk = whole("n_tokens", n_tokens), whole("chunk", chunk)
-    context = None if context is None else whole("context", context)
+    n_tokens, chunk = positive_integer("n_tokens", n_tokens), positive_integer("chunk", chunk)
+    context = None if context is None else positive_integer("context", context)
     if context and config.n_context is not None and context > config.n_context:
         raise ValueError(
             f"context={context} is more than the position table's n_context={config.n_context}"

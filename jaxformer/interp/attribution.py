@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxformer.checks import whole
+from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
 from jaxformer.interp.engine.metric import Metric, check_alike, scalar
 from jaxformer.interp.engine.parts import axes_by
@@ -234,4 +234,4 @@ def check_pair(clean: Int[Array, "..."], corrupted: Int[Array, "..."], steps: An
         ValueError: clean and corrupted of different shapes; steps that are no whole number, or below 1.
     """
     check_alike(clean, corrupted)
-    whole("steps", steps)
+    positive_integer("steps", steps)

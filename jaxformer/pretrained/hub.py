@@ -9,14 +9,16 @@ Part = Literal["a model", "a config", "a tokenizer"]
 """What is wanted of a repository."""
 
 CONFIGS = ("model.json", "config.json")
+"""The files that say what model a folder holds: of ours and, where there is none, of Hugging Face's."""
+
 WEIGHTS = {
     "safetensors": (
         "params-*.safetensors",
         "model.safetensors",
         "model.safetensors.index.json",
-        "model-*-of-*.safetensors",
+        "model*-of-*.safetensors",
     ),
-    "bin": ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
+    "bin": ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*-of-*.bin"),
 }
 """By the ending of the files of weights; pickles are fetched where there is nothing else."""
 
@@ -46,8 +48,8 @@ def fetch(name: str, part: Part) -> Path:
     folder = download(*CONFIGS, *(() if part == "a config" else FILES))
     if not any((folder / file).is_file() for file in CONFIGS):
         raise FileNotFoundError(
-            f"{name} in Hugging Face's hub has no model.json or config.json; if it has GGUF files, download one "
-            f"and give its path: hf download {name} FILE.gguf"
+            f"{name} in Hugging Face's hub has no model.json or config.json (or only its cache could be reached); if "
+            f"it has GGUF files, download one and give its path: hf download {name} FILE.gguf"
         )
     if part == "a model":
         for ending, patterns in WEIGHTS.items():
@@ -56,6 +58,7 @@ def fetch(name: str, part: Part) -> Path:
                 break
         else:
             raise FileNotFoundError(
-                f"{name} in Hugging Face's hub has no {' or '.join(WEIGHTS)} files of weights"
+                f"{name} in Hugging Face's hub has no {' or '.join(WEIGHTS)} files of weights (or only its cache "
+                "could be reached)"
             )
     return folder

@@ -24,7 +24,7 @@ from jaxformer.pretrained.families.plan import own_dtype, plan
 from jaxformer.pretrained.formats import Source, is_gguf, open_folder, open_gguf
 from jaxformer.pretrained.formats.folder import FORMS
 from jaxformer.pretrained.formats.source import copy_checked
-from jaxformer.pretrained.hub import Part, fetch
+from jaxformer.pretrained.hub import CONFIGS, Part, fetch
 from jaxformer.pretrained.json_io import explained, read_object
 from jaxformer.pretrained.tokenizers import from_folder, from_gguf
 from jaxformer.sharding import Rules, shardings
@@ -32,8 +32,6 @@ from jaxformer.text.tokenizer import Tokenizer
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-CONFIGS = ("model.json", "config.json")
-"""The files that say what model a folder holds: of ours and, where there is none, of Hugging Face's."""
 
 
 class _Wish(NamedTuple):

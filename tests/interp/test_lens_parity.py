@@ -14,7 +14,7 @@ import pytest
 
 from jaxformer import forward
 from jaxformer.interp import attribution, circuits, decompose, edges, fold, heads, patching, paths
-from jaxformer.interp.lens import logit_lens
+from jaxformer.interp.lens import direct_logit_attribution, logit_lens
 from jaxformer.model.sites import shown
 from tests.helpers import lens
 from tests.helpers.lens import CONFIG, RIGHT, WRONG
@@ -86,7 +86,8 @@ def parts(name: str, **options: Any) -> Any:
 
 
 def to_logits(components: Any) -> Any:
-    return parts("direct_logit_attribution", components=components, tokens=RIGHT, minus=WRONG)
+    given = params(), CONFIG, activations()
+    return direct_logit_attribution(*given, components=components, tokens=RIGHT, minus=WRONG)
 
 
 def neurons() -> Any:

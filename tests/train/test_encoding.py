@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxformer import Bytes, Characters, forward, keep
@@ -42,6 +42,8 @@ TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=120).map("".join)
 
 
 @given(text=TEXTS, size=st.integers(1, 30))
+@example(text="thethethethethe\r\nthe", size=1)
+@example(text="thethethethethe\n\nthethethethe", size=1)
 def test_pieces_give_the_same_tokens(tokenizer: Subwords, monkeypatch, text: str, size: int):
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "PAST", 12)
@@ -49,6 +51,14 @@ def test_pieces_give_the_same_tokens(tokenizer: Subwords, monkeypatch, text: str
         parts = list(encode_pieces(tokenizer, pieces, 20))
     np.testing.assert_array_equal(np.concatenate([ids for ids, _ in parts]), tokenizer.encode(text))
     assert sum(characters for _, characters in parts) == len(text)
+
+
+def test_a_text_without_spaces_is_held_or_cut_anywhere():
+    pieces = ["ACGT" * 100] * 50
+    assert list(encoding.blocks(pieces, 1000)) == ["".join(pieces)]
+    parts = list(encoding.blocks(pieces, 1000, anywhere=True))
+    assert max(map(len, parts)) == 1200
+    assert "".join(parts) == "".join(pieces)
 
 
 def test_a_long_text_is_cut_often(tokenizer: Subwords):

@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from tests.helpers.errors import check_names
 from tests.helpers.runs import ROOT, folder_of, kept_steps, numbers, options
 from train.__main__ import main
 from train.devices.guard import LOST
+from train.devices.processes import is_loss
 from train.metrics import read_metrics
+from train.runs import RunError
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("standard_promotion")]
 
@@ -272,3 +275,16 @@ def test_a_signal_to_one_stops_all_with_the_state_saved(corpus: Path):
     check_names(out, folder_of(command), "--resume")
     assert own_lines(quiet) == []
     assert read_metrics(folder_of(command))[-1]["step"] in kept_steps(folder_of(command))
+
+
+def test_an_error_of_jax_means_that_another_process_is_gone_unless_it_is_this_one_s(monkeypatch):
+    gone, own = map(
+        jax.errors.JaxRuntimeError, ("UNKNOWN: Gloo closed", "RESOURCE_EXHAUSTED: 9 GB")
+    )
+    wrapped = RunError("cannot be written")
+    wrapped.__cause__ = gone
+    found = [is_loss(error) for error in (gone, wrapped, own, ValueError("UNKNOWN"), None)]
+    assert found == [False] * 5  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    found = [is_loss(error) for error in (gone, wrapped, own, ValueError("UNKNOWN"), None)]
+    assert found == [True, True, False, False, False]

@@ -13,7 +13,7 @@ from jaxformer.model.sites import Edit, keep
 from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer, Tokens
 
-CUT = re.compile(r"(?<=\S)(?= )|(?<=\n)(?=\w)")
+CUT = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=\w)")
 """Places where a token ends whatever is far from it: before a space, which goes with what follows it, and at the
 beginning of a line."""
 PAST = 128
@@ -84,18 +84,26 @@ def encode_pieces(
         yield after, 0
 
 
-def blocks(pieces: Iterable[str], block: int) -> Iterator[str]:
+def blocks(pieces: Iterable[str], block: int, *, anywhere: bool = False) -> Iterator[str]:
     """The same text in parts of about `block` characters, which end where words do.
+
+    Where a part has no such end, it is held until one comes, or it ends anywhere.
 
     >>> list(blocks(["one tw", "o three"], 4))
     ['one', ' two', ' three']
     """
-    held = ""
+    held, searched = "", 0
     for piece in pieces:
         held += piece
-        if len(held) >= block and (cuts := [match.start() for match in CUT.finditer(held)]):
-            yield held[: cuts[-1]]
-            held = held[cuts[-1] :]
+        if len(held) < block:
+            continue
+        cuts = [match.start() for match in CUT.finditer(held, searched)]
+        if not cuts and not anywhere:
+            searched = len(held) - 1  # a place to cut is known by the character after it
+            continue
+        cut = cuts[-1] if cuts else len(held)
+        yield held[:cut]
+        held, searched = held[cut:], 0
     if held:
         yield held
 

@@ -77,7 +77,7 @@ def write_tokens(path: Path, tokenizer: Tokenizer, pieces: Iterable[str]) -> Tok
 
 
 def open_tokens(path: Path) -> TokenFile:
-    """The token file that `write_tokens` wrote.
+    """The token file that `write_tokens` wrote. Its tokens are not read here, nor held against their SHA-256.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -171,7 +171,7 @@ def _encode_all(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[tuple[T
         yield from encode_pieces(tokenizer, pieces, BLOCK)
         return
     done = 0
-    for block in blocks(pieces, BLOCK):
+    for block in blocks(pieces, BLOCK, anywhere=True):
         yield _encode(tokenizer, block, done), len(block)
         done += len(block)
 

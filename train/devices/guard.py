@@ -76,7 +76,7 @@ def guard(args: Sequence[str], group: Group, resume: str) -> int:
     print(
         f"error: another process of this run is gone, or did not answer within {group.patience} s (--patience); its "
         f"own output says why. Start them all again, with the coordinator's address (--coordinator "
-        f"{group.coordinator}), and go on from the last checkpoint with --resume: {resume}",
+        f"{group.coordinator}), and where a checkpoint was written go on from it with --resume: {resume}",
         file=sys.stderr,
     )
     return LOST

@@ -15,6 +15,9 @@ from jax.experimental import multihost_utils
 from jaxformer.pretrained.atomic import replace_file
 from train.runs import RunError, flat
 
+OWN_FAULT = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
+"""How errors of JAX begin that no other process is the reason of."""
+
 
 class Refused(RunError):  # noqa: N818  says what it is
     """What all processes refuse, at the same point."""
@@ -164,6 +167,8 @@ def check_agreement(about: dict[str, Any]) -> None:
         Refused: naming the first that differs from process 0, and in what.
     """
     own = flat(about)
+    if len({*of_each(np.uint32(zlib.crc32(json.dumps([*own]).encode()))).tolist()}) > 1:
+        raise Refused("the processes run different versions of jaxformer; start all with the same")
     hashes = [zlib.crc32(json.dumps(value).encode()) for value in own.values()]
     differ = (each := of_each(np.array(hashes, np.uint32))) != each[0]
     if differ.any():
@@ -196,7 +201,7 @@ def by_first(action: Callable[[], None]) -> None:
     return None
 
 
-def whole(array: Any) -> np.ndarray:
+def on_host(array: Any) -> np.ndarray:
     """An array's numbers on this host; all processes must call this at the same point."""
     if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
         return np.asarray(array)
@@ -205,17 +210,17 @@ def whole(array: Any) -> np.ndarray:
 
 def whole_on_first(array: Any) -> np.ndarray | None:
     """The same, for process 0 alone to hold."""
-    numbers = whole(array)
+    numbers = on_host(array)
     return numbers if is_first() else None
 
 
 def is_loss(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, may mean that another process is gone: JAX's own, of a run with others.
 
-    Not where this one is out of memory: then it is the others that lose it.
+    Not where this process alone is the reason, as by its memory: then it is the others that lose it.
     """
     if error is None:
         return False
     if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
-        return not str(error).startswith("RESOURCE_EXHAUSTED")
+        return not str(error).startswith(OWN_FAULT)
     return is_loss(error.__cause__)

@@ -1,1 +1,1 @@
-"""What a training step takes, before it is run: memory, arithmetic, and a lower bound of its time."""
+"""What a training step takes, before it is run: memory, arithmetic, collectives, and a lower bound of its time."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxformer.checks import whole
+from jaxformer.checks import positive_integer
 from jaxformer.config import Config
 from jaxformer.interp.engine.climb import SHARED_ALONG, Runs, Sweep, climb
 from jaxformer.interp.engine.metric import as_tokens, check_alike, split
@@ -75,7 +75,7 @@ def run(
             devices than the arrays.
     """
     mesh, parts = _mesh(mesh, params, runs)
-    room = _room(sweep, params, runs, len(cells), parts, whole("memory", memory))
+    room = _room(sweep, params, runs, len(cells), parts, positive_integer("memory", memory))
     shown = _shows_progress(progress, sweep, (params, runs), len(cells), runs.corrupted.size)
     landings, columns, order = _columns(cells, max(room.columns, 16 if shown else 1), parts)
     where = np.append(places, math.prod(shape)).astype(np.int32)[order]  # a filler's is out of it

@@ -1,7 +1,7 @@
 """Families of real models: a file each, with a table of tensor names and a function from their config to ours.
 
 `family` says what one is, `fields` and `rotary` read their configs, `layout` turns their axes into ours, `plan`
-checks what a file holds, `fill` reads and `export` writes them.
+checks what a file holds, `fill` reads it.
 """
 
 from collections.abc import Mapping
