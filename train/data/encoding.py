@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -97,11 +98,11 @@ def blocks(pieces: Iterable[str], block: int, *, anywhere: bool = False) -> Iter
         held += piece
         if len(held) < block:
             continue
-        cuts = [match.start() for match in CUT.finditer(held, searched)]
-        if not cuts and not anywhere:
+        last = deque(CUT.finditer(held, searched), maxlen=1)
+        if not last and not anywhere:
             searched = len(held) - 1  # a place to cut is known by the character after it
             continue
-        cut = cuts[-1] if cuts else len(held)
+        cut = last[0].start() if last else len(held)
         yield held[:cut]
         held, searched = held[cut:], 0
     if held:
