@@ -16,7 +16,7 @@ from benchmarks.options import Options
 from benchmarks.program import fresh_seed, prepare, random_tokens
 from jaxformer.config import Config
 from jaxformer.interp.attribution import attribution_patch, summed
-from jaxformer.interp.engine.metric import measure
+from jaxformer.interp.metric import measure
 from jaxformer.interp.patching import part_sizes, patch_sweep
 from jaxformer.interp.paths import path_patch
 from jaxformer.model.params import abstract, count, init

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
-from jaxformer.interp.engine.metric import Metric, check_alike, scalar
 from jaxformer.interp.engine.parts import axes_by
 from jaxformer.interp.jacobian import perturbed, site_shapes
+from jaxformer.interp.metric import Metric, check_alike, scalar
 from jaxformer.model.params import Params
 from jaxformer.model.sites import Edit, Layer, Site, keep
 from jaxformer.model.stream import wide

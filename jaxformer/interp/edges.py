@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.attribution import Gradients, along_line, check_pair, difference, gradients
-from jaxformer.interp.engine.metric import Metric
+from jaxformer.interp.metric import Metric
 from jaxformer.model.attention import write_heads
 from jaxformer.model.norm import normalize
 from jaxformer.model.params import Block, Norm, Params, stacked

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Compute, Config
 from jaxformer.interp.edit import patch, patch_layers
 from jaxformer.interp.engine.climb import Runs, Sweep, show
-from jaxformer.interp.engine.metric import Metric
 from jaxformer.interp.engine.parts import axes_by, letters_of
 from jaxformer.interp.engine.sweep import GIB, check_door, run
+from jaxformer.interp.metric import Metric
 from jaxformer.model.params import Block, Params
 from jaxformer.model.sites import READ, WHOLE, Edit, Layer, keep
 from jaxformer.model.tap import Tap, check_capture

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Compute, Config
 from jaxformer.interp.edit import patch
 from jaxformer.interp.engine.climb import Runs, Sweep, show
-from jaxformer.interp.engine.metric import Metric
 from jaxformer.interp.engine.sweep import GIB, check_door, run
+from jaxformer.interp.metric import Metric
 from jaxformer.model.mlp import feed_forward
 from jaxformer.model.norm import normalize
 from jaxformer.model.params import Block, Params

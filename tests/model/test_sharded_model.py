@@ -17,11 +17,11 @@ from jaxformer.interp.circuits import composition_scores, full_ov_circuit, qk_ci
 from jaxformer.interp.decompose import accumulated_resid, full_decomposition, head_results
 from jaxformer.interp.edges import edge_attribution
 from jaxformer.interp.edit import ablate
-from jaxformer.interp.engine.metric import measure
 from jaxformer.interp.fold import fold_norm, foldable
 from jaxformer.interp.heads import copying_score, head_scores
 from jaxformer.interp.jacobian import jvp_between
 from jaxformer.interp.lens import direct_logit_attribution, logit_lens
+from jaxformer.interp.metric import measure
 from jaxformer.sharding import fitting
 from tests.helpers.models import NAMED, random_params, random_tokens
 from tests.helpers.pairs import LENGTH, metric, texts

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.engine.metric import scalar
+from jaxformer.interp.metric import scalar
 from jaxformer.model.params import Block, Params
 from jaxformer.model.sites import ASKED, READ, Edit, Layer, Site, keep, position_axis
 from jaxformer.model.stream import pick

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.checks import positive_integer
 from jaxformer.config import Config
 from jaxformer.interp.engine.climb import SHARED_ALONG, Runs, Sweep, climb
-from jaxformer.interp.engine.metric import as_tokens, check_alike, split
+from jaxformer.interp.metric import as_tokens, check_alike, split
 from jaxformer.model.checks import check_read
 from jaxformer.model.params import Params, abstract, count, stacked
 from jaxformer.model.spec import path_name
