@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.pretrained.atomic import replace_file
+from jaxformer.pretrained.json_io import read_object
 from train.recipe import Architecture, Recipe
 
 
@@ -129,12 +130,9 @@ def read_about(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged or another program's.
     """
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
-    whole = isinstance(about, dict) and "corpus_sha256" in about
-    if not (whole and isinstance(about.get("recipe"), dict) and "context" in about["recipe"]):
+    about = read_object(path)
+    recipe = about.get("recipe")
+    if "corpus_sha256" not in about or not isinstance(recipe, dict) or "context" not in recipe:
         raise ValueError(f"{path} does not describe a run: it lacks a recipe or the corpus's hash")
     return about
 

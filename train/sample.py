@@ -241,15 +241,15 @@ def timed(
     pieces: Iterable[Int[np.ndarray, " _"]], noted: list[Piece]
 ) -> Iterator[Int[np.ndarray, " _"]]:
     """The same pieces; how long each was waited for is noted."""
-    waiting, start = iter(pieces), time.perf_counter()
-    for piece in waiting:
+    start = time.perf_counter()
+    for piece in pieces:
         noted.append(Piece(len(piece), time.perf_counter() - start))
         yield piece
         start = time.perf_counter()
 
 
 def pace(noted: list[Piece]) -> str:
-    """How long the first piece took, and the median speed of the others: a few of these are compiled for.
+    """How long the first piece took, and the median speed of the others, where one compilation does not decide it.
 
     >>> pace([Piece(1, 1.9), Piece(16, 0.8), Piece(16, 0.01), Piece(16, 0.01)])
     '49 tokens, 1,600 tokens/s after the first, which took 1.9 s (compiling included)'
@@ -257,7 +257,7 @@ def pace(noted: list[Piece]) -> str:
     tokens = sum(piece.tokens for piece in noted)
     counted = f"{tokens:,} token{'s' if tokens > 1 else ''}"
     first = f"took {noted[0].seconds:.2g} s (compiling included)"
-    if not noted[1:]:
+    if len(noted) < 4:
         return f"{counted}; the first {first}"
     speed = statistics.median(piece.tokens / piece.seconds for piece in noted[1:])
     return f"{counted}, {speed:,.0f} tokens/s after the first, which {first}"

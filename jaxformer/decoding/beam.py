@@ -59,10 +59,8 @@ def beam_search(
     prompts = gather(prompt, config)
     if not prompts.single:
         raise ValueError("beam_search takes one prompt at a time")
-    n_tokens, width = (
-        positive_integer("n_tokens", n_tokens),
-        positive_integer("width", width, most=config.n_vocab),
-    )
+    n_tokens = positive_integer("n_tokens", n_tokens)
+    width = positive_integer("width", width, most=config.n_vocab)
     check_room(config, prompts.longest, n_tokens)
     check_params(params, config)
     found = _search(params, how, prompts.tokens, prompts.lengths, n_tokens=n_tokens, width=width)

@@ -160,8 +160,12 @@ def _fit(arrays: dict[str, Any], config: Config, path: Path) -> Params:
     """The arrays in their places in the tree, every one of them used and of the declared shape."""
     names = jax.tree_util.tree_map_with_path(lambda place, _: path_name(place), abstract(config))
     if odd := {*jax.tree.leaves(names)} ^ arrays.keys():
-        verb = "holds" if (name := min(odd)) in arrays else "lacks"
-        raise ValueError(f"{path} {verb} {name}, and its Config says otherwise")
+        name = min(odd)
+        raise ValueError(
+            f"{path} holds {name}, which its Config does not have"
+            if name in arrays
+            else f"{path} lacks {name}, which its Config has"
+        )
     wide = [name for name, array in arrays.items() if array.dtype == np.float64]
     if wide and jnp.result_type(float) != np.float64:
         raise ValueError(

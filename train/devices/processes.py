@@ -188,7 +188,8 @@ def by_first(action: Callable[[], None]) -> None:
         Refused: it failed; process 0 says why.
     """
     if jax.process_count() == 1:
-        return action()
+        action()
+        return
     failed = None
     if is_first():
         try:
@@ -198,7 +199,6 @@ def by_first(action: Callable[[], None]) -> None:
     if multihost_utils.broadcast_one_to_all(np.bool_(failed is not None)):
         why = "process 0 failed, and says why" if failed is None else str(failed)
         raise Refused(why or type(failed).__name__) from failed
-    return None
 
 
 def on_host(array: Any) -> np.ndarray:

@@ -180,10 +180,7 @@ def notes(recipe: Recipe, hardware: list[Hardware]) -> list[str]:
         said.append("XLA for CPU keeps some of bfloat16 as float32.")
     if len(hardware) == 1:
         return said + assumptions(hardware[0])
-    return [
-        *said,
-        "Matrix products run at the datasheet's peak of dense bfloat16; half of that is usual.",
-    ]
+    return [*said, "Matrix products run at the datasheet's peak of dense bfloat16."]
 
 
 if __name__ == "__main__":

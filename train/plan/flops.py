@@ -35,9 +35,9 @@ def program_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Floating-point operations of all matrix products of a function, on all devices together: two per multiply-add.
 
     XLA's own count (`cost_analysis`) has a scan's body once, however often it turns. These are counted in the traced
-    program, so that what `jax.checkpoint` computes a second time counts twice,
-    and what nothing reads not at all. A loop counts as often as it turns, of the branches of a condition the
-    most expensive. Ragged products, convolutions and what kernels of their own do (Pallas, cuDNN) are left out.
+    program, so that what `jax.checkpoint` computes a second time counts twice, and what nothing reads not at all. A
+    loop counts as often as it turns, of the branches of a condition the most expensive. Ragged products, convolutions
+    and what kernels of their own do (Pallas, cuDNN) are left out.
 
     Args:
         function: is traced, not run.

@@ -109,11 +109,10 @@ def assumptions(hardware: Hardware) -> list[str]:
     """What `step_seconds` takes for granted, in sentences to print beside its numbers.
 
     >>> print(assumptions(find_hardware("h100"))[0])
-    Matrix products run at 989 TFLOP/s, the peak of dense bfloat16; half of that is usual.
+    Matrix products run at 989 TFLOP/s, the peak of dense bfloat16.
     """
     return [
-        f"Matrix products run at {hardware.flops / 1e12:,.0f} TFLOP/s, the peak of dense bfloat16; half of that is "
-        "usual.",
+        f"Matrix products run at {hardware.flops / 1e12:,.0f} TFLOP/s, the peak of dense bfloat16.",
         f"Memory is read and written at all of its {hardware.memory_rate / 1e9:,.0f} GB/s.",
         f"The rates are those of the datasheet: {hardware.source}.",
     ]
