@@ -1,27 +1,33 @@
 """A GPT-style Transformer as pure functions over parameter pytrees.
 
-Read `config`, then `model` (its files in the order that it names), and beside it `reference`, the same model in plain
-Python. `decoding` continues a text, `pretrained` loads and saves, `interp` takes a model apart.
+Read `config`, then `model`, in the order of its README, and beside it `reference`, the same model in plain Python.
+`decoding` continues a text, `pretrained` loads and saves models, `interp` takes a model apart.
 
 The dimension key, the same letters in every einsum and every annotation:
 
-    l  layer                             n  head
-    b  batch                             k  key/value head
-    t  position (query, destination)     g  query heads per key/value head
-    s  position (key, source)            h  head width
-    d  model (residual stream)           f  MLP neuron
-    c  position-table row                v  vocabulary
+    l  layer                             g  query heads per key/value head
+    b  batch                             h  head width
+    t  position (query, destination)     f  MLP neuron
+    s  position (key, source)            v  vocabulary
+    d  model (residual stream)           c  position-table row
+    n  head                              r  positions read
+    k  key/value head                    w  beams (width)
 """
 
-from jaxformer.config import Compute, Config
+from jaxformer.config import Compute, Config, Rotary
 from jaxformer.decoding.beam import Beams, beam_search
 from jaxformer.decoding.generate import Generated, generate
 from jaxformer.decoding.sampling import Sampling
+from jaxformer.decoding.score import perplexity, score
 from jaxformer.decoding.streaming import stream_tokens
+from jaxformer.decoding.unstack import unstack
+from jaxformer.describe import summary
+from jaxformer.model.attention import attend
 from jaxformer.model.cache import Cache, empty_cache
-from jaxformer.model.params import Block, Params, abstract, count, init, specs, unstack
-from jaxformer.model.score import perplexity, score
-from jaxformer.model.sites import SITES, Edit, keep, shown
+from jaxformer.model.mlp import feed_forward
+from jaxformer.model.norm import normalize
+from jaxformer.model.params import Block, Params, abstract, count, init, specs
+from jaxformer.model.sites import SITES, Edit, available_sites, identity
 from jaxformer.model.stream import query, update
 from jaxformer.model.transformer import Output, block, embed, forward, unembed
 from jaxformer.pretrained.checkpoint import save
@@ -31,9 +37,50 @@ from jaxformer.sharding import constrain, partition, shardings
 from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer, Words, stream_text
 
 __all__ = [
-    "SITES", "Beams", "Block", "Bytes", "Cache", "Characters", "Compute", "Config", "Edit", "Generated",
-    "Output", "Params", "Sampling", "Tokenizer", "Words", "abstract", "beam_search", "block", "constrain",
-    "count", "embed", "empty_cache", "export", "forward", "generate", "init", "keep", "load", "load_config",
-    "partition", "perplexity", "query", "save", "score", "shardings", "shown", "specs", "stream_text",
-    "stream_tokens", "unembed", "unstack", "update",
+    "SITES",
+    "Beams",
+    "Block",
+    "Bytes",
+    "Cache",
+    "Characters",
+    "Compute",
+    "Config",
+    "Edit",
+    "Generated",
+    "Output",
+    "Params",
+    "Rotary",
+    "Sampling",
+    "Tokenizer",
+    "Words",
+    "abstract",
+    "attend",
+    "available_sites",
+    "beam_search",
+    "block",
+    "constrain",
+    "count",
+    "embed",
+    "empty_cache",
+    "export",
+    "feed_forward",
+    "forward",
+    "generate",
+    "identity",
+    "init",
+    "load",
+    "load_config",
+    "normalize",
+    "partition",
+    "perplexity",
+    "query",
+    "save",
+    "score",
+    "shardings",
+    "specs",
+    "stream_text",
+    "stream_tokens", "summary",
+    "unembed",
+    "unstack",
+    "update",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checks that several packages share."""
+"""Argument checks that several packages share."""
 
 import operator
 from typing import Any
@@ -10,22 +10,22 @@ def check_vocabulary(tokens: Any, n_vocab: int) -> None:
     """Refuse concrete tokens that are outside the vocabulary.
 
     Raises:
-        ValueError: naming the first such token and its place.
+        ValueError: naming the first such token and its position.
     """
     tokens = np.asarray(tokens)
     outside = np.argwhere((tokens < 0) | (tokens >= n_vocab))
     if len(outside):
-        place = tuple(int(i) for i in outside[0])
+        index = tuple(int(i) for i in outside[0])
         raise ValueError(
-            f"token {tokens[place]} at position {place[-1]} is outside the vocabulary of {n_vocab} entries"
+            f"token {tokens[index]} at position {index[-1]} is outside the vocabulary of {n_vocab} entries"
         )
 
 
 def positive_integer(name: str, value: Any, most: int | None = None) -> int:
-    """A number of at least 1 of something, as a Python int.
+    """Return a positive integer as a Python int.
 
     Raises:
-        ValueError: anything else, or more than `most`.
+        ValueError: a value that is not an integer, is below 1, or is above `most`.
     """
     try:
         number = 0 if isinstance(value, bool) else operator.index(value)
@@ -33,5 +33,5 @@ def positive_integer(name: str, value: Any, most: int | None = None) -> int:
         number = 0
     if number < 1 or (most is not None and number > most):
         above = "" if most is None else f" and at most {most}"
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1{above}")
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1{above}")
     return number

@@ -1,19 +1,21 @@
-"""What a model is (`Config`) and how it is run (`Compute`): plain, frozen, hashable data."""
+"""What a model is (`Config`) and how to run it (`Compute`): plain, frozen, hashable data."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from jaxformer.config_checks import (
+    Record,
     at_least,
     check_position,
+    check_rotary,
     check_saved,
-    check_types,
-    check_unread,
+    current_names,
     positive,
 )
 
@@ -31,21 +33,58 @@ Saved = Literal[
     "attn_scale", "q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "attn_post_scale", "attn_out",
     "resid_mid", "mlp_scale", "pre", "pre_linear", "post", "mlp_post_scale",
 ]  # fmt: skip
-"""The sites that a backward pass may read. It has resid_pre in any case, as the block's input; mlp_out and
-resid_post only pass derivatives on; and of head_out, which is not even formed, it reads the sum alone."""
+"""The sites that a backward pass may read. It always has resid_pre, the input of the block; it never needs the values
+of mlp_out and resid_post; and of head_out, which is not computed by default, it reads only the sum."""
 CacheDType = Literal["int8", "float16", "bfloat16", "float32", "float64"]
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The architecture of a model: six sizes, then one named choice for each thing later GPTs added.
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Rotary(Record):
+    """The settings of rotary positions; read where Config has position="rotary".
 
-    Every choice defaults to the seed model's: no positions, no norms, no biases. The value is
-    static under `jit`: a function compiles once for each Config that it meets.
+    Source: Su et al. 2021, "RoFormer"; llama3: Grattafiori et al. 2024, "The Llama 3 Herd of Models", §3.2.
+
+    >>> Rotary(base=500_000.0, scaling="linear", factor=8.0)
+    Rotary(base=500000.0, scaling='linear', factor=8.0)
+    """
+
+    prefix = "rotary."
+
+    base: float = 10_000.0
+    """the longest wavelength is about 2π times this many positions"""
+    fraction: float = 1.0
+    """the fraction of each head's coordinates that is rotated"""
+    scaling: RotaryScaling = "none"
+    """how frequencies are lowered for texts longer than those of training. linear: all of them, by factor; llama3: only
+    the low ones"""
+    factor: float = 1.0
+    """what lowered frequencies are divided by"""
+    original_context: int | None = None
+    """llama3: length of the training texts, in tokens"""
+    low_turns: float = 1.0
+    """llama3: a pair of coordinates that rotates this often in original_context, or less, is divided by factor"""
+    high_turns: float = 4.0
+    """llama3: a pair that rotates this often, or more, is unchanged"""
+    local_base: float | None = None
+    """base of the layers with a window, whose frequencies are not scaled; None: as in the other layers"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rotary(self)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Config(Record):
+    """The architecture of a model: six sizes, then one named choice for each thing that later GPTs added.
+
+    Every choice defaults to the seed model's: no positions, no norms, no biases. A Config is static under `jit`: a
+    function compiles once for each Config. A value that the other choices leave unread (a window_pattern without a
+    window) is allowed and changes nothing, so that `dataclasses.replace` works on any Config.
 
     Raises:
-        ValueError: a size or choice that no model can have, or that nothing would read.
+        ValueError: a size or choice that no model can have.
 
     >>> seed = Config(n_layers=4, d_model=128, n_heads=4, d_head=32, d_mlp=512, n_vocab=65)
     >>> llama = dataclasses.replace(seed, position="rotary", norm="rms", activation="silu",
@@ -55,7 +94,7 @@ class Config:
     """
 
     n_layers: int
-    """residual blocks; 0 leaves the embedding and the unembedding: a bigram model"""
+    """number of residual blocks; 0: only embedding and unembedding, a bigram model"""
     d_model: int
     """width of the residual stream"""
     n_heads: int
@@ -63,73 +102,58 @@ class Config:
     d_head: int
     """width of one head's subspace; need not be d_model / n_heads"""
     d_mlp: int
-    """neurons of each MLP layer; 0 leaves the MLPs out: the attention-only model"""
+    """neurons of each MLP layer; 0: no MLP layers, the attention-only model"""
     n_vocab: int
     """entries of the vocabulary"""
 
     n_kv_heads: int | None = None
     """key/value heads, each shared by n_heads / n_kv_heads query heads; None: one per query head"""
     position: Position = "none"
-    """how a token learns where it is: added to the embedding, or (rotary) by turning queries and keys"""
+    """positional encoding. sinusoidal, learned: added to the embedding; rotary: rotates queries and keys"""
     n_context: int | None = None
-    """rows of the learned position table: the longest sequence it can hold"""
-    rotary_base: float = 10_000.0
-    """the longest rotary wavelength is about 2π times this many positions"""
-    rotary_fraction: float = 1.0
-    """part of each head's coordinates that rotary turns"""
-    rotary_scaling: RotaryScaling = "none"
-    """how rotary is slowed for texts longer than those of training: all turns alike; or, in Llama 3, slow ones only"""
-    rotary_factor: float = 1.0
-    """how many times slower the slowed turns are"""
-    rotary_context: int | None = None
-    """llama3: positions of the training texts; what turns low_freq_factor times in them or less is slowed whole"""
-    rotary_low: float = 1.0
-    """llama3: turns in rotary_context up to which a turn is slowed by the whole factor"""
-    rotary_high: float = 4.0
-    """llama3: turns in rotary_context from which a turn is left alone"""
-    local_rotary_base: float | None = None
-    """rotary_base of the layers that have a window, which then scale nothing; None: as the others"""
+    """position=learned: rows of the position table, the longest sequence that the model takes"""
+    rotary: Rotary = Rotary()
+    """position=rotary: its settings"""
     norm: NormKind = "none"
-    """what each layer reads the stream through"""
+    """the norm through which each layer reads the stream. layer: LayerNorm; rms: RMSNorm"""
     norm_place: NormPlace = "before"
-    """where a layer's norm is: before it, on what it reads; after it, on what it writes; or both"""
+    """where a layer has its norm. before: on what it reads; after: on what it writes; both"""
     norm_epsilon: float = 1e-5
     """added to the variance (or mean square) under the norm's root"""
     norm_plus_one: bool = False
-    """norms multiply by 1 + w, so that weights of 0 change nothing"""
+    """norms multiply by 1 + w instead of w"""
     qk_norm: QKNorm = "none"
-    """an RMS norm on queries and keys, before rotary: of each head's vector, or of all heads' together"""
+    """an RMSNorm on queries and keys, before rotary. head: of each head's vector; all: of all heads' together"""
     activation: ActivationKind = "relu"
     """nonlinearity of the MLP neurons"""
     gated: bool = False
-    """multiply each neuron's nonlinear reading by a second, linear one"""
+    """multiply each neuron's activation by a second, linear query of the state"""
     bias: Bias = "none"
-    """which layers have biases: qkv is queries, keys and values, attention these and the heads' sum; norms
-    (RMS norms never have any) and the MLP count with all. The unembedding has its own choice"""
+    """which layers have biases: qkv is queries, keys and values; attention adds the heads' sum; all adds norms
+    (never RMSNorms) and MLPs. The unembedding's bias is a choice of its own"""
     parallel: bool = False
-    """let the MLP read the stream before the block's attention has written to it"""
+    """attention and MLP of a block both read the stream as it came into the block"""
     tied: bool = False
     """unembed with the transposed embedding"""
     embedding_scale: float = 1.0
-    """factor on the embedding's rows as they enter the stream; a tied unembedding goes without"""
+    """factor on the embedding as it enters the stream; a tied unembedding is not scaled"""
     unembed_bias: bool = False
-    """add a number of its own to each vocabulary entry's logit"""
+    """add a bias to each vocabulary entry's logit"""
     window: int | None = None
-    """the latest positions that attention sees, a token's own included; None: all up to its own"""
+    """attend only to this many latest positions, the query's own included; None: to all up to its own"""
     window_pattern: str = "L"
-    """which layers have the window: a letter for each, L (local) with it and G (global) without, from the first
-    layer on and over again"""
+    """which layers have the window: one letter per layer, L (local) with it and G (global) without, repeated"""
     attention_scale: float | None = None
     """factor on query·key; None: 1/√d_head; 1.0: the plain dot product of the original text"""
-    scale_by_depth: bool = False
+    scale_scores_by_layer: bool = False
     """divide the scores of layer i, counted from 0, by i + 1"""
-    attention_cap: float | None = None
-    """a score x becomes cap·tanh(x/cap), before what comes later is hidden; None: no cap"""
-    logit_cap: float | None = None
-    """the same for logits"""
+    attention_soft_cap: float | None = None
+    """soft cap of the scores, cap·tanh(score/cap), before the causal mask; None: no cap"""
+    logit_soft_cap: float | None = None
+    """soft cap of the logits; None: no cap"""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         for name in ("d_model", "n_heads", "d_head", "n_vocab"):
             at_least(self, name, 1)
         for name in ("n_layers", "d_mlp"):
@@ -143,11 +167,10 @@ class Config:
                 f"choose n_kv_heads from {divisors}"
             )
         check_position(self)
-        check_unread(self)
         positive(self, "norm_epsilon", "1e-5 is usual")
-        positive(self, "embedding_scale", "1.0 leaves the embedding as it is")
+        positive(self, "embedding_scale", "1.0 leaves the embedding unchanged")
         positive(self, "attention_scale", "leave it None for 1/√d_head")
-        for name in ("attention_cap", "logit_cap"):
+        for name in ("attention_soft_cap", "logit_soft_cap"):
             positive(self, name, "leave it None for no cap")
         if not self.window_pattern or set(self.window_pattern) - {"L", "G"}:
             raise ValueError(
@@ -169,17 +192,22 @@ class Config:
             "h": self.d_head,
             "f": self.d_mlp,
             "v": self.n_vocab,
-            "c": self.n_context or 0,
+            "c": self.max_length or 0,
         }
 
     @property
-    def rotary_width(self) -> int:
-        """The number of each head's coordinates that rotary turns; 0 without rotary."""
-        return round(self.d_head * self.rotary_fraction) if self.position == "rotary" else 0
+    def max_length(self) -> int | None:
+        """The longest sequence that the position table holds; None: there is no table, and no limit."""
+        return self.n_context if self.position == "learned" else None
 
     @property
+    def rotary_width(self) -> int:
+        """The number of each head's coordinates that rotary positions rotate; 0 without them."""
+        return round(self.d_head * self.rotary.fraction) if self.position == "rotary" else 0
+
+    @cached_property
     def local_layers(self) -> tuple[bool, ...]:
-        """Of each layer, whether it has the window.
+        """For each layer, whether it has the window.
 
         >>> Config(n_layers=3, d_model=8, n_heads=4, d_head=2, d_mlp=32, n_vocab=5, window=3,
         ...        window_pattern="LG").local_layers
@@ -188,23 +216,23 @@ class Config:
         pattern, has = self.window_pattern, self.window is not None
         return tuple(has and pattern[i % len(pattern)] == "L" for i in range(self.n_layers))
 
-    @property
-    def horizon(self) -> int | None:
-        """The latest positions that any layer sees: the window, if all have it; None: all up to its own."""
+    @cached_property
+    def max_lookback(self) -> int | None:
+        """The number of latest positions that any layer attends to; None: there is no limit."""
         return self.window if all(self.local_layers) else None
+
+    @cached_property
+    def score_scale(self) -> float:
+        """The factor on query·key, with attention_scale=None resolved."""
+        return self.d_head**-0.5 if self.attention_scale is None else self.attention_scale
 
     def has_bias(self, part: str) -> bool:
         """Whether a part has biases: "qkv", "o" (the heads' sum), "mlp" or "norm"."""
         return part in BIASES[self.bias]
 
-    def norms(self, place: str) -> bool:
+    def has_norm(self, place: str) -> bool:
         """Whether layers have a norm "before" them, or "after"."""
         return self.norm != "none" and self.norm_place in (place, "both")
-
-    @property
-    def score_scale(self) -> float:
-        """The factor on query·key, with attention_scale=None resolved."""
-        return self.d_head**-0.5 if self.attention_scale is None else self.attention_scale
 
     def to_json(self) -> str:
         """The Config as JSON text, every field written out."""
@@ -212,10 +240,10 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
-        """The Config that `to_json` wrote.
+        """Read what `to_json` wrote, in this version or an earlier one.
 
         Raises:
-            ValueError: text that is no JSON object, an unknown or a missing field, a wrong value.
+            ValueError: text that is not a JSON object, an unknown or a missing field, a wrong value.
         """
         try:
             fields = json.loads(text)
@@ -223,15 +251,29 @@ class Config:
             raise ValueError(f"a Config must be JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"a Config must be a JSON object, not {type(fields).__name__}")
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
+        """Make a Config of what `dataclasses.asdict` returned, in this version or an earlier one.
+
+        Fields of rotary may also be given as "rotary.base" and so on.
+
+        Raises:
+            ValueError: an unknown or a missing field, a wrong value.
+        """
+        own: Any = current_names(fields)
         known = {f.name: f for f in dataclasses.fields(cls)}
-        if unknown := sorted(fields.keys() - known):
+        rotary = {f.name for f in dataclasses.fields(Rotary)}
+        unknown = {f"rotary.{name}" for name in own["rotary"].keys() - rotary}
+        if unknown := sorted(unknown | (own.keys() - known)):
             raise ValueError(
                 f"unknown Config field {unknown[0]!r}; the fields are {', '.join(known)}"
             )
         required = {name for name, f in known.items() if f.default is dataclasses.MISSING}
-        if missing := sorted(required - fields.keys()):
+        if missing := sorted(required - own.keys()):
             raise ValueError(f"the Config lacks {', '.join(missing)}; a model has no default sizes")
-        return cls(**fields)
+        return cls(**own | {"rotary": Rotary(**own["rotary"])})
 
 
 BIASES: dict[str, frozenset[str]] = {
@@ -242,46 +284,43 @@ BIASES: dict[str, frozenset[str]] = {
     "all_but_attention": frozenset({"mlp", "norm"}),
     "all": frozenset({"qkv", "o", "mlp", "norm"}),
 }
-"""The parts that each choice of `bias` gives biases to."""
+"""The parts that have biases, by Config.bias."""
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compute:
-    """How to run a model; never what it computes: every Compute agrees within its dtype's rounding.
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Compute(Record):
+    """How to run a model; never what it computes: any two agree within the rounding of their dtypes.
 
     Raises:
-        ValueError: an unknown choice, or float64 where JAX has it switched off.
+        ValueError: an unknown choice, or float64 while JAX has it switched off.
 
-    >>> Compute(dtype="bfloat16", remat="block").kernel
-    'einsum'
+    >>> Compute(dtype="bfloat16", remat="block")
+    Compute(dtype='bfloat16', remat='block')
     """
 
     dtype: DType | None = None
-    """of the stream and the matrix products; None: the parameters' own. Norms, softmax and logits
-    are never narrower than float32"""
+    """dtype of the stream and of matrix products; None: the parameters' dtype. Norms, softmax and logits are in float32
+    or wider"""
     kernel: Kernel = "einsum"
-    """attention written out; or in blocks of queries, without most of the masked half (less time and
-    memory for a long sequence); or jax.nn.dot_product_attention. Only the first shows scores and pattern"""
+    """how attention is computed. einsum: written out, the only one that has the sites scores and pattern; blocked: in
+    blocks of queries, with less time and memory for long sequences; fused: by jax.nn.dot_product_attention"""
     unroll: int = 1
-    """residual blocks per turn of the layer loop: more compile time, sometimes less run time"""
+    """residual blocks per iteration of the loop over layers: compiles longer, sometimes runs faster"""
     remat: Remat = "none"
-    """what the backward pass recomputes, for less memory and more time: nothing; each block from the state that
-    came into it; or each block but its products with weights, or but the sites named in saved, which it keeps"""
+    """what the backward pass recomputes, to use less memory and more time. none: nothing; block: each block; dots: each
+    block but its products with weights; sites: each block but the sites named in saved"""
     saved: tuple[Saved, ...] = ()
-    """remat=sites: those whose values the backward pass keeps, as far as it reads them; of what leads up to one
-    alone it recomputes nothing. More names: more memory, less to recompute"""
+    """remat=sites: the sites whose values the backward pass keeps; more of them use more memory and less time"""
     cache: CacheDType | None = None
-    """how generation keeps keys and values; None: in dtype. int8 gives every head's vector a scale of its own"""
+    """dtype of the key/value cache in generation; None: as dtype. int8 stores one scale per head and position"""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         at_least(self, "unroll", 1)
         check_saved(self)
-        if (
-            "float64" in (self.dtype, self.cache)
-            and jax.dtypes.canonicalize_dtype(float) != np.float64
-        ):
+        wide = "float64" in (self.dtype, self.cache)
+        if wide and jax.dtypes.canonicalize_dtype(float) != np.float64:
             raise ValueError(
                 'dtype="float64" needs 64-bit JAX; '
                 'call jax.config.update("jax_enable_x64", True) first'

@@ -1,20 +1,46 @@
-"""What a Config and a Compute hold their fields to: one clear sentence for each that cannot be."""
+"""The checks behind Config and Compute: each raises a ValueError that names the field, its value and the repair."""
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 
-def check_types(record: Any) -> None:
-    """Hold each field to its annotation: a type, a Literal, a tuple of one of these, or a union with None."""
-    for name, hint in typing.get_type_hints(type(record)).items():
-        value = getattr(record, name)
-        union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        options = typing.get_args(hint) if union else (hint,)
-        if not any(_matches(value, option) for option in options):
-            raise ValueError(f"{name}={value!r} must be {' or '.join(map(_say, options))}")
+class Record:
+    """A frozen dataclass whose fields are checked against their annotations, and whose repr shows no defaults."""
+
+    prefix = ""
+    """what stands before a field's name in errors"""
+
+    def __post_init__(self) -> None:
+        """Convert numbers of other types, such as NumPy's, to Python's; then check every field."""
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = _as_python(getattr(self, name))
+            object.__setattr__(self, name, value)
+            union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+            options = typing.get_args(hint) if union else (hint,)
+            if not any(_matches(value, option) for option in options):
+                raise ValueError(
+                    f"{self.prefix}{name}={value!r} must be {' or '.join(map(_describe, options))}"
+                )
+
+    def __repr__(self) -> str:
+        fields: Any = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        changed = [f.name for f in fields if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in changed)})"
+
+
+def _as_python(value: Any) -> Any:
+    if isinstance(value, bool | int | float) and type(value).__module__ == "builtins":
+        return value
+    if type(value).__name__ in ("bool", "bool_"):  # NumPy's
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _matches(value: object, option: Any) -> bool:
@@ -25,39 +51,39 @@ def _matches(value: object, option: Any) -> bool:
         return isinstance(value, tuple) and all(_matches(one, each) for one in value)
     if option is bool:
         return isinstance(value, bool)
-    if option is float:  # Python's habit: an int will do for a float; a bool for neither
+    if option is float:  # like Python, accept an int for a float, but not a bool
         option = (int, float)
     return isinstance(value, option) and not isinstance(value, bool)
 
 
-def _say(option: Any) -> str:
+def _describe(option: Any) -> str:
     if typing.get_origin(option) is Literal:
         return f"one of {', '.join(map(repr, typing.get_args(option)))}"
     if typing.get_origin(option) is tuple:
-        return f"a tuple, each {_say(typing.get_args(option)[0])}"
+        return f"a tuple, each {_describe(typing.get_args(option)[0])}"
     names = {
-        int: "an integer", float: "a number", bool: "True or False", str: "a text",
+        int: "an integer", float: "a number", bool: "True or False", str: "a string",
         types.NoneType: "None",
     }  # fmt: skip
-    return names[option]
+    return names.get(option, f"a {getattr(option, '__name__', option)}")
 
 
 def at_least(record: Any, name: str, least: int) -> None:
-    """Refuse a number below another; None is none."""
+    """Refuse a number below another. None passes."""
     value = getattr(record, name)
     if value is not None and value < least:
-        raise ValueError(f"{name}={value} must be at least {least}")
+        raise ValueError(f"{record.prefix}{name}={value} must be at least {least}")
 
 
 def positive(record: Any, name: str, repair: str) -> None:
-    """Refuse a number that is not above 0, or not finite; None is none."""
+    """Refuse a number that is not above 0, or not finite. None passes."""
     value = getattr(record, name)
     if value is not None and not 0 < value < math.inf:
-        raise ValueError(f"{name}={value} must be a positive number; {repair}")
+        raise ValueError(f"{record.prefix}{name}={value} must be a positive number; {repair}")
 
 
 def check_saved(compute: Any) -> None:
-    """Refuse names of sites to keep that nothing would read, or that this way of running never forms."""
+    """Refuse names of sites to keep that nothing would read, or that this kernel never computes."""
     saved, remat = compute.saved, compute.remat
     if saved and remat != "sites":
         raise ValueError(
@@ -65,74 +91,118 @@ def check_saved(compute: Any) -> None:
         )
     if remat == "sites" and not saved:
         raise ValueError(
-            'remat="sites" without any saved recomputes each block whole; name sites, or choose remat="block"'
+            'saved=() with remat="sites" recomputes each block whole; name sites, or choose remat="block"'
         )
     if twice := [site for site in saved if saved.count(site) > 1]:
         raise ValueError(f"saved={saved!r} holds {twice[0]!r} more than once; name each site once")
-    if compute.kernel != "einsum" and (unformed := {"scores", "pattern"} & {*saved}):
+    if compute.kernel != "einsum" and (hidden := {"scores", "pattern"} & {*saved}):
         raise ValueError(
-            f"kernel={compute.kernel!r} never forms {min(unformed)!r}; leave it out of saved, "
+            f"kernel={compute.kernel!r} never computes {min(hidden)!r}; leave it out of saved, "
             'or choose kernel="einsum"'
         )
 
 
 def check_position(config: Any) -> None:
-    """Refuse a position scheme whose own fields do not fit."""
+    """Refuse a positional encoding that the other fields do not allow."""
     if config.position == "learned" and config.n_context is None:
         raise ValueError('position="learned" needs n_context, the number of rows of its table')
     if config.position == "sinusoidal" and config.d_model % 2:
         raise ValueError(
             f'position="sinusoidal" fills the stream with pairs; choose an even d_model, not {config.d_model}'
         )
-    if config.position == "rotary":
-        _check_rotary(config)
-
-
-def _check_rotary(config: Any) -> None:
-    if not 0 < config.rotary_fraction <= 1:
-        raise ValueError(f"rotary_fraction={config.rotary_fraction} must be above 0 and at most 1")
-    for name in ("rotary_base", "local_rotary_base"):
-        base = getattr(config, name)
-        if base is not None and not 1 < base < math.inf:
-            raise ValueError(f"{name}={base} must be above 1; 10000 is usual")
-    if config.rotary_width < 2 or config.rotary_width % 2:
+    width = config.rotary_width
+    if config.position == "rotary" and (width < 2 or width % 2):
         raise ValueError(
-            f"rotary turns pairs of coordinates; d_head={config.d_head} times "
-            f"rotary_fraction={config.rotary_fraction} gives {config.rotary_width}, not an even number of 2 or more"
+            f"rotary positions rotate pairs of coordinates; d_head={config.d_head} times "
+            f"rotary.fraction={config.rotary.fraction} gives {width}, not an even number of 2 or more"
         )
-    positive(config, "rotary_factor", "1.0 slows nothing")
-    if config.rotary_scaling == "llama3":
-        at_least(config, "rotary_context", 1)
-        if config.rotary_context is None:
-            raise ValueError('rotary_scaling="llama3" needs rotary_context, 8192 in Llama 3')
-        if not 0 < config.rotary_low < config.rotary_high < math.inf:
+
+
+def check_rotary(rotary: Any) -> None:
+    """Refuse settings of rotary positions that contradict each other."""
+    if not 0 < rotary.fraction <= 1:
+        raise ValueError(f"rotary.fraction={rotary.fraction} must be above 0 and at most 1")
+    for name in ("base", "local_base"):
+        base = getattr(rotary, name)
+        if base is not None and not 1 < base < math.inf:
+            raise ValueError(f"rotary.{name}={base} must be above 1; 10000 is usual")
+    positive(rotary, "factor", "1.0 changes nothing")
+    at_least(rotary, "original_context", 1)
+    if rotary.scaling == "llama3":
+        if rotary.original_context is None:
             raise ValueError(
-                f"rotary_low={config.rotary_low} must be above 0 and below rotary_high={config.rotary_high}"
+                'rotary.scaling="llama3" needs rotary.original_context, 8192 in Llama 3'
+            )
+        if not 0 < rotary.low_turns < rotary.high_turns < math.inf:
+            raise ValueError(
+                f"rotary.low_turns={rotary.low_turns} must be above 0 and below rotary.high_turns={rotary.high_turns}"
             )
 
 
-def check_unread(config: Any) -> None:
-    """Refuse a choice that the rest of the Config leaves without a reader."""
+def unread_fields(config: Any) -> dict[str, str]:
+    """Return the fields that the other choices leave unread, each with what would make it read."""
     rotary = (config.position == "rotary", 'position="rotary"')
-    scaled = (config.rotary_scaling != "none", 'rotary_scaling="linear" or "llama3"')
-    llama3 = (config.rotary_scaling == "llama3", 'rotary_scaling="llama3"')
+    scaled = (
+        rotary[0] and config.rotary.scaling != "none",
+        'position="rotary" and rotary.scaling="linear" or "llama3"',
+    )
+    llama3 = (
+        rotary[0] and config.rotary.scaling == "llama3",
+        'position="rotary" and rotary.scaling="llama3"',
+    )
     normed = (config.norm != "none", 'norm="layer" or "rms"')
     any_norm = (normed[0] or config.qk_norm != "none", normed[1] + ", or a qk_norm")
     mlp = (config.d_mlp > 0, "d_mlp above 0")
     window = (config.window is not None, "a window")
     readers = {
         "n_context": (config.position == "learned", 'position="learned"'),
-        "rotary_base": rotary, "rotary_fraction": rotary, "rotary_scaling": rotary,
-        "rotary_factor": scaled, "rotary_context": llama3, "rotary_low": llama3, "rotary_high": llama3,
-        "local_rotary_base": (rotary[0] and window[0], 'position="rotary" and a window'),
+        "rotary.base": rotary, "rotary.fraction": rotary, "rotary.scaling": rotary, "rotary.factor": scaled,
+        "rotary.original_context": llama3, "rotary.low_turns": llama3, "rotary.high_turns": llama3,
+        "rotary.local_base": (rotary[0] and window[0], 'position="rotary" and a window'),
         "norm_epsilon": any_norm, "norm_plus_one": any_norm, "norm_place": normed,
-        "gated": mlp, "parallel": mlp,
+        "gated": mlp, "parallel": mlp, "activation": mlp,
         "window_pattern": window,
     }  # fmt: skip
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    for name, (read, needed) in readers.items():
-        value = getattr(config, name)
-        if not read and value != defaults[name]:
-            raise ValueError(
-                f"{name}={value!r} is read only with {needed}; leave it at {defaults[name]!r}"
-            )
+    return {name: needed for name, (read, needed) in readers.items() if not read}
+
+
+def flat_fields(config: Any) -> dict[str, Any]:
+    """Return a Config's fields by name, those of rotary as "rotary.base" and so on."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "rotary":
+            found |= {f"rotary.{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)}
+        else:
+            found[field.name] = value
+    return found
+
+
+FORMER_NAMES = {
+    "rotary_base": "rotary.base", "rotary_fraction": "rotary.fraction", "rotary_scaling": "rotary.scaling",
+    "rotary_factor": "rotary.factor", "rotary_context": "rotary.original_context",
+    "rotary_low": "rotary.low_turns", "rotary_high": "rotary.high_turns", "local_rotary_base": "rotary.local_base",
+    "scale_by_depth": "scale_scores_by_layer", "attention_cap": "attention_soft_cap",
+    "logit_cap": "logit_soft_cap",
+}  # fmt: skip
+"""Names of Config's fields in files of earlier versions, and their names now."""
+
+
+def current_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Config's fields under the names that they have now.
+
+    >>> current_names({"d_model": 8, "rotary_base": 100.0})
+    {'d_model': 8, 'rotary': {'base': 100.0}}
+    """
+    rotary = fields.get("rotary", {})
+    if not isinstance(rotary, Mapping):
+        raise ValueError(f"rotary={rotary!r} must be an object of fields")
+    found: dict[str, Any] = {}
+    nested: dict[str, Any] = dict(rotary)
+    for name, value in fields.items():
+        now = FORMER_NAMES.get(name, name)
+        if now.startswith("rotary."):
+            nested[now.removeprefix("rotary.")] = value
+        else:
+            found[now] = value
+    return found | {"rotary": nested}

@@ -1,53 +1,82 @@
 """The same model as a plain program over Python lists: one token, one head, one neuron at a time.
 
-This is the oracle that the tests hold `transformer.forward` to. It follows the Rust text of Nelson
-Elhage's "Transformers for software engineers", with the later GPTs' choices added where they act. It is
-slow, it shares no code with what it judges, and it imports nothing but `math`.
+This is the oracle: the tests compare `transformer.forward` with it. It follows the Rust code of Nelson Elhage's
+"Transformers for software engineers", extended by the choices of later GPTs. It is slow, it shares no code with the
+model that it checks, and it imports only `math`.
 
-`Transformer(config, weights)` takes any object with a Config's fields and any tree with the parameters'
-names whose leaves are nested lists.
+`from_params(params, config)` makes the model of any parameters. `Transformer(config, weights)` takes any object with
+the fields of a Config, and any tree with the parameters' names whose leaves are nested lists.
 """
 
 import math
 
 
+def from_params(params, config):
+    """Return the plain-Python model of any parameters, whose blocks may be stacked or a list.
+
+    >>> import jax, jaxformer
+    >>> config = jaxformer.Config(n_layers=1, d_model=4, n_heads=2, d_head=2, d_mlp=3, n_vocab=5)
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> logits = from_params(params, config).apply([3, 1])
+    >>> len(logits), len(logits[0])
+    (2, 5)
+    """
+    if isinstance(params.blocks, list) and params.blocks:
+        params = params._replace(blocks=stack([as_lists(block) for block in params.blocks]))
+    return Transformer(config, as_lists(params))
+
+
+def as_lists(tree):
+    """A tree of arrays as the same tree of nested lists."""
+    if hasattr(tree, "_make"):  # a NamedTuple
+        return tree._make(map(as_lists, tree))
+    return tree.tolist() if hasattr(tree, "tolist") else tree
+
+
+def stack(layers):
+    """A list of trees as one tree, whose leaves are lists of layers."""
+    if hasattr(layers[0], "_make"):
+        return layers[0]._make(stack(parts) for parts in zip(*layers, strict=True))
+    return None if layers[0] is None else list(layers)
+
+
 class State:
-    """A token's state: a vector with two operations."""
+    """The state of one token: a vector with two operations."""
 
     def __init__(self, vector):
         self.vector = list(vector)
 
     def query(self, direction):
-        """How much of a direction is in the state: a dot product."""
+        """Return how much of a direction is in the state: a dot product."""
         return math.fsum(x * y for x, y in zip(self.vector, direction, strict=True))
 
     def update(self, change):
-        """The state with a change added to it."""
+        """Return the state with a change added."""
         return State(x + y for x, y in zip(self.vector, change, strict=True))
 
 
 class Embedding:
-    """One first state per vocabulary entry."""
+    """One initial state per vocabulary entry."""
 
     def __init__(self, rows):
         self.rows = rows
 
     def apply(self, token):
-        """The state that a token begins with."""
+        """Return the initial state of a token."""
         if not 0 <= token < len(self.rows):
             raise ValueError(f"token {token} is outside the vocabulary of {len(self.rows)} entries")
         return State(self.rows[token])
 
 
 class LogitFn:
-    """The score of one vocabulary entry: one query on the final state, and a bias where there is one."""
+    """The logit of one vocabulary entry: one query on the final state, plus the bias if there is one."""
 
     def __init__(self, direction, bias, cap):
         self.direction, self.bias, self.cap = direction, bias, cap
 
     def apply(self, state):
-        """The logit."""
-        return capped(state.query(self.direction) + self.bias, self.cap)
+        """Return the logit."""
+        return soft_cap(state.query(self.direction) + self.bias, self.cap)
 
 
 class Unembedding:
@@ -57,54 +86,54 @@ class Unembedding:
         self.logit_fns = logit_fns
 
     def apply(self, state):
-        """The logits of every vocabulary entry."""
+        """Return the logits of all vocabulary entries."""
         return [logit_fn.apply(state) for logit_fn in self.logit_fns]
 
 
 class Linear:
-    """A linear function: each output is a query along one direction, and a bias where there is one."""
+    """A linear function: each output is a query along one direction, plus the bias if there is one."""
 
     def __init__(self, directions, bias=None):
         self.directions = directions
         self.bias = bias or [0.0] * len(directions)
 
     def apply(self, state):
-        """The vector of outputs."""
+        """Return the vector of outputs."""
         return [state.query(d) + b for d, b in zip(self.directions, self.bias, strict=True)]
 
 
 class AttnHead:
-    """Four linear functions: Q asks, K is asked, V says, O writes."""
+    """Four linear functions: Q and K compute queries and keys, V computes values, O writes to the state."""
 
-    def __init__(self, q, k, v, o, scale, turn, window, cap):
+    def __init__(self, q, k, v, o, scale, rotate, window, cap):
         self.q, self.k, self.v, self.o = q, k, v, o
-        self.scale, self.turn, self.window, self.cap = scale, turn, window, cap
+        self.scale, self.rotate, self.window, self.cap = scale, rotate, window, cap
 
     def apply(self, states):
-        """This head's change to each state, from the states up to it."""
-        queries = [self.turn(self.q(state), p) for p, state in enumerate(states)]
-        keys = [self.turn(self.k(state), p) for p, state in enumerate(states)]
+        """Return this head's change to each state; it depends on the states up to that one."""
+        queries = [self.rotate(self.q(state), p) for p, state in enumerate(states)]
+        keys = [self.rotate(self.k(state), p) for p, state in enumerate(states)]
         values = [self.v.apply(state) for state in states]
         changes = []
         for here, query in enumerate(queries):
             seen = slice(0 if self.window is None else max(0, here + 1 - self.window), here + 1)
             scores = [State(query).query(key) * self.scale for key in keys[seen]]
-            scores = [capped(score, self.cap) for score in scores]
+            scores = [soft_cap(score, self.cap) for score in scores]
             mixed = State([0.0] * len(query))
-            for share, value in zip(softmax(scores), values[seen], strict=True):
-                mixed = mixed.update([share * x for x in value])
+            for weight, value in zip(softmax(scores), values[seen], strict=True):
+                mixed = mixed.update([weight * x for x in value])
             changes.append(self.o.apply(mixed))
         return changes
 
 
 class AttnLayer:
-    """The sum of its heads."""
+    """An attention layer: the sum of its heads."""
 
     def __init__(self, heads, bias):
         self.heads, self.bias = heads, bias
 
     def apply(self, states):
-        """The layer's change to each state."""
+        """Return the layer's change to each state."""
         totals = [State(self.bias) for _ in states]
         for head in self.heads:
             changes = head.apply(states)
@@ -113,7 +142,7 @@ class AttnLayer:
 
 
 class Neuron:
-    """Reads one direction of the state and writes another; gated, it reads a second one linearly."""
+    """One neuron: it reads one direction of the state and writes another. A gated neuron reads two directions."""
 
     def __init__(self, read, read_bias, gate, gate_bias, write, activation):
         self.read, self.read_bias = read, read_bias
@@ -121,7 +150,7 @@ class Neuron:
         self.write, self.activation = write, activation
 
     def apply(self, state):
-        """The neuron's change to the state."""
+        """Return the neuron's change to the state."""
         amount = state.query(self.read) + self.read_bias
         if self.gate is None:
             amount = self.activation(amount)
@@ -131,13 +160,13 @@ class Neuron:
 
 
 class MLPLayer:
-    """The sum of its neurons."""
+    """An MLP layer: the sum of its neurons."""
 
     def __init__(self, neurons, bias):
         self.neurons, self.bias = neurons, bias
 
     def apply(self, state):
-        """The layer's change to one state."""
+        """Return the layer's change to one state."""
         total = State(self.bias)
         for neuron in self.neurons:
             total = total.update(neuron.apply(state))
@@ -145,7 +174,7 @@ class MLPLayer:
 
 
 class ResBlock:
-    """An attention layer's update of every state, then an MLP layer's, each between two norms (if there are any)."""
+    """One residual block: an attention layer, then an MLP layer, each with a norm before and after (or none)."""
 
     def __init__(self, attn_norms, attn, mlp_norms, mlp, parallel):
         self.attn_norms, self.attn = attn_norms, attn
@@ -153,7 +182,7 @@ class ResBlock:
         self.parallel = parallel
 
     def apply(self, states):
-        """The updated states."""
+        """Return the updated states."""
         before = states
         norm, post_norm = self.attn_norms
         changes = self.attn.apply([norm(state) for state in states])
@@ -169,7 +198,7 @@ class ResBlock:
 
 
 class Transformer:
-    """Embedding, residual blocks, unembedding."""
+    """The model: embedding, residual blocks, unembedding."""
 
     def __init__(self, config, weights):
         scale = config.embedding_scale
@@ -177,7 +206,7 @@ class Transformer:
         self.position = position(config, weights)
         self.blocks = [res_block(config, weights.blocks, layer) for layer in range(config.n_layers)]
         self.final_norm = norm(config, weights.final_norm)
-        cap = config.logit_cap
+        cap = config.logit_soft_cap
         directions = weights.W_E if config.tied else transpose(weights.W_U)
         biases = weights.b_U or [0.0] * config.n_vocab
         self.unembedding = Unembedding(
@@ -185,7 +214,7 @@ class Transformer:
         )
 
     def apply(self, tokens):
-        """A list of logits per position."""
+        """Return a list of logits per position."""
         states = [self.embedding.apply(token) for token in tokens]
         states = [state.update(self.position(p)) for p, state in enumerate(states)]
         for block in self.blocks:
@@ -194,7 +223,7 @@ class Transformer:
 
 
 def res_block(config, blocks, layer):
-    """The block of one layer, read off the stacked weights."""
+    """Return the block of one layer."""
     no_mlp = config.d_mlp == 0
     attn_norms, mlp_norms = (
         [norm(config, weights, layer) for weights in pair]
@@ -213,16 +242,16 @@ def res_block(config, blocks, layer):
 
 
 def attn_layer(config, attn, layer):
-    """All heads of one layer. Query heads in a row share a key/value head."""
+    """Return the attention layer of one block. Consecutive query heads share a key/value head."""
     kv_heads = config.n_kv_heads or config.n_heads
     scale = config.attention_scale or 1 / math.sqrt(config.d_head)
-    if config.scale_by_depth:
+    if config.scale_scores_by_layer:
         scale /= layer + 1
     pattern = config.window_pattern
     local = config.window is not None and pattern[layer % len(pattern)] == "L"
-    window, turn = config.window if local else None, turner(config, local)
+    window, rotate = config.window if local else None, rotary_fn(config, local)
 
-    def linear(weight, bias, head):  # weight[layer] is [d, head, h]; each output reads along d
+    def linear(weight, bias, head):  # weight[layer] is [d n h]; each output reads along d
         directions = transpose([row[head] for row in weight[layer]])
         return Linear(directions, bias[layer][head] if bias else None)
 
@@ -232,15 +261,17 @@ def attn_layer(config, attn, layer):
     heads = []
     for n in range(config.n_heads):
         k = n // (config.n_heads // kv_heads)
-        q_fn = normed_head(config, all_q, n, norm_q)
-        k_fn = normed_head(config, all_k, k, norm_k)
+        q_fn = normalized_head(config, all_q, n, norm_q)
+        k_fn = normalized_head(config, all_k, k, norm_k)
         v_fn, o_fn = linear(attn.W_V, attn.b_V, k), Linear(transpose(attn.W_O[layer][n]))
-        heads.append(AttnHead(q_fn, k_fn, v_fn, o_fn, scale, turn, window, config.attention_cap))
+        heads.append(
+            AttnHead(q_fn, k_fn, v_fn, o_fn, scale, rotate, window, config.attention_soft_cap)
+        )
     return AttnLayer(heads, attn.b_O[layer] if attn.b_O else [0.0] * config.d_model)
 
 
-def normed_head(config, linears, head, weights):
-    """A function from a state to one head's query or key, normed where the Config says so."""
+def normalized_head(config, linears, head, weights):
+    """Return a function from a state to one head's query or key, normalized if the Config has qk_norm."""
 
     def apply(state):
         vectors = [linear.apply(state) for linear in linears]
@@ -257,17 +288,17 @@ def normed_head(config, linears, head, weights):
 
 
 def gain(config, w):
-    """What a norm of this weight multiplies by."""
+    """Return the factor of a norm with this weight."""
     return 1 + w if config.norm_plus_one else w
 
 
-def capped(x, cap):
-    """A number held within ±cap, softly."""
+def soft_cap(x, cap):
+    """Return the soft cap of a number: cap·tanh(x/cap)."""
     return x if cap is None else cap * math.tanh(x / cap)
 
 
 def mlp_layer(config, mlp, layer):
-    """All neurons of one layer."""
+    """Return the MLP layer of one block."""
     reads = transpose(mlp.W_in[layer])
     gates = transpose(mlp.W_gate[layer]) if config.gated else [None] * config.d_mlp
     no_bias = [0.0] * config.d_mlp
@@ -280,7 +311,7 @@ def mlp_layer(config, mlp, layer):
 
 
 def norm(config, weights, layer=None):
-    """A function from a state to its normed reading; without weights there is no norm."""
+    """Return a function that normalizes a state; without weights it returns the state unchanged."""
     if weights is None:
         return lambda state: state
     weight = weights.w if layer is None else weights.w[layer]
@@ -300,7 +331,7 @@ def norm(config, weights, layer=None):
 
 
 def position(config, weights):
-    """A function from a position to the change that it makes to the first state."""
+    """Return a function from a position to its vector, which is added to the embedding."""
     if config.position == "learned":
         return lambda p: weights.W_pos[p]
     if config.position == "sinusoidal":
@@ -309,48 +340,50 @@ def position(config, weights):
 
 
 def sinusoid(p, i, d_model):
-    """Coordinate i of position p: sines at even i, cosines at odd."""
+    """Return coordinate i of the sinusoidal vector of position p: a sine for even i, a cosine for odd i."""
     angle = p / 10_000 ** ((i - i % 2) / d_model)
     return math.cos(angle) if i % 2 else math.sin(angle)
 
 
-def turner(config, local):
-    """A function from a query or key and its position to the turned vector, in a layer with a window or without."""
+def rotary_fn(config, local):
+    """Return a function that rotates a query or key by its position (rotary). `local`: the layer has a window."""
     if config.position != "rotary":
         return lambda vector, p: vector
-    half = round(config.d_head * config.rotary_fraction) // 2
+    half = round(config.d_head * config.rotary.fraction) // 2
 
-    def turn(vector, p):
-        turned = list(vector)
+    def rotate(vector, p):
+        rotated = list(vector)
         for i in range(half):
             angle = p * frequency(config, i / half, local)
             a, b = vector[i], vector[i + half]
-            turned[i] = a * math.cos(angle) - b * math.sin(angle)
-            turned[i + half] = a * math.sin(angle) + b * math.cos(angle)
-        return turned
+            rotated[i] = a * math.cos(angle) - b * math.sin(angle)
+            rotated[i + half] = a * math.sin(angle) + b * math.cos(angle)
+        return rotated
 
-    return turn
+    return rotate
 
 
 def frequency(config, part, local):
-    """What a pair of coordinates turns by at each position; `part` is its place among the pairs, from 0 to 1."""
-    if local and config.local_rotary_base is not None:
-        return config.local_rotary_base**-part
-    plain = config.rotary_base**-part
-    if config.rotary_scaling == "linear":
-        return plain / config.rotary_factor
-    if config.rotary_scaling == "llama3":
-        turns = config.rotary_context * plain / (2 * math.pi)
-        if turns <= config.rotary_low:
-            return plain / config.rotary_factor
-        if turns < config.rotary_high:
-            kept = (turns - config.rotary_low) / (config.rotary_high - config.rotary_low)
-            return kept * plain + (1 - kept) * plain / config.rotary_factor
+    """Return the angle per position of one pair of coordinates. `part`: the pair's index over the number of pairs."""
+    if local and config.rotary.local_base is not None:
+        return config.rotary.local_base**-part
+    plain = config.rotary.base**-part
+    if config.rotary.scaling == "linear":
+        return plain / config.rotary.factor
+    if config.rotary.scaling == "llama3":
+        turns = config.rotary.original_context * plain / (2 * math.pi)
+        if turns <= config.rotary.low_turns:
+            return plain / config.rotary.factor
+        if turns < config.rotary.high_turns:
+            kept = (turns - config.rotary.low_turns) / (
+                config.rotary.high_turns - config.rotary.low_turns
+            )
+            return kept * plain + (1 - kept) * plain / config.rotary.factor
     return plain
 
 
 def softmax(scores):
-    """Positive shares that sum to 1."""
+    """Return the softmax: positive weights that sum to 1."""
     highest = max(scores)
     weights = [math.exp(score - highest) for score in scores]
     total = math.fsum(weights)
@@ -358,7 +391,7 @@ def softmax(scores):
 
 
 def transpose(rows):
-    """Columns as rows."""
+    """Return the columns as rows."""
     return [list(column) for column in zip(*rows, strict=True)]
 
 

@@ -1,79 +1,71 @@
-"""Norms: a layer's reading of the stream at a common scale. The stream itself stays as it is."""
+"""Norms: a layer reads the stream at a common scale. The stream itself is not changed."""
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxformer.config import Config
+from jaxformer.model.cpu import recomputed
 from jaxformer.model.params import Norm
-from jaxformer.model.stream import recomputed, wide, widened
+from jaxformer.model.stream import Values, upcast
 from jaxformer.model.tap import Tap
 
 
 def normalize(
-    norm: Norm | None, config: Config, state: Float[Array, "t d"], tap: Tap, site: str
-) -> Float[Array, "t d"]:
-    """The states divided by their scale: centre(x)/√(mean(centre(x)²) + ε) · w + b.
+    norm: Norm | None, config: Config, state: Float[Array, "t d"], *, tap: Tap = Tap(), site: str = "scale"
+) -> Float[Array, "t d"]:  # fmt: skip
+    """Divide each state by its scale: centre(x)/√(mean(centre(x)²) + ε) · w + b, in float32 or wider.
 
-    Computed in float32 or wider. The scale, `t 1`, is shown at `site`.
+    Without a norm the state is unchanged. The scale, `t 1`, is captured and edited at `site`.
 
-    Source: Ba et al. 2016, "Layer Normalization", eq. 4; Zhang & Sennrich 2019, "Root Mean Square
-    Layer Normalization", eq. 4.
+    Source: Ba et al. 2016, "Layer Normalization"; Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
+
+    >>> config = Config(n_layers=1, d_model=2, n_heads=1, d_head=2, d_mlp=0, n_vocab=5, norm="rms")
+    >>> normalize(Norm(w=jnp.ones(2), b=None), config, jnp.array([[3.0, -3.0]])).round(2)
+    Array([[ 1., -1.]], dtype=float32)
     """
     if norm is None:
         return state
-    dtype = wide(state.dtype)
-    centre = CENTRES[config.norm]
 
-    @recomputed
-    def spread(state: Float[Array, "t d"]) -> Float[Array, "t 1"]:
-        return _size(centre(state.astype(dtype)), config, -1)
+    def scale_of(state: Values) -> Values:
+        return root_mean_square(CENTRES[config.norm](upcast(state)), config, -1)
 
-    @recomputed
-    def scaled(state: Float[Array, "t d"], scale: Float[Array, "t 1"]) -> Float[Array, "t d"]:
-        normed = centre(state.astype(dtype)) / scale * norm_gain(norm.w.astype(dtype), config)
-        return normed if norm.b is None else normed + norm.b.astype(dtype)
+    def divided(state: Values, scale: Values) -> Values:
+        normed = CENTRES[config.norm](upcast(state)) / scale * norm_gain(upcast(norm.w), config)
+        return normed if norm.b is None else normed + upcast(norm.b)
 
-    normed = scaled(state, tap(site, spread(state)))
-    # A fence: fused into one product with what reads it, the norm slows that product down on CPU.
-    return jax.lax.optimization_barrier(normed.astype(state.dtype))
-
-
-def norm_gain(w: Float[Array, "..."], config: Config) -> Float[Array, "..."]:
-    """What a norm multiplies by: its weight, or 1 + that."""
-    return 1 + w if config.norm_plus_one else w
+    scale = tap(site, recomputed(scale_of)(state))
+    return recomputed(divided)(state, scale).astype(state.dtype)
 
 
 def normalize_heads(
     vectors: Float[Array, "t n h"], w: Float[Array, "*n h"] | None, config: Config
 ) -> Float[Array, "t n h"]:
-    """Queries or keys, each head's divided by its root mean square, or all heads' by that of all together.
+    """Divide queries or keys by their root mean square: each head's by its own, or (qk_norm="all") by that of all heads.
 
     Source: Henry et al. 2020, "Query-Key Normalization for Transformers", with RMS norms as in Qwen3 and OLMo 2.
     """
-    if w is None:
-        return vectors
-    axes = -1 if config.qk_norm == "head" else (-2, -1)
 
-    @recomputed
-    def scaled(vectors: Float[Array, "t n h"]) -> Float[Array, "t n h"]:
-        wider = widened(vectors)
-        normed = wider / _size(wider, config, axes) * norm_gain(w.astype(wider.dtype), config)
-        return normed.astype(vectors.dtype)
+    def divided(vectors: Values, w: Values) -> Values:
+        scale = root_mean_square(vectors, config, -1 if config.qk_norm == "head" else (-2, -1))
+        return vectors / scale * norm_gain(w, config)
 
-    return scaled(vectors)
+    return vectors if w is None else recomputed(divided)(upcast(vectors), upcast(w)).astype(vectors.dtype)  # fmt: skip
 
 
-def _size(
-    values: Float[Array, "..."], config: Config, axes: int | tuple[int, int]
-) -> Float[Array, "..."]:
-    """√(mean(x²) + ε) over some axes, which stay as 1."""
+def root_mean_square(values: Values, config: Config, axes: int | tuple[int, int]) -> Values:
+    """√(mean(x²) + ε) over some axes, which keep size 1."""
     return jnp.sqrt(jnp.mean(jnp.square(values), axis=axes, keepdims=True) + config.norm_epsilon)
 
 
-CENTRES: dict[str, Callable[[Float[Array, "t d"]], Float[Array, "t d"]]] = {
+def norm_gain(w: Values, config: Config) -> Values:
+    """The factor of a norm: its weight, or 1 + its weight with `norm_plus_one`."""
+    return 1 + w if config.norm_plus_one else w
+
+
+CENTRES: dict[str, Callable[[Values], Values]] = {
     "layer": lambda state: state - jnp.mean(state, axis=-1, keepdims=True),
     "rms": lambda state: state,
 }
+"""What each norm subtracts before it divides: LayerNorm the mean, RMSNorm nothing."""

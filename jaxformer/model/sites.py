@@ -1,4 +1,4 @@
-"""The named places inside a forward pass where a value can be captured or edited."""
+"""The named sites inside a forward pass, where a value can be captured or edited."""
 
 from collections.abc import Callable
 
@@ -15,46 +15,36 @@ AXES = {
     "mlp_post_scale": "t 1", "mlp_out": "t d", "resid_post": "t d",
     "final_scale": "t 1", "final": "t d", "logits": "t v",
 }  # fmt: skip
-"""Each site's axes, as an edit receives its value, by the letters of the dimension key."""
-
+"""The axes of each site's value, as an edit receives it, in the letters of the dimension key."""
 SITES = tuple(AXES)
-"""Every site, in the order in which a forward pass reaches it; the names are TransformerLens's."""
-
-WHOLE = frozenset({"embed", "pos_embed", "final_scale", "final", "logits"})
-"""The sites that belong to no layer."""
-
-READ = frozenset({"final_scale", "final", "logits"})
-"""The sites that hold only the positions that are read."""
-
-ASKED = frozenset(
-    {"resid_pre", "attn_scale", "k", "v", "rot_k"}  # what attention reads of every state
-)
-"""The sites of a layer that hold all positions, also where only some of its states ask."""
+"""Every site, in the order of a forward pass. The names are TransformerLens's."""
+MODEL_SITES = frozenset({"embed", "pos_embed", "final_scale", "final", "logits"})
+"""The sites that belong to the model, not to a layer."""
+LOGIT_SITES = frozenset({"final_scale", "final", "logits"})
+"""The sites that hold only the positions whose logits are computed (`logits_at`)."""
 
 
 def position_axis(site: str) -> int:
-    """The axis along which a site's value, as an edit receives it, has positions."""
+    """Return the position axis of a site's value, as an edit receives it."""
     return AXES[site].split().index("t")
 
 
 def activation_axis(site: str) -> int:
-    """The same in a pass's activations, where layers are stacked in front."""
-    return position_axis(site) + (site not in WHOLE)
+    """Return the position axis of a site in `Output.activations`, where the layers are stacked in front."""
+    return position_axis(site) + (site not in MODEL_SITES)
 
 
 class Site(str):
-    """A site's name, as an edit receives it: comparing it with a name that is no site is an error.
+    """A site's name, as an edit receives it. Comparing it with a string that is not a site's name is an error.
 
-    So that a misspelt edit, `if site == "patern"`, fails while tracing instead of doing nothing. A set or a
-    dict of names compares hashes, not names, and cannot tell: prefer `==`, or `in` on a tuple. A site that
-    this Config lacks is never visited; `shown(config)` lists those that are.
+    A misspelt `if site == "patern"` then fails while tracing. A set or a dict compares hashes and cannot tell.
     """
 
     __slots__ = ()
     __hash__ = str.__hash__
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, str) and not isinstance(other, Site) and str(other) not in _KNOWN:
+        if isinstance(other, str) and not isinstance(other, Site) and str(other) not in SITES:
             raise ValueError(f"unknown site {other!r}; the sites are {', '.join(SITES)}")
         return super().__eq__(other)
 
@@ -62,51 +52,31 @@ class Site(str):
         return not self == other
 
 
-_KNOWN = frozenset(SITES)
-
-Layer = Int[Array, ""] | None
-"""A traced layer index; None at a site that belongs to no layer."""
+Layer = Int[Array, ""] | int | None
+"""A layer's index, maybe traced. An edit receives None at a site that belongs to no layer."""
 Edit = Callable[[Site, Layer, Array], Array]
-"""Maps (site, layer, value) to the value that the forward pass goes on with."""
+"""A function from (site, layer, value) to the value that the forward pass continues with."""
 
 
-def keep(site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+def identity(site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """The edit that changes nothing."""
     del site, layer
     return value
 
 
-def shown(config: Config, compute: Compute | None = None) -> tuple[str, ...]:
-    """The sites that a forward pass of this Config reaches, in order.
+def available_sites(config: Config, compute: Compute = Compute()) -> tuple[str, ...]:
+    """List the sites that a forward pass of this Config reaches, in order.
 
-    >>> shown(Config(n_layers=1, d_model=8, n_heads=1, d_head=8, d_mlp=0, n_vocab=5))[-3:]
+    >>> available_sites(Config(n_layers=1, d_model=8, n_heads=1, d_head=8, d_mlp=0, n_vocab=5))[-3:]
     ('resid_post', 'final', 'logits')
     """
-    hidden: set[str] = set()
-    if config.position not in ("learned", "sinusoidal"):
-        hidden |= {"pos_embed"}
-    if config.position != "rotary":
-        hidden |= {"rot_q", "rot_k"}
-    if config.norm == "none":
-        hidden |= {"final_scale"}
-    if not config.norms("before"):
-        hidden |= {"attn_scale", "mlp_scale"}
-    if not config.norms("after"):
-        hidden |= {"attn_post_scale", "mlp_post_scale"}
-    if not config.d_mlp:
-        hidden |= {
-            "resid_mid",
-            "mlp_scale",
-            "pre",
-            "pre_linear",
-            "post",
-            "mlp_post_scale",
-            "mlp_out",
-        }
-    if not config.gated:
-        hidden |= {"pre_linear"}
-    if config.parallel:
-        hidden |= {"resid_mid"}
-    if compute is not None and compute.kernel != "einsum":
-        hidden |= {"scores", "pattern"}
-    return tuple(site for site in SITES if site not in hidden)
+    mlp, before, after = config.d_mlp > 0, config.has_norm("before"), config.has_norm("after")
+    rotary, einsum = config.position == "rotary", compute.kernel == "einsum"
+    there = {
+        "pos_embed": config.position in ("learned", "sinusoidal"), "rot_q": rotary, "rot_k": rotary,
+        "attn_scale": before, "mlp_scale": before and mlp,
+        "attn_post_scale": after, "mlp_post_scale": after and mlp, "final_scale": config.norm != "none",
+        "scores": einsum, "pattern": einsum, "resid_mid": mlp and not config.parallel,
+        "pre": mlp, "pre_linear": mlp and config.gated, "post": mlp, "mlp_out": mlp,
+    }  # fmt: skip
+    return tuple(site for site in SITES if there.get(site, True))

@@ -1,17 +1,14 @@
-"""Each parameter declared once: from its `Spec` come its value, its shape and its size.
+"""Specs: each parameter is declared once, and its initial value, shape and size follow from that.
 
-The initial values preserve variance, so that a model of any depth and width trains with or without
-norms. Every state starts with coordinates of variance 1 and keeps a variance of order 1:
+The initial values preserve variance, so that a model of any depth and width trains, with norms or without:
 
-- the embedding writes rows of variance 1;
-- a matrix that reads a vector of unit variance draws from N(0, 1/fan_in), so that what it computes has
-  unit variance (LeCun et al. 1998, "Efficient BackProp", §4.6), where fan_in is the product of the
-  axes that it sums over;
-- what it computes then passes a nonlinearity whose second moment is m = E[φ(x)²], x ~ N(0, 1); the
-  matrix behind it draws with a further gain 1/√m (He et al. 2015, "Delving Deep into Rectifiers", §2.2);
-- a matrix that writes to the stream draws with a further gain 1/√(number of writes), so that all the
-  updates of a model together weigh as much as its embedding (Radford et al. 2019, GPT-2, §2.3). Where
-  nothing norms the stream its variance thereby grows like (1 + 1/writes)^writes, to at most e.
+- the embedding has variance 1;
+- a matrix is drawn from N(0, 1/fan_in), where fan_in is the product of the sizes of the axes that it sums over
+  (LeCun et al. 1998, "Efficient BackProp", §4.6);
+- the matrix after a nonlinearity φ has a further gain 1/√E[φ(x)²], x ~ N(0, 1) (He et al. 2015, "Delving Deep into
+  Rectifiers", §2.2);
+- a matrix that writes to the stream has a further gain 1/√(number of writes), so that all updates together weigh as
+  much as the embedding (Radford et al. 2019, GPT-2, §2.3). Without norms, the stream's variance grows at most e-fold.
 """
 
 import math
@@ -25,14 +22,13 @@ from jaxtyping import Array, Key
 from jaxformer.config import Config
 
 Tree = TypeVar("Tree")
-Stand = Any  # a Spec, standing in a params tuple where its array will stand
+Stand = Any  # a Spec, in place of the array that the NamedTuple annotates
 
 
 class Spec(NamedTuple):
-    """One parameter: the letters of its axes, their sizes, and how to draw its first value.
+    """One parameter: the letters of its axes, their sizes, and its initial value, mean + std·N(0, 1).
 
-    `reads` are the axes that its use sums over (its fan-in); the others, but the layer axis, are
-    written. A bias or a norm's weight reads nothing. A first value is `mean + std·N(0, 1)`.
+    `reads` are the axes that it sums over where it is used. Biases and the weights of norms read none.
     """
 
     axes: tuple[str, ...]
@@ -43,7 +39,7 @@ class Spec(NamedTuple):
 
 
 def matrix(config: Config, axes: str, reads: str, gain: float = 1.0) -> Stand:
-    """A linear map: `gain²/fan_in` is the variance of its entries.
+    """Declare a linear map, whose entries have variance gain²/fan_in.
 
     >>> config = Config(n_layers=2, d_model=64, n_heads=2, d_head=32, d_mlp=16, n_vocab=5)
     >>> matrix(config, "l d f", reads="d")
@@ -54,68 +50,55 @@ def matrix(config: Config, axes: str, reads: str, gain: float = 1.0) -> Stand:
 
 
 def table(config: Config, axes: str, std: float = 1.0) -> Stand:
-    """Rows looked up, not multiplied: nothing is summed over."""
-    return _spec(config, axes, reads="", std=std)
+    """Declare rows that are looked up, so that nothing is summed over."""
+    return _spec(config, axes, std=std)
 
 
 def constant(config: Config, axes: str, value: float) -> Stand:
-    """A bias (0) or a norm's weight (1)."""
-    return _spec(config, axes, reads="", mean=value)
+    """Declare a bias (0) or the weight of a norm (1)."""
+    return _spec(config, axes, mean=value)
 
 
-def write_gain(config: Config) -> float:
-    """1/√(number of layers that write to the stream), the share of each in the final state."""
-    writes = config.n_layers * (2 if config.d_mlp else 1)
-    return 1 / math.sqrt(max(writes, 1))
-
-
-class Growth(NamedTuple):
-    """An activation's E[φ(x)²] for x ~ N(0, 1), and the power of x that it grows with."""
-
-    second_moment: float
-    degree: int = 1
-
-
-GROWTHS = {
-    "relu": Growth(0.5),
-    "gelu": Growth(0.4252215),
-    "gelu_tanh": Growth(0.4251937),
-    "silu": Growth(0.3557762),
-    "relu_squared": Growth(1.5, degree=2),
-}
-
-
-def mlp_gain(config: Config) -> float:
-    """The gain of the MLP's writing matrix: a layer's share, with the activation's second moment divided out.
-
-    Without norms the stream's variance grows to about e over the depth, and neurons of degree p would
-    write e^p of it there: their gain is smaller by e^((1 - p)/2), so that no stream feeds on itself.
-    """
-    growth = GROWTHS[config.activation]
-    gain = write_gain(config) / growth.second_moment**0.5
-    if config.norm == "none":
-        gain *= math.exp((1 - growth.degree - config.gated) / 2)
-    return gain
-
-
-def _spec(config: Config, axes: str, reads: str, mean: float = 0.0, std: float = 0.0) -> Spec:
+def _spec(config: Config, axes: str, reads: str = "", mean: float = 0.0, std: float = 0.0) -> Spec:
     letters = tuple(axes.split())
     shape = tuple(config.sizes[letter] for letter in letters)
     return Spec(letters, shape, tuple(reads.split()), mean, std)
 
 
+def write_gain(config: Config) -> float:
+    """Return 1/√(number of layers that write to the stream)."""
+    return 1 / math.sqrt(max(config.n_layers * (2 if config.d_mlp else 1), 1))
+
+
+MOMENTS = {
+    "relu": (0.5, 1), "gelu": (0.4252215, 1), "gelu_tanh": (0.4251937, 1), "silu": (0.3557762, 1),
+    "relu_squared": (1.5, 2),
+}  # fmt: skip
+"""E[φ(x)²], x ~ N(0, 1), of each activation, and the degree with which φ grows."""
+
+
+def mlp_gain(config: Config) -> float:
+    """Return the gain of W_out: `write_gain`, divided by the root of the activation's second moment.
+
+    Without norms, neurons of degree p would raise the stream's variance to about e^p; e^((1 - p)/2) reduces that to e.
+    """
+    second_moment, degree = MOMENTS[config.activation]
+    gain = write_gain(config) / second_moment**0.5
+    return gain * (math.exp((1 - degree - config.gated) / 2) if config.norm == "none" else 1)
+
+
 def is_spec(node: Any) -> bool:
-    """Whether a node of a tree is a declaration: a leaf, though it is a tuple."""
+    """Say whether a node of a tree is a Spec, which is a leaf although it is a tuple."""
     return isinstance(node, Spec)
 
 
 def path_name(path: Any) -> str:
-    """A parameter's name from its path in the tree: `blocks.attn.W_Q`."""
+    """Return a parameter's name, `blocks.attn.W_Q`, from its path in the tree."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def draw(specs: Tree, key: Key[Array, ""], dtype: Any = jnp.float32) -> Tree:
-    """First values for a tree of Specs. A parameter's draw depends on key, name and shape only."""
+    """Draw initial values for a tree of Specs; each depends only on the key and on its parameter's name and shape."""
 
     def value(path: Any, spec: Spec) -> Array:
         own = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
@@ -124,13 +107,3 @@ def draw(specs: Tree, key: Key[Array, ""], dtype: Any = jnp.float32) -> Tree:
         return spec.mean + spec.std * jax.random.normal(own, spec.shape, dtype)
 
     return jax.tree_util.tree_map_with_path(value, specs, is_leaf=is_spec)
-
-
-def shapes(specs: Tree, dtype: Any = jnp.float32) -> Tree:
-    """The tree as `jax.ShapeDtypeStruct`s: what it would hold, with nothing allocated."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs, is_leaf=is_spec)
-
-
-def size(specs: Any) -> int:
-    """The number of parameters in a tree of Specs."""
-    return sum(math.prod(s.shape) for s in jax.tree.leaves(specs, is_leaf=is_spec))

@@ -1,6 +1,5 @@
-"""The residual stream's two operations. All that a layer can do to a state is built from them."""
+"""The residual stream's two operations, query and update, and the arithmetic that the layers share."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,20 +7,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+Values = Float[Array, "..."]
+
 
 def query(
     state: Float[Array, "t d"], directions: Float[Array, "d *features"]
 ) -> Float[Array, "t *features"]:
-    """How much of each direction is in each state: Σ_d state·direction, in float32 or wider.
+    """Return how much of each direction is in each state: Σ_d state·direction, in float32 or wider.
 
     >>> query(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 0.5]))
     Array([5.], dtype=float32)
     """
-    return product("td,d...->t...", state, directions)
+    return einsum_f32("td,d...->t...", state, directions)
 
 
 def update(state: Float[Array, "t d"], change: Float[Array, "t d"]) -> Float[Array, "t d"]:
-    """Add a change to each state; nothing on the stream is ever overwritten.
+    """Add a change to each state. A layer never overwrites what is on the stream.
 
     >>> update(jnp.array([[3.0, 4.0]]), jnp.array([[0.0, -1.0]]))
     Array([[3., 3.]], dtype=float32)
@@ -29,87 +30,60 @@ def update(state: Float[Array, "t d"], change: Float[Array, "t d"]) -> Float[Arr
     return state + change
 
 
-def pick(state: Float[Array, "t d"], places: Int[Array, " r"]) -> Float[Array, "r d"]:
-    """The states at some places; NaN at one that is not there, where indexing would take the nearest.
-
-    >>> pick(jnp.array([[3.0], [4.0]]), jnp.array([-1, 2])).ravel()
-    Array([ 4., nan], dtype=float32)
-    """
-    return state.at[places].get(mode="fill", fill_value=jnp.nan)
+def linear(state: Float[Array, "t d"], directions: Values, bias: Values | None) -> Values:
+    """Query the state, add the bias if there is one, and round to the state's dtype."""
+    return add_bias(query(state, directions), bias).astype(state.dtype)
 
 
-def wide(dtype: Any) -> Any:
-    """The dtype for what rounds badly when it is narrow (norms, softmax, logits): float32, or the wider one.
-
-    >>> wide(jnp.bfloat16), wide(jnp.float64)
-    (dtype('float32'), dtype('float64'))
-    """
-    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
-
-
-def product(
-    formula: str, left: Float[Array, "..."], right: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """The einsum of two arrays of one dtype, summed and returned in float32 or wider.
-
-    Rounding once, after bias and nonlinearity, is as exact as narrow inputs allow, and on CPU it is
-    also faster than rounding every product.
-
-    >>> product("td,d->t", jnp.ones((1, 2), jnp.bfloat16), jnp.ones(2, jnp.bfloat16)).dtype
-    dtype('float32')
-    """
-    if left.dtype == jnp.bfloat16:
-        return _wide_product(formula, left, right)
-    return jnp.einsum(formula, left, right, preferred_element_type=wide(left.dtype))
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _wide_product(formula: str, left: Array, right: Array) -> Array:
-    return jnp.einsum(formula, left, right, preferred_element_type=wide(left.dtype))
-
-
-@_wide_product.defjvp
-def _(formula: str, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
-    """Its own rule: derivatives are rounded to bfloat16, and their products stay narrow.
-
-    JAX's rule would run the backward pass's products in float32: half the rounding error, at a fraction
-    of the speed. float16 keeps JAX's rule, for in its range small derivatives would vanish.
-    """
-    (left, right), (d_left, d_right) = primals, tangents
-    tangent = jnp.einsum(formula, d_left, right) + jnp.einsum(formula, left, d_right)
-    out = _wide_product(formula, left, right)
-    return out, tangent.astype(out.dtype)
-
-
-def biased(
-    values: Float[Array, "t *features"], bias: Float[Array, "*features"] | None
-) -> Float[Array, "t *features"]:
-    """The values plus a bias, where there is one."""
+def add_bias(values: Values, bias: Values | None) -> Values:
+    """Add the bias, if the model has one."""
     return values if bias is None else values + bias.astype(values.dtype)
 
 
-def capped(values: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
-    """Each value x as cap·tanh(x/cap), which stays within ±cap; as it is without a cap.
+def soft_cap(values: Values, cap: float | None) -> Values:
+    """Map each value x to cap·tanh(x/cap), which stays within ±cap; None: no cap.
 
     Source: Gemma Team 2024, "Gemma 2", §2.
 
-    >>> capped(jnp.array([0.0, 1e9]), 30.0)
+    >>> soft_cap(jnp.array([0.0, 1e9]), 30.0)
     Array([ 0., 30.], dtype=float32)
     """
     return values if cap is None else cap * jnp.tanh(values / cap)
 
 
-def widened(values: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The values in float32 or wider, for a nonlinearity."""
-    return values.astype(wide(values.dtype))
+def take_positions(state: Float[Array, "t d"], positions: Int[Array, " r"]) -> Float[Array, "r d"]:
+    """Take the states at some positions; a position outside gives NaN, where indexing would clamp it."""
+    return state.at[positions].get(mode="fill", fill_value=jnp.nan)
 
 
-def recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The same function, of which the backward pass keeps the arguments alone and computes the rest again.
+def accumulation_dtype(dtype: Any) -> Any:
+    """Return the dtype for sums, norms, softmax and logits: float32, or the given dtype if it is wider."""
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
-    For what is cheap to compute and large to keep: on CPU, writing and reading what autodiff would keep of
-    a nonlinearity or a norm takes longer than a second look at its argument. In a loop over layers that is
-    unrolled, XLA may keep what it finds cheaper to keep: nothing forbids it (prevent_cse), for a barrier
-    against it would also keep the recomputation out of the products that read it.
+
+def upcast(values: Values) -> Values:
+    """Convert to float32 or wider, for a nonlinearity or a norm."""
+    return values.astype(accumulation_dtype(values.dtype))
+
+
+def einsum_f32(formula: str, left: Values, right: Values) -> Values:
+    """Return the einsum of two arrays of one dtype, summed and returned in float32 or wider.
+
+    The caller rounds once, after bias and nonlinearity. That is as exact as narrow inputs allow.
     """
-    return jax.checkpoint(function, prevent_cse=False)
+    if left.dtype == jnp.bfloat16:
+        return _einsum_bf16(formula, left, right)
+    return jnp.einsum(formula, left, right, preferred_element_type=accumulation_dtype(left.dtype))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _einsum_bf16(formula: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(formula, left, right, preferred_element_type=jnp.float32)
+
+
+@_einsum_bf16.defjvp
+def _(formula: str, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
+    """Round derivatives to bfloat16, so that the backward pass multiplies narrow arrays: JAX's rule would be slow."""
+    (left, right), (d_left, d_right) = primals, tangents
+    tangent = jnp.einsum(formula, d_left, right) + jnp.einsum(formula, left, d_right)
+    return _einsum_bf16(formula, left, right), tangent.astype(jnp.float32)

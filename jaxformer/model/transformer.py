@@ -1,7 +1,6 @@
 """The whole model: embed the tokens, let each block update the stream, unembed the states."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,20 +9,20 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.model.attention import attend
-from jaxformer.model.cache import Cache, Past, capacity, endless
-from jaxformer.model.checks import check_read, check_tokens
+from jaxformer.model.cache import Cache, LayerCache, nan_if_full
+from jaxformer.model.checks import check_inputs
 from jaxformer.model.mlp import feed_forward
 from jaxformer.model.norm import normalize
-from jaxformer.model.params import Block, Params, check_params
-from jaxformer.model.position import position_embedding
-from jaxformer.model.remat import check_saved, rematerialised
-from jaxformer.model.sites import Edit, keep
-from jaxformer.model.stream import biased, capped, pick, product, query, update
-from jaxformer.model.tap import Tap, check_capture, check_edit
+from jaxformer.model.params import Block, Params
+from jaxformer.model.position import ADDED
+from jaxformer.model.remat import rematerialised
+from jaxformer.model.sites import Edit, Layer, identity
+from jaxformer.model.stream import add_bias, query, soft_cap, take_positions, update
+from jaxformer.model.tap import Tap
 
 
 class Output(NamedTuple):
-    """Logits per position read; the sites asked for, layers stacked in front; the cache, if one was given."""
+    """What a forward pass returns: logits, the captured sites with layers stacked in front, the extended cache."""
 
     logits: Float[Array, "r v"]
     activations: dict[str, Array]
@@ -31,31 +30,23 @@ class Output(NamedTuple):
 
 
 def forward(
-    params: Params,
-    config: Config,
-    tokens: Int[Array, " t"],
-    cache: Cache | None = None,
-    *,
-    capture: Iterable[str] = (),
-    edit: Edit = keep,
-    read: Int[Array, " r"] | None = None,
-    compute: Compute = Compute(),  # noqa: B008  frozen
-) -> Output:
-    """The model on one sequence; `jax.vmap` gives it a batch.
+    params: Params, config: Config, tokens: Int[Array, " t"], cache: Cache | None = None, *,
+    capture: Iterable[str] = (), edit: Edit = identity, logits_at: Int[Array, " r"] | None = None,
+    compute: Compute = Compute(),
+) -> Output:  # fmt: skip
+    """Run the model on one sequence; `jax.vmap` runs it on a batch.
 
     Args:
-        tokens: ids below n_vocab. Inside traced code any other id makes the whole sequence NaN.
-        cache: the tokens before these; theirs are then added to the one returned. More tokens than it
-            has room for give NaN.
+        tokens: ids below n_vocab. Inside traced code any other id gives NaN.
+        cache: keys and values of earlier tokens; the output's cache has those of `tokens` too.
         capture: names of the sites to return.
         edit: `edit(site, layer, value) -> value`, called at every site while tracing.
-        read: the places along t whose states are unembedded, -1 being the last; None: all. The sites
-            final_scale, final and logits have no others. Inside traced code a place outside gives NaN.
+        logits_at: positions whose logits to compute, -1 being the last; None: all. The sites final_scale, final
+            and logits hold only these.
 
     Raises:
-        ValueError: tokens that are not one sequence of ids of this vocabulary, a sequence longer than
-            the position table or the cache, parameters of another architecture, a site that this model
-            does not show, an edit that returns another shape, a place to read at that is not there.
+        ValueError: tokens that are not one sequence of ids, or too long for the position table or the cache;
+            parameters of another Config; a site that the model does not have; an edit that returns another shape.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -65,134 +56,133 @@ def forward(
     >>> out.logits.shape, out.activations["pattern"].shape
     ((3, 5), (2, 2, 3, 3))
     """
-    capture = capture if isinstance(capture, str) else tuple(capture)
-    check_capture(capture, config, compute)
-    check_edit(edit, config, compute)
-    check_saved(config, compute)
-    tokens = jnp.asarray(tokens)
-    check_params(params, config)
-    check_tokens(tokens, params, config, cache)
-    dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
-    params = jax.tree.map(lambda array: jnp.asarray(array).astype(dtype), params)
-
-    start = jnp.zeros((), jnp.int32) if cache is None else cache.length.astype(jnp.int32)
-    positions = start + jnp.arange(len(tokens), dtype=jnp.int32)
-    whole = Tap(capture, edit)
-    state = embed(params, config, tokens, positions, whole)
-    if cache is not None and not endless(config, capacity(cache), len(tokens)):
-        # Past its end a cache would overwrite older rows: NaN instead.
-        state = jnp.where(start + len(tokens) <= capacity(cache), state, jnp.nan)
-    new_tap = partial(Tap, capture, edit, saved=compute.saved)
-    state, captured, past = _blocks(
-        params.blocks, config, state, positions, cache, new_tap, compute
-    )
-    if read is not None:
-        state = pick(state, check_read(read, len(state)))
-    logits = unembed(params, config, state, whole)
+    given = check_inputs(params, config, tokens, cache, capture, edit, logits_at, compute)
+    params, tokens, capture, logits_at = given
+    positions = jnp.arange(len(tokens), dtype=jnp.int32)
     if cache is not None:
-        cache = Cache(past.k, past.v, cache.length + len(tokens))
-    return Output(logits, whole.captured | captured, cache)
+        positions += cache.length.astype(jnp.int32)
+    tap = Tap(capture, edit)
+    state = embed(params, config, tokens, positions, tap=tap)
+
+    def step(state: Array, inputs: tuple[Any, Block, Any]) -> Any:
+        layer, weights, stored = inputs
+        tap = Tap(capture, edit, layer, compute.saved)
+        kept = None if stored is None else LayerCache(config, *stored)
+        state = block(weights, config, state, positions, layer=layer, cache=kept, tap=tap, compute=compute)  # fmt: skip
+        return state, (tap.captured, kept and (kept.k, kept.v))
+
+    state, activations, stored = run_blocks(step, params.blocks, config, state, cache, compute)
+    if cache is not None:
+        state = nan_if_full(cache, config, state)
+        cache = Cache(stored[0], stored[1], cache.length + len(tokens))
+    if logits_at is not None:
+        state = take_positions(state, logits_at)
+    logits = unembed(params, config, state, tap=tap)
+    return Output(logits, tap.captured | activations, cache)
 
 
 def embed(
-    params: Params, config: Config, tokens: Int[Array, " t"], positions: Int[Array, " t"], tap: Tap
-) -> Float[Array, "t d"]:
-    """Each token's first state: its row of the embedding, and what its position adds."""
-    if tokens.dtype.itemsize > 4:  # indexing would take it modulo 2³²
+    params: Params, config: Config, tokens: Int[Array, " t"], positions: Int[Array, " t"] | None = None, *,
+    tap: Tap = Tap(),
+) -> Float[Array, "t d"]:  # fmt: skip
+    """Return each token's first state: its row of the embedding, plus a positional encoding if there is one.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
+    >>> params = jaxformer.init(config, jax.random.key(0))
+    >>> bool((embed(params, config, jnp.array([3, 1])) == params.W_E[jnp.array([3, 1])]).all())
+    True
+    """
+    if tokens.dtype.itemsize > 4:  # indexing would wrap such a token at 2³²
         tokens = jnp.where((tokens >= 0) & (tokens < len(params.W_E)), tokens, -1)
     rows = params.W_E.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     if config.embedding_scale != 1.0:
         rows = rows * jnp.asarray(config.embedding_scale, rows.dtype)
     state = tap("embed", rows)
-    added = position_embedding(params.W_pos, config, positions)
-    return state if added is None else update(state, tap("pos_embed", added.astype(state.dtype)))
+    if config.position in ADDED:
+        positions = jnp.arange(len(tokens)) if positions is None else positions
+        added = ADDED[config.position](params.W_pos, config, positions)
+        state = update(state, tap("pos_embed", added.astype(state.dtype)))
+    return state
 
 
 def block(
-    block: Block,
-    config: Config,
-    state: Float[Array, "t d"],
-    positions: Int[Array, " t"],
-    past: Past | None,
-    *,
-    layer: Int[Array, ""],
-    tap: Tap,
-    compute: Compute,
-    at: Int[Array, " r"] | None = None,
-) -> tuple[Float[Array, "r d"], Past | None]:
-    """One residual block, the number `layer`: an attention layer's update of the stream, then an MLP layer's.
+    block: Block, config: Config, state: Float[Array, "t d"], positions: Int[Array, " t"] | None = None, *,
+    layer: Layer = None, cache: LayerCache | None = None, tap: Tap = Tap(), compute: Compute = Compute(),
+) -> Float[Array, "t d"]:  # fmt: skip
+    """Return the stream after one residual block: an attention layer updates it, then an MLP layer.
 
-    In a parallel block both read the state as it came in (GPT-J; Black et al. 2022, "GPT-NeoX-20B", §2.1).
-    With `at`, only the states at these places ask, and go on.
+    In a parallel block both read the stream as it came in (GPT-J; Black et al. 2022, "GPT-NeoX-20B", §2.1). Other
+    arguments are as in `attend`.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
+    >>> params = jaxformer.unstack(jaxformer.init(config, jax.random.key(0)))
+    >>> state = embed(params, config, jnp.array([3, 1, 4]))
+    >>> for weights in params.blocks:
+    ...     state = block(weights, config, state)
+    >>> unembed(params, config, state).shape
+    (3, 5)
     """
     before = tap("resid_pre", state)
-    normed = normalize(block.attn_norm, config, before, tap, "attn_scale")
-    attended, past = attend(
-        block.attn, config, normed, positions, past, layer=layer, tap=tap, compute=compute, at=at
+    read = normalize(block.attn_norm, config, before, tap=tap, site="attn_scale")
+    written = attend(
+        block.attn, config, read, positions, layer=layer, cache=cache, tap=tap, compute=compute
     )
-    attended = normalize(block.attn_post_norm, config, attended, tap, "attn_post_scale")
-    before = before if at is None else pick(before, at)
-    state = update(before, tap("attn_out", attended))
+    written = normalize(block.attn_post_norm, config, written, tap=tap, site="attn_post_scale")
+    state = update(before, tap("attn_out", written))
     if block.mlp is not None:
-        read = before if config.parallel else (state := tap("resid_mid", state))
-        normed = normalize(block.mlp_norm, config, read, tap, "mlp_scale")
-        written = feed_forward(block.mlp, config, normed, tap)
-        written = normalize(block.mlp_post_norm, config, written, tap, "mlp_post_scale")
+        mid = before if config.parallel else (state := tap("resid_mid", state))
+        read = normalize(block.mlp_norm, config, mid, tap=tap, site="mlp_scale")
+        written = feed_forward(block.mlp, config, read, tap=tap)
+        written = normalize(block.mlp_post_norm, config, written, tap=tap, site="mlp_post_scale")
         state = update(state, tap("mlp_out", written))
-    return tap("resid_post", state), past
+    return tap("resid_post", state)
 
 
 def unembed(
-    params: Params, config: Config, state: Float[Array, "t d"], tap: Tap
+    params: Params, config: Config, state: Float[Array, "t d"], *, tap: Tap = Tap()
 ) -> Float[Array, "t v"]:
-    """One query per vocabulary entry, in float32 or wider."""
-    final = tap("final", normalize(params.final_norm, config, state, tap, "final_scale"))
+    """Return the logits: one query of the final state per vocabulary entry, in float32 or wider.
+
+    >>> import jaxformer
+    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
+    >>> unembed(jaxformer.init(config, jax.random.key(0)), config, jnp.ones((3, 8))).shape
+    (3, 5)
+    """
+    final = tap("final", normalize(params.final_norm, config, state, tap=tap, site="final_scale"))
     return tap("logits", logits_of(params, config, final))
 
 
 def logits_of(params: Params, config: Config, final: Float[Array, "t d"]) -> Float[Array, "t v"]:
-    """The logits of final states, of the vocabulary entries that W_U (or a tied W_E) and b_U hold."""
-    logits = (
-        product("td,vd->tv", final, params.W_E) if params.W_U is None else query(final, params.W_U)
-    )
-    return capped(biased(logits, params.b_U), config.logit_cap)
+    """Return the logits of final states, for the vocabulary entries that W_U (or a tied W_E) and b_U hold."""
+    W_U = params.W_E.T if params.W_U is None else params.W_U
+    return soft_cap(add_bias(query(final, W_U), params.b_U), config.logit_soft_cap)
 
 
-def _blocks(
-    blocks: Any,
-    config: Config,
-    state: Float[Array, "t d"],
-    positions: Int[Array, " t"],
-    cache: Cache | None,
-    new_tap: Callable[[Int[Array, ""]], Tap],
+def run_blocks(
+    step: Callable[..., Any], blocks: Any, config: Config, state: Float[Array, "t d"], cache: Cache | None,
     compute: Compute,
+) -> tuple[Float[Array, "t d"], dict[str, Array], Any]:  # fmt: skip
+    """Run all blocks: stacked ones in one loop, whose compile time does not grow with depth; a list one by one."""
+    listed, layers = isinstance(blocks, list), jnp.arange(config.n_layers, dtype=jnp.int32)
+    stored = None if cache is None else (cache.k, cache.v)
+    if compute.remat != "none":
+        step = rematerialised(step, config, compute, listed=listed)
+    if listed:
+        return _run_list(step, state, layers, blocks, stored)
+    state, out = jax.lax.scan(step, state, (layers, blocks, stored), unroll=compute.unroll)
+    return state, *out
+
+
+def _run_list(
+    step: Callable[..., Any], state: Array, layers: Array, blocks: list[Block], stored: Any
 ) -> tuple[Float[Array, "t d"], dict[str, Array], Any]:
-    """All blocks in turn: stacked, as one loop, whose compile time does not grow with depth; or written out."""
-
-    def step(state: Array, layer: tuple[Array, Block, Past | None]) -> tuple[Array, Any]:
-        index, params, past = layer
-        tap = new_tap(index)
-        state, past = block(
-            params, config, state, positions, past, layer=index, tap=tap, compute=compute
-        )
-        return state, (tap.captured, past)
-
-    step = rematerialised(step, config, compute, listed=isinstance(blocks, list))
-    indices = jnp.arange(config.n_layers, dtype=jnp.int32)
-    past = None if cache is None else Past(cache.k, cache.v)
-    if not isinstance(blocks, list):
-        state, (captured, past) = jax.lax.scan(
-            step, state, (indices, blocks, past), unroll=compute.unroll
-        )
-        return state, captured, past
-    pasts = (
-        [None] * len(blocks)
-        if past is None
-        else [Past(*layer) for layer in zip(*past, strict=True)]
-    )
-    captures = []
-    for i, params in enumerate(blocks):
-        state, (captured, pasts[i]) = step(state, (indices[i], params, pasts[i]))
-        captures.append(captured)
-    captured = jax.tree.map(lambda *values: jnp.stack(values), *captures)
-    return state, captured, None if past is None else Past(*map(list, zip(*pasts, strict=True)))
+    by_layer = [None] * len(blocks) if stored is None else zip(*stored, strict=True)
+    captured, kept = [], []
+    for inputs in zip(layers, blocks, by_layer, strict=True):
+        state, (activations, new) = step(state, inputs)
+        captured.append(activations)
+        kept.append(new)
+    activations = jax.tree.map(lambda *values: jnp.stack(values), *captured)
+    return state, activations, stored and tuple(map(list, zip(*kept, strict=True)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import Config, Params, abstract
+from jaxformer import Config, Params, Rotary, abstract
 
 V, C = 7, 12
 """Tokens of the vocabulary, and rows of the position table."""
@@ -70,7 +70,7 @@ def previous_token(dtype: Any = jnp.float32) -> Circuit:
     """
     config = Config(
         n_layers=1, d_model=2 * V, n_heads=2, d_head=2 + V + 1, d_mlp=0, n_vocab=V,
-        position="rotary", rotary_fraction=2 / (2 + V + 1), attention_scale=1.0,
+        position="rotary", rotary=Rotary(fraction=2 / (2 + V + 1)), attention_scale=1.0,
     )  # fmt: skip
     params, attn = _blank(config), slice(2, 2 + V)
     heads = {"current": (0, 0), "previous": (0, 1)}

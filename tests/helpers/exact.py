@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import Config, forward, shown
+from jaxformer import Config, available_sites, forward
 from tests.helpers.models import random_params, random_tokens
 
 LENGTH = 5
@@ -28,5 +28,5 @@ def agree(found: Any, expected: Any, what: Any = "") -> None:
 def captured(config: Config) -> Any:
     """Parameters, and a pass with everything in it."""
     params, tokens = tame(config), random_tokens(config, LENGTH)
-    run = jax.jit(lambda params: forward(params, config, tokens, capture=shown(config)))
+    run = jax.jit(lambda params: forward(params, config, tokens, capture=available_sites(config)))
     return params, run(params)

@@ -41,7 +41,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "use_parallel_residual": True, "vocab_size": 50304, "attention_probs_dropout_prob": 0,
             "hidden_dropout_prob": 0,
         },
-        {"d_head": 64, "rotary_fraction": 0.25, "parallel": True, "n_vocab": 50304, "bias": "all"},
+        {"d_head": 64, "rotary.fraction": 0.25, "parallel": True, "n_vocab": 50304, "bias": "all"},
     ),
     "Llama-3.2": (
         {
@@ -58,7 +58,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
             "transformers_version": "4.45.0.dev0", "use_cache": True, "vocab_size": 128256,
         },
-        {"rotary_scaling": "llama3", "rotary_factor": 32.0, "rotary_context": 8192, "n_kv_heads": 8, "tied": True},
+        {"rotary.scaling": "llama3", "rotary.factor": 32.0, "rotary.original_context": 8192, "n_kv_heads": 8,
+         "tied": True},
     ),
     "SmolLM2": (
         {
@@ -71,7 +72,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers.js_config": {"dtype": "q4"},
             "use_cache": True, "vocab_size": 49152,
         },
-        {"n_kv_heads": 3, "rotary_base": 1e5, "tied": True, "d_head": 64},
+        {"n_kv_heads": 3, "rotary.base": 1e5, "tied": True, "d_head": 64},
     ),
     "Mistral": (
         {
@@ -94,7 +95,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_cache": True, "use_mrope": False,
             "use_sliding_window": False, "vocab_size": 151936,
         },
-        {"window": None, "bias": "qkv", "n_kv_heads": 2, "rotary_base": 1e6, "tied": True},
+        {"window": None, "bias": "qkv", "n_kv_heads": 2, "rotary.base": 1e6, "tied": True},
     ),
     "Qwen3": (
         {
@@ -119,7 +120,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
             "torch_dtype": "float32", "use_cache": True, "vocab_size": 256000,
         },
-        {"window_pattern": "LG", "attention_cap": 50.0, "logit_cap": 30.0, "embedding_scale": 48.0, "tied": True},
+        {"window_pattern": "LG", "attention_soft_cap": 50.0, "logit_soft_cap": 30.0, "embedding_scale": 48.0,
+         "tied": True},
     ),
     "gemma-3": (
         {
@@ -133,7 +135,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6,
             "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 262144,
         },
-        {"window": 512, "local_rotary_base": 1e4, "rotary_base": 1e6, "qk_norm": "head", "norm_place": "both"},
+        {"window": 512, "rotary.local_base": 1e4, "rotary.base": 1e6, "qk_norm": "head", "norm_place": "both"},
     ),
     "OLMo-2": (
         {

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from jaxformer import Config
+from train.compiled import many_steps
 from train.data.batches import Batch
 from train.devices.layout import Layout, lay_out
 from train.optimizer import make_optimizer
 from train.recipe import Architecture, Optimizer, Recipe
-from train.run import fresh_state
-from train.step import How, many_steps
+from train.run import fresh_state, step_options
 
 MODERN_8 = Architecture(
     n_layers=2, d_model=16, n_heads=8, d_head=4, d_mlp=32, n_vocab=24, n_kv_heads=4, position="rotary",
@@ -63,11 +63,12 @@ def trained(recipe: Recipe, layout: Layout) -> tuple[Any, dict[str, Any]]:
     """The last state, and each step's loss and gradient norm."""
     config: Config = recipe.config
     optimizer = make_optimizer(config, recipe.optimizer, recipe.steps)
-    how = How(compute=recipe.compute, accumulate=recipe.accumulate, layout=layout)
     members = [None] if recipe.seeds > 1 else []
     batches = layout.put(batches_for(recipe), None, *members, layout.batch)
     state = fresh_state(recipe, config)
     if layout.mesh is not None:
         state = jax.device_put(state, layout.state(config, state))
-    state, history = many_steps(config, optimizer, how, members=recipe.seeds)(state, batches)
+    state, history = many_steps(
+        config, optimizer, step_options(recipe), layout, members=recipe.seeds
+    )(state, batches)
     return state, jax.tree.map(np.asarray, history)

@@ -1,7 +1,7 @@
 """Small models for the tests: a seed, a modern one, and hypothesis strategies over all Configs."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 import hypothesis.strategies as st
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxformer import Config, Params, abstract
-from jaxformer.config import ActivationKind, Bias, NormKind, NormPlace, Position, QKNorm
+from jaxformer.config import ActivationKind, Bias, NormKind, NormPlace, Position, QKNorm, Rotary
+from jaxformer.config_checks import flat_fields
 
 SEED = Config(n_layers=2, d_model=8, n_heads=4, d_head=4, d_mlp=12, n_vocab=11)
 MODERN = dataclasses.replace(
@@ -27,17 +28,17 @@ CLASSIC = dataclasses.replace(
     tied=True,
 )
 PARALLEL = dataclasses.replace(
-    SEED, position="rotary", rotary_fraction=0.5, norm="layer", bias="all", parallel=True
+    SEED, position="rotary", rotary=Rotary(fraction=0.5), norm="layer", bias="all", parallel=True
 )
 WINDOWED = dataclasses.replace(MODERN, window=3)
 GEMMA = dataclasses.replace(
     MODERN, bias="none", tied=True, embedding_scale=2.5, activation="gelu_tanh",
-    norm_place="both", norm_plus_one=True, qk_norm="head", attention_cap=2.0, logit_cap=3.0,
-    window=3, window_pattern="LG", local_rotary_base=50.0, rotary_scaling="linear", rotary_factor=2.0,
+    norm_place="both", norm_plus_one=True, qk_norm="head", attention_soft_cap=2.0, logit_soft_cap=3.0,
+    window=3, window_pattern="LG", rotary=Rotary(local_base=50.0, scaling="linear", factor=2.0),
 )  # fmt: skip
 OLMO = dataclasses.replace(
-    MODERN, bias="attention", norm_place="after", qk_norm="all", scale_by_depth=True,
-    rotary_scaling="llama3", rotary_factor=4.0, rotary_context=20, rotary_low=0.5, rotary_high=2.0,
+    MODERN, bias="attention", norm_place="after", qk_norm="all", scale_scores_by_layer=True,
+    rotary=Rotary(scaling="llama3", factor=4.0, original_context=20, low_turns=0.5, high_turns=2.0),
 )  # fmt: skip
 ATTENTION_ONLY = dataclasses.replace(SEED, d_mlp=0, position="sinusoidal", attention_scale=1.0)
 
@@ -64,9 +65,10 @@ three_models = pytest.mark.parametrize("name", THREE)
 
 
 LATE = (
-    "rotary_scaling", "rotary_factor", "rotary_context", "rotary_low", "rotary_high", "local_rotary_base",
-    "norm_place", "norm_plus_one", "qk_norm", "embedding_scale", "window_pattern", "scale_by_depth",
-    "attention_cap", "logit_cap",
+    "rotary.scaling", "rotary.factor", "rotary.original_context", "rotary.low_turns", "rotary.high_turns",
+    "rotary.local_base",
+    "norm_place", "norm_plus_one", "qk_norm", "embedding_scale", "window_pattern", "scale_scores_by_layer",
+    "attention_soft_cap", "logit_soft_cap",
 )  # fmt: skip
 """Fields of Config that the folders of older models and runs lack."""
 
@@ -91,9 +93,9 @@ def configs(draw: st.DrawFn) -> Config:
         "bias": draw(st.sampled_from(get_args(Bias))),
         "qk_norm": draw(st.sampled_from(get_args(QKNorm))),
         "embedding_scale": draw(st.sampled_from([1.0, 2.5])),
-        "scale_by_depth": draw(st.booleans()),
-        "attention_cap": draw(st.sampled_from([None, 2.0])),
-        "logit_cap": draw(st.sampled_from([None, 3.0])),
+        "scale_scores_by_layer": draw(st.booleans()),
+        "attention_soft_cap": draw(st.sampled_from([None, 2.0])),
+        "logit_soft_cap": draw(st.sampled_from([None, 3.0])),
         "tied": draw(st.booleans()),
         "unembed_bias": draw(st.booleans()),
         "window": draw(st.sampled_from([None, 1, 3])),
@@ -102,13 +104,13 @@ def configs(draw: st.DrawFn) -> Config:
     if position == "learned":
         choices["n_context"] = draw(st.integers(6, 9))
     if position == "rotary":
-        choices["rotary_fraction"] = draw(st.sampled_from([0.5, 1.0]))
-        choices["rotary_base"] = draw(st.sampled_from([100.0, 10_000.0]))
+        choices["rotary.fraction"] = draw(st.sampled_from([0.5, 1.0]))
+        choices["rotary.base"] = draw(st.sampled_from([100.0, 10_000.0]))
         choices |= draw(st.sampled_from(ROTARY_SCALINGS))
     if choices["window"] is not None:
         choices["window_pattern"] = draw(st.sampled_from(["L", "LG", "GLL"]))
         if position == "rotary":
-            choices["local_rotary_base"] = draw(st.sampled_from([None, 30.0]))
+            choices["rotary.local_base"] = draw(st.sampled_from([None, 30.0]))
     if choices["norm"] != "none":
         choices["norm_place"] = draw(st.sampled_from(get_args(NormPlace)))
     if choices["norm"] != "none" or choices["qk_norm"] != "none":
@@ -116,20 +118,26 @@ def configs(draw: st.DrawFn) -> Config:
         choices["norm_plus_one"] = draw(st.booleans())
     if d_mlp:
         choices["gated"], choices["parallel"] = draw(st.booleans()), draw(st.booleans())
-    return Config(**choices)
+    return Config.from_dict(choices)
 
 
 def within(config: Config, known: Collection[str]) -> Config:
     """The same model with all but these choices, and the sizes, as in the seed."""
-    unread = {"norm_epsilon"} if config.norm == "none" else set()
     sizes = {f.name for f in dataclasses.fields(Config) if f.default is dataclasses.MISSING}
-    return Config(**{name: getattr(config, name) for name in sizes | set(known) - unread})
+    fields = flat_fields(config)
+    return Config.from_dict({name: fields[name] for name in sizes | set(known)})
+
+
+def changed(config: Config, choices: Mapping[str, Any]) -> Config:
+    """The Config with some fields replaced; those of rotary as "rotary.base" and so on."""
+    return Config.from_dict(flat_fields(config) | dict(choices))
 
 
 ROTARY_SCALINGS = [
-    {"rotary_scaling": "none"},
-    {"rotary_scaling": "linear", "rotary_factor": 4.0},
-    {"rotary_scaling": "llama3", "rotary_factor": 4.0, "rotary_context": 20, "rotary_low": 0.5, "rotary_high": 2.0},
+    {"rotary.scaling": "none"},
+    {"rotary.scaling": "linear", "rotary.factor": 4.0},
+    {"rotary.scaling": "llama3", "rotary.factor": 4.0, "rotary.original_context": 20,
+     "rotary.low_turns": 0.5, "rotary.high_turns": 2.0},
 ]  # fmt: skip
 
 

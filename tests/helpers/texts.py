@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import Config, Edit, Params, Sampling, forward, keep
+from jaxformer import Config, Edit, Params, Sampling, forward, identity
 from jaxformer.decoding.sampling import choose
 from jaxformer.model.sites import activation_axis
 from tests.helpers.models import NAMED, random_params, random_tokens
@@ -25,7 +25,7 @@ GREEDY = Sampling(temperature=0)
 
 @partial(jax.jit, static_argnames="edit")
 def next_logits(
-    params: Params, config: Config, padded: jax.Array, length: Any, edit: Edit = keep
+    params: Params, config: Config, padded: jax.Array, length: Any, edit: Edit = identity
 ) -> jax.Array:
     """After the first `length` tokens; what comes behind them cannot change them."""
     return forward(params, config, padded, edit=edit).logits[length - 1]
@@ -42,7 +42,7 @@ def naive_text(
     key: jax.Array,
     sampling: Sampling = GREEDY,
     context: int | None = None,
-    edit: Edit = keep,
+    edit: Edit = identity,
 ) -> list[int]:
     """The tokens that follow; a text of more than `context` tokens is cut to the latest half of that."""
     text = [int(token) for token in prompt]
@@ -75,11 +75,11 @@ def prompts(config: Config) -> list[list[int]]:
 
 
 @partial(jax.jit, static_argnames=("capture", "edit"))
-def filled_up(params, config, tokens, capture, edit=keep):
+def filled_up(params, config, tokens, capture, edit=identity):
     return forward(params, config, tokens, capture=capture, edit=edit).activations
 
 
-def full_pass(params, config, text, capture, edit=keep) -> dict:
+def full_pass(params, config, text, capture, edit=identity) -> dict:
     """Of the text alone: what fills it up, so that one program serves all, cannot change it."""
     padded = jnp.zeros(WIDTH, jnp.int32).at[: len(text)].set(text)
     found = sliced(filled_up(params, config, padded, capture, edit), slice(len(text)))

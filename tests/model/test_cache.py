@@ -13,11 +13,22 @@ import numpy as np
 import pytest
 from hypothesis.extra import numpy as arrays
 
-from jaxformer import Cache, Compute, Config, Params, abstract, empty_cache, forward, shown, unstack
+from jaxformer import (
+    Cache,
+    Compute,
+    Config,
+    Params,
+    abstract,
+    available_sites,
+    empty_cache,
+    forward,
+    unstack,
+)
 from jaxformer.config import Kernel
 from jaxformer.decoding.generate import lower
-from jaxformer.model.cache import Quantized, capacity, quantized, recall
-from jaxformer.model.params import layers
+from jaxformer.decoding.unstack import layers
+from jaxformer.model.cache import Quantized, capacity, quantized
+from jaxformer.model.cache import read as read_rows
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import (
@@ -103,7 +114,7 @@ def test_unstacked_equals_stacked(name: str, x64):
     @jax.jit
     def run(params):
         def loss(params):
-            out = forward(params, config, tokens, capture=shown(config))
+            out = forward(params, config, tokens, capture=available_sites(config))
             return jnp.square(out.logits).mean(), out
 
         return jax.value_and_grad(loss, has_aux=True)(params)
@@ -181,7 +192,7 @@ def test_rounding_to_8_bits_errs_by_a_254th_of_the_largest(vectors: np.ndarray):
     assert stored.values.dtype == jnp.int8
     assert int(jnp.abs(stored.values.astype(jnp.int32)).max()) <= 127
     largest = np.abs(vectors).max(axis=-1, keepdims=True)
-    error = np.abs(np.asarray(recall(stored, jnp.float32)[0], np.float64) - vectors)
+    error = np.abs(np.asarray(read_rows(stored, jnp.float32)[0], np.float64) - vectors)
     assert (error <= largest / 254 * (1 + 1e-5)).all()
     assert not error[(largest == 0)[:, 0]].any()  # a zero vector stays one
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from jaxformer import Compute, forward, init
-from jaxformer.model.kernels import softmax
+from jaxformer.model.attention import softmax
 from tests.helpers.models import NAMED, every_model, random_params, random_tokens
+from train.compiled import many_steps
 from train.data.batches import Batch
 from train.optimizer import make_optimizer
 from train.recipe import Optimizer
-from train.step import How, TrainState, many_steps
+from train.step import StepOptions, TrainState
 
 KEY = jax.random.key(0)
 CLASSIC_16 = dataclasses.replace(NAMED["classic"], n_context=16)
@@ -84,7 +85,7 @@ def test_in_bfloat16_the_loss_curve_is_float32_s_within_a_hundredth(standard_pro
         optimizer = make_optimizer(CLASSIC_16, Optimizer(warmup=5), 80)
         params: Any = init(CLASSIC_16, KEY)
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-        steps = many_steps(CLASSIC_16, optimizer, How(compute=Compute(dtype=dtype)))
+        steps = many_steps(CLASSIC_16, optimizer, StepOptions(compute=Compute(dtype=dtype)))
         state, history = steps(state, batches)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
         curves.append(np.asarray(history["loss"]))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Compute, abstract, empty_cache, forward, shown
-from jaxformer.model.sites import WHOLE
+from jaxformer import Compute, abstract, available_sites, empty_cache, forward
+from jaxformer.model.sites import MODEL_SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import NAMED, compiled_flops, every_model, random_params, random_tokens
 
@@ -38,7 +38,9 @@ def test_later_tokens_cannot_change_earlier_logits(name: str, x64):
     influence = jax.jacobian(logits)(jnp.zeros((LENGTH, config.d_model)))  # [t s d]
     seen = np.abs(influence).max(axis=-1) > 0
     expected = np.tri(LENGTH, dtype=bool)
-    if config.horizon is not None:  # each layer looks back a window further; one without sees all
+    if (
+        config.max_lookback is not None
+    ):  # each layer looks back a window further; one without sees all
         reach = config.n_layers * ((config.window or 0) - 1)
         expected &= ~np.tri(LENGTH, k=-reach - 1, dtype=bool)
     np.testing.assert_array_equal(seen, expected)
@@ -47,9 +49,11 @@ def test_later_tokens_cannot_change_earlier_logits(name: str, x64):
 @every_model
 def test_the_stream_is_the_embedding_plus_the_sum_of_its_updates(name: str, x64):
     params, config, tokens = model(name, jnp.float64)
-    parts = [s for s in ("embed", "pos_embed", "attn_out", "mlp_out") if s in shown(config)]
+    parts = [
+        s for s in ("embed", "pos_embed", "attn_out", "mlp_out") if s in available_sites(config)
+    ]
     found = forward(params, config, tokens, capture=(*parts, "resid_post")).activations
-    total = sum(found[part] if part in WHOLE else found[part].sum(axis=0) for part in parts)
+    total = sum(found[part] if part in MODEL_SITES else found[part].sum(axis=0) for part in parts)
     exact(found["resid_post"][-1], total)
 
 
@@ -57,13 +61,13 @@ def test_the_stream_is_the_embedding_plus_the_sum_of_its_updates(name: str, x64)
 @every_model
 def test_heads_add(name: str, x64):
     params, config, tokens = model(name, jnp.float64)
-    scale = {"attn_post_scale"} & set(shown(config))
+    scale = {"attn_post_scale"} & set(available_sites(config))
     found = forward(params, config, tokens, capture=("head_out", "attn_out", *scale)).activations
     total = found["head_out"].sum(axis=2)
     if params.blocks.attn.b_O is not None:
         total += params.blocks.attn.b_O[:, None]
     norm = params.blocks.attn_post_norm
-    assert (norm is not None) == config.norms("after") == bool(scale)
+    assert (norm is not None) == config.has_norm("after") == bool(scale)
     if norm is not None:
         w, square = norm.w[:, None], jnp.square(found["attn_post_scale"][..., 0])
         expected = jnp.square(total).mean(axis=-1) + config.norm_epsilon
@@ -126,7 +130,7 @@ MANY = ["classic", "modern", "parallel", "gemma", "olmo"]
 @pytest.mark.parametrize("how", COMPUTES)
 def test_every_compute_gives_the_same_logits_and_gradients(name: str, how: str):
     if (name, how) == ("gemma", "fused"):
-        with raises(ValueError, 'kernel="fused"', "attention_cap", 'kernel="einsum"'):
+        with raises(ValueError, 'kernel="fused"', "attention_soft_cap", 'kernel="einsum"'):
             loss_and_gradient(name, COMPUTES[how])
         return
     logits, gradient = plain(name)
@@ -286,11 +290,11 @@ def test_reading_some_positions_leaves_out_the_logits_of_the_others(x64):
     params, config, tokens = model("modern", jnp.float64)
     whole = forward(params, config, tokens, capture=("final",))
     places = jnp.array([4, -1, 0])
-    some = forward(params, config, tokens, capture=("final",), read=places)
+    some = forward(params, config, tokens, capture=("final",), logits_at=places)
     exact(some.logits, whole.logits[places])
     assert some.activations["final"].shape == (3, config.d_model)
     for read, named in (([7], (7,)), ([-8], (-8, 7)), (2, ((),)), ([0.5], ((1,), "float64"))):
         with raises(ValueError, "read", *named):
-            inspect.unwrap(forward)(params, config, tokens, read=read)
-    traced = jax.jit(lambda read: forward(params, config, tokens, read=read).logits)
+            inspect.unwrap(forward)(params, config, tokens, logits_at=read)
+    traced = jax.jit(lambda read: forward(params, config, tokens, logits_at=read).logits)
     assert np.isnan(traced(jnp.array([7, -8]))).all()

@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.workarounds import PLAIN
 from jaxformer import Compute, Config, empty_cache, forward
 from jaxformer.config import Kernel
 from tests.helpers.models import CLASSIC, MODERN, random_params, random_tokens
 from train.data.batches import Batch
-from train.step import How, TrainState, train_step
+from train.step import StepOptions, TrainState, train_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -51,7 +52,7 @@ def training(config: Config, compute: Compute):
 
     def run(state, windows):
         batch = Batch(windows, jnp.ones_like(windows[:, 1:], dtype=bool))
-        state, metrics = train_step(state, config, batch, optimizer, How(compute=compute))
+        state, metrics = train_step(state, config, batch, optimizer, StepOptions(compute=compute))
         return state, metrics["loss"]
 
     return run, (state, windows)
@@ -73,3 +74,26 @@ def test_lowers_for_every_platform_and_runs_after_a_round_trip(
     again = jax.export.deserialize(exported.serialize())
     for found, expected in zip(again.call(leaves), flat(leaves), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_other_backends_get_the_plain_program(platform: str, monkeypatch, standard_promotion):
+    """The workarounds for XLA on CPU are not in it: it is the program in which each of them is the identity."""
+
+    def lowered(work) -> str:
+        run, arguments = work(CLASSIC, Compute())
+        return jax.jit(run).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+    def primitives(work) -> str:
+        run, arguments = work(CLASSIC, Compute())
+        return str(jax.make_jaxpr(run)(*arguments))
+
+    assert "prevent_cse" in primitives(training)
+    assert "optimization_barrier" in lowered(decoding)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert "prevent_cse" not in primitives(training)
+    found = [lowered(work) for work in (passing, decoding, training)]
+    assert not any("optimization_barrier" in text for text in found)
+    for place, plain in PLAIN.values():
+        monkeypatch.setattr(f"jaxformer.model.{place}", plain)
+    assert found == [lowered(work) for work in (passing, decoding, training)]

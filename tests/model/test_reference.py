@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 
 from benchmarks.peers import UnsupportedError, flax_nnx
-from jaxformer import Config, forward
-from jaxformer.reference import Transformer
+from jaxformer import Config, forward, unstack
+from jaxformer.reference import Transformer, from_params
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, SEED, configs, random_params, random_tokens, within
@@ -21,13 +21,10 @@ from tests.helpers.models import NAMED, SEED, configs, random_params, random_tok
 LENGTH = 6
 
 
-def as_lists(params):
-    return jax.tree.map(lambda array: np.asarray(array).tolist(), params)
-
-
 def check_reference(config: Config):
     params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
-    expected = Transformer(config, as_lists(params)).apply(tokens.tolist())
+    expected = from_params(params, config).apply(tokens.tolist())
+    assert from_params(unstack(params), config).apply(tokens.tolist()) == expected
     found = forward(params, config, tokens).logits
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -44,8 +41,8 @@ def test_the_oracle_itself_on_a_model_small_enough_for_paper():
         n_layers=1, d_model=2, n_heads=1, d_head=1, d_mlp=1, n_vocab=2, n_kv_heads=None,
         position="none", norm="none", activation="relu", gated=False, bias="none",
         parallel=False, tied=False, attention_scale=None, window=None,
-        unembed_bias=False, embedding_scale=1.0, scale_by_depth=False, window_pattern="L",
-        qk_norm="none", attention_cap=None, logit_cap=None,
+        unembed_bias=False, embedding_scale=1.0, scale_scores_by_layer=False, window_pattern="L",
+        qk_norm="none", attention_soft_cap=None, logit_soft_cap=None,
     )  # fmt: skip
     attn = SimpleNamespace(
         W_Q=[[[[1]], [[0]]]], W_K=[[[[1]], [[0]]]], W_V=[[[[1]], [[0]]]], W_O=[[[[0, 0]]]],
@@ -123,7 +120,7 @@ def test_forward_and_its_gradient_equal_flax_nnx_in_float64(name: str, x64):
 @pytest.mark.parametrize("name", STRANGE)
 def test_flax_nnx_refuses_what_it_does_not_have(name: str):
     config = NAMED[name]
-    with raises(UnsupportedError, "flax-nnx", f"rotary_scaling={config.rotary_scaling!r}"):
+    with raises(UnsupportedError, "flax-nnx", f"rotary.scaling={config.rotary.scaling!r}"):
         flax_nnx.build(config, random_params(config))
 
 
@@ -150,6 +147,6 @@ def test_forward_and_its_gradient_equal_flax_nnx_in_float32(name: str):
 
 
 def test_tokens_outside_the_vocabulary_are_refused_by_the_oracle_too():
-    params = as_lists(random_params(SEED))
+    params = random_params(SEED)
     with raises(ValueError, 11):
-        Transformer(SEED, params).apply([11])
+        from_params(params, SEED).apply([11])

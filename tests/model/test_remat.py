@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Compute, Config, abstract, forward, shown, unstack
+from jaxformer import Compute, Config, abstract, available_sites, forward, unstack
 from jaxformer.config import Saved
-from jaxformer.model.sites import AXES, SITES, WHOLE
+from jaxformer.model.sites import AXES, MODEL_SITES, SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, NAMED, SEED, every_model, random_params, random_tokens
 from tests.helpers.runs import TINY
@@ -57,7 +57,7 @@ def test_the_backward_pass_keeps_the_sites_named_and_each_once(name: str):
     config = NAMED[name]
     block = kept(config, Compute(remat="block"))
     for site in get_args(Saved):
-        if site in shown(config):
+        if site in available_sites(config):
             read = site not in UNREAD.get(name, ())
             own = Counter([sizes(config, site)] if read else [])
             assert kept(config, saving(site)) - block == own, site
@@ -112,7 +112,7 @@ def test_xla_is_told_not_to_keep_what_is_recomputed_where_layers_are_in_no_loop(
 def test_whatever_is_kept_logits_and_gradients_are_the_same(name: str, x64):
     config = NAMED[name]
     params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
-    every_site = [site for site in get_args(Saved) if site in shown(config)]
+    every_site = [site for site in get_args(Saved) if site in available_sites(config)]
     run = jax.jit(jax.value_and_grad(loss), static_argnums=(1, 3))
     plain, kept = (run(params, config, tokens, how) for how in (Compute(), saving(*every_site)))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), kept, plain)
@@ -132,7 +132,7 @@ def test_names_are_in_no_program_but_that_of_sites(remat: Any):
 
 def test_the_sites_that_can_be_kept_are_those_that_some_backward_pass_reads():
     for_nothing = {"resid_pre", "head_out", "mlp_out", "resid_post"}
-    assert set(get_args(Saved)) == {*SITES} - WHOLE - for_nothing
+    assert set(get_args(Saved)) == {*SITES} - MODEL_SITES - for_nothing
 
 
 def test_a_site_that_this_config_lacks_is_refused():

@@ -74,7 +74,7 @@ def folded(params: Any) -> Any:
 
 def looked_into(params: Any) -> Any:
     """What the states are made of, and what they would say."""
-    seen = forward(params, MODERN, CLEAN, capture=jaxformer.shown(MODERN)).activations
+    seen = forward(params, MODERN, CLEAN, capture=jaxformer.available_sites(MODERN)).activations
     given = params, MODERN, seen
     states = accumulated_resid(*given)
     parts = full_decomposition(*given), head_results(*given)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from jaxformer import SITES, Compute, Config, forward, shown
+from jaxformer import SITES, Compute, Config, available_sites, forward
 from jaxformer.config import Kernel
-from jaxformer.model.sites import WHOLE
+from jaxformer.model.sites import MODEL_SITES
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, compiled_flops, configs, random_params, random_tokens
@@ -40,25 +40,25 @@ def test_every_site_is_captured_in_its_shape_and_shown_to_the_edit(config: Confi
     visited = []
 
     def spy(site, layer, value):
-        assert (layer is None) == (str(site) in WHOLE)
+        assert (layer is None) == (str(site) in MODEL_SITES)
         visited.append(str(site))
         return value
 
     params, tokens = random_params(config), random_tokens(config, LENGTH)
-    out = forward(params, config, tokens, capture=shown(config), edit=spy)
-    assert set(out.activations) == set(shown(config))
+    out = forward(params, config, tokens, capture=available_sites(config), edit=spy)
+    assert set(out.activations) == set(available_sites(config))
     for site, shape in shapes(config).items():
-        if site in shown(config):
-            layered = () if site in WHOLE else (config.n_layers,)
+        if site in available_sites(config):
+            layered = () if site in MODEL_SITES else (config.n_layers,)
             assert out.activations[site].shape == layered + shape, site
-    assert sorted(visited, key=SITES.index) == list(shown(config))
+    assert sorted(visited, key=SITES.index) == list(available_sites(config))
 
 
 def test_capturing_changes_no_logit():
     params, tokens = random_params(MODERN), random_tokens(MODERN, LENGTH)
     plain = forward(params, MODERN, tokens)
     assert plain.activations == {}
-    seen = forward(params, MODERN, tokens, capture=shown(MODERN))
+    seen = forward(params, MODERN, tokens, capture=available_sites(MODERN))
     np.testing.assert_allclose(seen.logits, plain.logits, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(seen.activations["logits"], seen.logits)
 
@@ -94,13 +94,13 @@ def test_a_site_that_nobody_asks_for_costs_nothing():
 
         def block(state, layer):
             attn, mlp = layer.attn, layer.mlp
-            q, k, v = (jnp.einsum("td,d...->t...", state, W) for W in attn[:3])
-            scores = jnp.einsum("tkgh,skh->kgts", q[:, :, None], k)[:, 0] * SEED.score_scale
+            q, k, v = (jnp.einsum("td,dnh->tnh", state, W).transpose(1, 0, 2) for W in attn[:3])
+            scores = jnp.einsum("kgth,ksh->kgts", q[:, None], k) * SEED.score_scale
             visible = jnp.arange(LENGTH) <= jnp.arange(LENGTH)[:, None]
             pattern = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf))
-            z = jnp.einsum("kgts,skh->tkgh", pattern[:, None], v)[:, :, 0]
+            z = jnp.einsum("kgts,ksh->kgth", pattern, v)[:, 0].transpose(1, 0, 2)
             state = state + jnp.einsum("tnh,nhd->td", z, attn.W_O)
-            hidden = jax.nn.relu(jnp.einsum("td,d...->t...", state, mlp.W_in))
+            hidden = jax.nn.relu(jnp.einsum("td,df->tf", state, mlp.W_in))
             return state + jnp.einsum("tf,fd->td", hidden, mlp.W_out), None
 
         state, _ = jax.lax.scan(block, state, blocks)
@@ -115,7 +115,7 @@ def test_a_site_that_nobody_asks_for_costs_nothing():
 def test_an_edit_at_any_site_reaches_the_logits():
     """Each site is scaled in turn, by one compiled program: the place to edit is itself traced."""
     params, tokens = random_params(MODERN), random_tokens(MODERN, LENGTH)
-    sites = shown(MODERN)
+    sites = available_sites(MODERN)
 
     @jax.jit
     @partial(jax.vmap, in_axes=0)
@@ -129,7 +129,7 @@ def test_an_edit_at_any_site_reaches_the_logits():
     out = edited(jnp.arange(len(sites)))
     for i, site in enumerate(sites):
         assert np.abs(out.logits[i] - plain.logits).max() > 1e-4, site
-        first = np.s_[...] if site in WHOLE else np.s_[0]
+        first = np.s_[...] if site in MODEL_SITES else np.s_[0]
         before = np.asarray(plain.activations[site])[first]
         after = np.asarray(out.activations[site])[i][first]
         seen = np.isfinite(before)

@@ -12,9 +12,9 @@ from hypothesis import given
 
 from jaxformer import Config, abstract, count, forward, init, partition, specs
 from jaxformer.model.mlp import ACTIVATIONS
-from jaxformer.model.spec import GROWTHS, Spec, is_spec
+from jaxformer.model.spec import MOMENTS, Spec, is_spec
 from tests.helpers.examples import examples
-from tests.helpers.models import NAMED, SEED, configs
+from tests.helpers.models import NAMED, SEED, changed, configs
 
 
 @given(config=configs())
@@ -57,7 +57,7 @@ def test_second_moments_are_those_of_the_functions(name: str):
     density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     squares = np.square(np.asarray(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), np.float64))
     moment = float((squares * density).sum() * (x[1] - x[0]))
-    assert GROWTHS[name].second_moment == pytest.approx(moment, rel=1e-5)
+    assert MOMENTS[name][0] == pytest.approx(moment, rel=1e-5)
 
 
 SCALES = {
@@ -71,8 +71,8 @@ SCALES = {
     "modern": {"norm": "rms", "position": "rotary", "activation": "silu", "gated": True, "n_kv_heads": 1},
     "parallel": {"norm": "layer", "position": "sinusoidal", "parallel": True},
     "gemma": {"norm": "rms", "norm_place": "both", "norm_plus_one": True, "qk_norm": "head", "position": "rotary",
-              "activation": "gelu_tanh", "gated": True, "embedding_scale": 8.0, "attention_cap": 50.0,
-              "logit_cap": 30.0, "attention_scale": 1.0},
+              "activation": "gelu_tanh", "gated": True, "embedding_scale": 8.0, "attention_soft_cap": 50.0,
+              "logit_soft_cap": 30.0, "attention_scale": 1.0},
     "olmo": {"norm": "rms", "norm_place": "after", "qk_norm": "all", "position": "rotary", "activation": "silu",
              "gated": True, "n_kv_heads": 1},
     "after": {"norm": "layer", "norm_place": "after", "activation": "relu_squared", "bias": "all"},
@@ -86,7 +86,7 @@ CORNERS = [*product(["seed"], [64, 1024], [1, 48]), *product(SCALES, [64], [48])
 @pytest.mark.parametrize(("choices", "d_model", "n_layers"), sorted(set(CORNERS)))
 def test_stream_scores_and_logits_begin_at_scale_one(choices: str, d_model: int, n_layers: int):
     config = Config(n_layers=n_layers, d_model=d_model, n_heads=2, d_head=16, d_mlp=64, n_vocab=100)
-    config = dataclasses.replace(config, **SCALES[choices])
+    config = changed(config, SCALES[choices])
     tokens = jax.random.randint(jax.random.key(1), (32,), 0, config.n_vocab)
 
     @jax.jit
