@@ -1,10 +1,16 @@
-"""The inside view: small pure functions on what `forward` captures and edits.
+"""Interpretability tools: small pure functions on what `forward` captures and edits.
 
-Read in this order: `edit` (what to change, as data), `patching` and `paths` (every part and every path changed
-in turn; `metric` says by what number), `attribution`, `edges` and `jacobian` (the same to first order, from
-gradients), `decompose` and `lens` (the stream as a sum of parts, and parts as logits; `components` has their
-names), `circuits`, `factored` and `heads` (what the weights say, and what heads look at), `fold` and `refactor`
-(the same model in clearer weights), `plots`. `engine` is how they work.
+Read the files in this order:
 
-Nothing is imported here: import a file, `from jaxformer.interp.patching import patch_sweep`.
+- `edit`: edits as data.
+- `patching` and `paths`: activation patching of every part and every path; `metric` defines what they measure.
+- `attribution`, `edges`, `jacobian`: the same to first order, from gradients; `nodes` is the graph of `edges`.
+- `decompose`, `neurons`, `lens`: the stream as a sum of components, and components as logits; `components` has labels.
+- `qk_ov`, `circuits`, `factored`: what the weights of heads say.
+- `heads`, `match`: what heads attend to.
+- `fold`, `refactor`: the same model with simpler weights.
+- `plots`: heat maps.
+
+The folder `engine` has their internals. Nothing is imported here: import from a file, as in
+`from jaxformer.interp.patching import patch_sweep`.
 """

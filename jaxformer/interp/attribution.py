@@ -1,4 +1,4 @@
-"""Which parts of a pass matter to a metric, to first order: gradients at every site at once."""
+"""Gradients of a metric at every site at once, and attribution patching: activation patching to first order."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
-from jaxformer.interp.engine.parts import axes_by
-from jaxformer.interp.jacobian import perturbed, site_shapes
+from jaxformer.interp.engine.axes import axes_by
+from jaxformer.interp.engine.perturb import perturbed, site_shapes
 from jaxformer.interp.metric import Metric, check_alike, scalar
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, Layer, Site, keep
-from jaxformer.model.stream import wide
+from jaxformer.model.sites import Edit, Layer, Site, identity
+from jaxformer.model.stream import accumulation_dtype
 from jaxformer.model.transformer import forward
 
 
 class Gradients(NamedTuple):
-    """The metric, the sites' values, and its derivative by each; layers stacked in front."""
+    """A metric, the values of some sites, and the metric's gradients at these sites; layers are stacked in front."""
 
     value: Float[Array, ""]
     activations: dict[str, Array]
@@ -33,26 +33,25 @@ def gradients(
     metric: Metric,
     sites: Iterable[str],
     *,
-    read: Int[Array, " r"] | None = None,
-    edit: Edit = keep,
-    compute: Compute = Compute(),  # noqa: B008  frozen
+    logits_at: Int[Array, " r"] | None = None,
+    edit: Edit = identity,
+    compute: Compute = Compute(),
 ) -> Gradients:
-    """The gradient of a metric of the logits with respect to every site, in one backward pass.
+    """Return the gradients of a metric with respect to the values of some sites, from one backward pass.
 
-    A site's gradient is the total one: through everything that reads it later. All of a layer's heads
-    write to one sum, so that the gradient of head_out is the same for each of them, and that of attn_out where no
-    norm is between the two.
+    A gradient is the total derivative, through everything that reads the value later. The heads of a layer are summed,
+    so the gradient of head_out is the same for all heads, and equals that of attn_out unless a norm follows attention.
 
     Args:
-        params: as `init` gives them, with stacked layers.
-        tokens: one sequence; `jax.vmap` over tokens gives a batch, each with its own metric's value.
-        metric: maps logits [t v] to a scalar, for example a difference of two of them.
+        params: as `init` returns them, with stacked layers.
+        tokens: one sequence; `jax.vmap` over tokens gives a batch, with a metric for each sequence.
+        metric: maps logits [t v] to a scalar, for example the difference of two of them.
         sites: names of sites, such as ("embed", "z", "mlp_out").
-        read: as in `forward`: the metric then sees those places alone, and the other logits cost nothing.
-        edit: as in `forward`; a gradient is that of the edited value.
+        logits_at: the positions whose logits the metric gets, as in `forward`; fewer positions cost less.
+        edit: as in `forward`; gradients are those of the edited values.
 
     Raises:
-        ValueError: as `forward`; a metric that is not one float.
+        ValueError: as `forward`; a metric that does not return one float.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -63,61 +62,59 @@ def gradients(
     """
     tokens = jnp.asarray(tokens)
     sites = sites if isinstance(sites, str) else tuple(sites)
-    read = None if read is None else jnp.asarray(read)
-    options: Any = {"edit": edit, "read": read, "compute": compute}
+    logits_at = None if logits_at is None else jnp.asarray(logits_at)
+    options: Any = {"edit": edit, "logits_at": logits_at, "compute": compute}
     shapes = site_shapes(params, config, tokens, sites, **options)
 
     def run(changes: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         out = perturbed(params, config, tokens, changes, capture=sites, **options)
         return scalar(metric, out.logits), out.activations
 
-    still = {site: jnp.zeros(shape.shape, shape.dtype) for site, shape in shapes.items()}
-    (value, activations), slopes = jax.value_and_grad(run, has_aux=True)(still)
-    return Gradients(value, activations, slopes)
+    zeros = {site: jnp.zeros(shape.shape, shape.dtype) for site, shape in shapes.items()}
+    (value, activations), grads = jax.value_and_grad(run, has_aux=True)(zeros)
+    return Gradients(value, activations, grads)
 
 
 def attribution_patch(
     params: Params,
     config: Config,
     clean: Int[Array, " t"],
-    corrupted: Int[Array, "_"],  # as many, which check_pair says in a sentence
+    corrupted: Int[Array, "_"],  # check_pair refuses another length with a clear message
     metric: Metric,
     sites: Iterable[str],
     *,
     steps: int = 1,
     by: Iterable[str] | None = None,
-    read: Int[Array, " r"] | None = None,
-    edit: Edit = keep,
-    compute: Compute = Compute(),  # noqa: B008  frozen
+    logits_at: Int[Array, " r"] | None = None,
+    edit: Edit = identity,
+    compute: Compute = Compute(),
 ) -> dict[str, Array]:
-    """What patching each node's clean value into the corrupted run would do to the metric, to first order.
+    """Estimate the effect on the metric of patching clean values into the corrupted run, to first order.
 
-    (clean - corrupted) · gradient, coordinate by coordinate: an estimate of metric(patched) - metric(corrupted)
-    for every node at once, from two passes forward and one back. Sums over coordinates are the estimates for
-    larger nodes; `by` takes them.
+    The result is (clean - corrupted) · gradient for every coordinate of every site, from two forward passes and one
+    backward pass. It estimates metric(patched) - metric(corrupted). The estimate for several coordinates is their sum;
+    `by` sums over axes.
 
-    For heads, ask for z: summed over its width it is what head_out gives summed over the stream, because the
-    gradient of z is that of head_out read through W_O, and no head's own stream-wide update is formed.
+    For heads, use the site z: its sum over the head width equals the sum of head_out over the stream, and needs no
+    [t n d] array.
 
-    Where every token is the same in both runs, all is exactly zero: what two programs round differently is
-    left out.
+    If all tokens are equal in both runs, the result is exactly zero, without rounding differences of the two passes.
 
     Args:
-        params: as `init` gives them, with stacked layers.
-        clean: the tokens whose values are patched in; `jax.vmap` over both gives a batch.
-        corrupted: as many tokens, into whose run they are patched.
+        params: as `init` returns them, with stacked layers.
+        clean: tokens of the run to patch from; `jax.vmap` over both gives a batch.
+        corrupted: tokens of the run to patch, of the same length.
         metric: as in `gradients`.
         sites: names of sites.
-        steps: 1: the gradient at the corrupted run. More: integrated gradients, that is the mean of the
-            gradients at the middles of so many pieces of the straight line between the two runs' embeddings.
-            It sees past a softmax or a neuron that is saturated at the corrupted run, at that many times the cost.
-        by: axes to keep, as in `summed`; None: every coordinate, laid out as forward's activations.
-        read: as in `forward`.
+        steps: 1: use the gradient at the corrupted run. More: integrated gradients, the mean gradient at the midpoints
+            of this many segments of the line between the embeddings of the two runs. They see past a softmax or
+            neuron that is saturated at the corrupted run; the cost grows with steps.
+        by: axes to keep, as in `summed`; None: every coordinate, in the layout of forward's activations.
+        logits_at: as in `forward`.
         edit: as in `forward`, in both runs.
 
     Raises:
-        ValueError: as `gradients`; clean and corrupted of different lengths; steps below 1; an axis that a
-            site lacks.
+        ValueError: as `gradients`; clean and corrupted of different lengths; steps below 1; an axis that a site lacks.
 
     Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; steps: Sundararajan
     et al. 2017, "Axiomatic Attribution for Deep Networks", §3 and §5; Hanna et al. 2024, "Have Faith in
@@ -135,31 +132,31 @@ def attribution_patch(
     check_pair(clean, corrupted, steps)
     sites = sites if isinstance(sites, str) else tuple(sites)
     by = by if by is None or isinstance(by, str) else tuple(by)
-    options: Any = {"edit": edit, "compute": compute, "read": read}
+    options: Any = {"edit": edit, "compute": compute, "logits_at": logits_at}
     site_shapes(params, config, clean, sites, **options)
     if by is not None:
         _ = [axes_by(site, by) for site in sites]
     if steps == 1:
-        _, base, slopes = gradients(params, config, corrupted, metric, sites, **options)
+        _, base, grads = gradients(params, config, corrupted, metric, sites, **options)
     else:
         base = forward(params, config, corrupted, capture=sites, **options).activations
-        slopes = along_line(
+        grads = along_line(
             params, config, clean, corrupted, steps, edit,
             lambda edit: gradients(
                 params, config, corrupted, metric, sites, **(options | {"edit": edit})
             ).gradients,
         )  # fmt: skip
-    goal = forward(params, config, clean, capture=sites, **options).activations
-    moved = difference(clean, corrupted, goal, base)
-    scores = jax.tree.map(jnp.multiply, moved, slopes)
+    target = forward(params, config, clean, capture=sites, **options).activations
+    change = difference(clean, corrupted, target, base)
+    scores = jax.tree.map(jnp.multiply, change, grads)
     return scores if by is None else summed(scores, by)
 
 
 def summed(scores: Mapping[str, Shaped[Array, "..."]], by: Iterable[str]) -> dict[str, Array]:
-    """Scores laid out as forward's activations, summed over every axis but those named, in that order.
+    """Sum scores over every axis that is not named; the result has the named axes in the order of `by`.
 
     Args:
-        scores: by site.
+        scores: by site, in the layout of forward's activations.
         by: any of layer, position, head, source, neuron.
 
     Raises:
@@ -177,15 +174,15 @@ def summed(scores: Mapping[str, Shaped[Array, "..."]], by: Iterable[str]) -> dic
 
 
 def difference(
-    clean: Int[Array, " t"], corrupted: Int[Array, " t"], goal: Any, base: Any
+    clean: Int[Array, " t"], corrupted: Int[Array, " t"], target: Any, base: Any
 ) -> dict[str, Array]:
-    """The difference of two runs' values: exactly zero where all tokens are the same, or both are -inf."""
+    """Return target - base for the values of two runs; exactly zero if all tokens are equal, or if both are -inf."""
     differs = (clean != corrupted).any()
 
-    def minus(goal: Array, base: Array) -> Array:
-        return jnp.where(differs & (goal != base), goal - base, jnp.zeros_like(goal))
+    def subtract(target: Array, base: Array) -> Array:
+        return jnp.where(differs & (target != base), target - base, jnp.zeros_like(target))
 
-    return jax.tree.map(minus, goal, base)
+    return jax.tree.map(subtract, target, base)
 
 
 def along_line(
@@ -195,43 +192,42 @@ def along_line(
     corrupted: Int[Array, " t"],
     steps: int,
     edit: Edit,
-    slope: Callable[[Edit], Any],
+    function: Callable[[Edit], Any],
 ) -> Any:
-    """The mean of slope(edit) over the middles of so many pieces of the line from corrupted to clean embeddings.
+    """Return the mean of function(edit) at the midpoints of `steps` segments from corrupted to clean embeddings.
 
-    Summed in float32 or wider: a narrow sum would leave out the later ones of many pieces.
+    The sum is in float32 or wider: a narrow sum of many terms would lose the later ones.
     """
     start, end = (
         forward(params, config, tokens, capture=("embed",), edit=edit).activations["embed"]
         for tokens in (corrupted, clean)
     )
 
-    def at(part: Array) -> Any:
-        def mixed(site: Site, layer: Layer, value: Array) -> Array:
+    def at(fraction: Array) -> Any:
+        def interpolate(site: Site, layer: Layer, value: Array) -> Array:
             if site == "embed":
-                mixed = start + part * (end - start).astype(part.dtype)
-                return mixed.astype(start.dtype)
+                point = start + fraction * (end - start).astype(fraction.dtype)
+                return point.astype(start.dtype)
             return edit(site, layer, value)
 
-        return slope(mixed)
+        return function(interpolate)
 
-    def add(total: Any, part: Array) -> tuple[Any, None]:
-        return jax.tree.map(
-            lambda total, new: total + new.astype(total.dtype), total, at(part)
-        ), None
+    def add(total: Any, fraction: Array) -> tuple[Any, None]:
+        new = at(fraction)
+        return jax.tree.map(lambda total, new: total + new.astype(total.dtype), total, new), None
 
-    parts = (jnp.arange(steps, dtype=wide(start.dtype)) + 0.5) / steps
-    each = jax.eval_shape(at, parts[0])
-    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, wide(s.dtype)), each)
-    total, _ = jax.lax.scan(add, nothing, parts)
-    return jax.tree.map(lambda total, s: (total / steps).astype(s.dtype), total, each)
+    fractions = (jnp.arange(steps, dtype=accumulation_dtype(start.dtype)) + 0.5) / steps
+    shapes = jax.eval_shape(at, fractions[0])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, accumulation_dtype(s.dtype)), shapes)
+    total, _ = jax.lax.scan(add, zeros, fractions)
+    return jax.tree.map(lambda total, s: (total / steps).astype(s.dtype), total, shapes)
 
 
 def check_pair(clean: Int[Array, "..."], corrupted: Int[Array, "..."], steps: Any) -> None:
-    """Refuse two runs that no patch can join.
+    """Refuse two runs of different shapes, and wrong steps.
 
     Raises:
-        ValueError: clean and corrupted of different shapes; steps that are no whole number, or below 1.
+        ValueError: clean and corrupted of different shapes; steps that are not an integer, or below 1.
     """
     check_alike(clean, corrupted)
     positive_integer("steps", steps)

@@ -1,7 +1,7 @@
-"""What the stream is made of: the names of its components, and where a pass's activations hold them.
+"""The components of the residual stream: their labels, and the captured sites that hold them.
 
-The labels are TransformerLens's; each function here lists those of a function in `interp.decompose`, of the
-same arguments, in the order of its rows.
+Each label function here takes the arguments of a function in `interp.decompose` and returns the labels of its rows, in
+order. The labels are those of TransformerLens.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from jaxtyping import Array, Float
 
 from jaxformer.config import Config
-from jaxformer.model.sites import AXES, WHOLE, shown
+from jaxformer.model.sites import AXES, MODEL_SITES, available_sites
 
 
 def component_labels(
     config: Config, layer: int | None = None, *, mlp_input: bool = False
 ) -> list[str]:
-    """Those of `decompose_resid`: embed, pos_embed, then each layer's attn_out and mlp_out.
+    """Return the labels of `decompose_resid`: embed, pos_embed, then each layer's attn_out and mlp_out.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> component_labels(config, 1, mlp_input=True)
@@ -30,7 +30,7 @@ def component_labels(
 def accumulated_labels(
     config: Config, layer: int | None = None, *, incl_mid: bool = False, mlp_input: bool = False
 ) -> list[str]:
-    """Those of `accumulated_resid`.
+    """Return the labels of `accumulated_resid`.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> accumulated_labels(config, incl_mid=True)
@@ -38,14 +38,14 @@ def accumulated_labels(
     """
     layer = check_layer(config, layer, mlp_input=mlp_input)
     check_mid(config, incl_mid=incl_mid)
-    places = ("pre", "mid") if incl_mid else ("pre",)
-    labels = [f"{i}_{place}" for i in range(layer) for place in places]
+    sites = ("pre", "mid") if incl_mid else ("pre",)
+    labels = [f"{i}_{site}" for i in range(layer) for site in sites]
     labels.append("final_post" if layer == config.n_layers else f"{layer}_pre")
     return labels + [f"{layer}_mid"] * attends_first(config, mlp_input=mlp_input)
 
 
 def head_labels(config: Config, layer: int | None = None, *, remainder: bool = False) -> list[str]:
-    """Those of `head_results`.
+    """Return the labels of `head_results`.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> head_labels(config, 1, remainder=True)
@@ -56,7 +56,7 @@ def head_labels(config: Config, layer: int | None = None, *, remainder: bool = F
 
 
 def neuron_labels(config: Config, layer: int) -> list[str]:
-    """Those of `neuron_results`.
+    """Return the labels of `neuron_results`.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=3, n_vocab=5)
     >>> neuron_labels(config, 1)
@@ -69,7 +69,7 @@ def neuron_labels(config: Config, layer: int) -> list[str]:
 def full_labels(
     config: Config, layer: int | None = None, *, mlp_input: bool = False, neurons: bool = False
 ) -> list[str]:
-    """Those of `full_decomposition`.
+    """Return the labels of `full_decomposition`.
 
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> full_labels(config)
@@ -88,17 +88,17 @@ def full_labels(
 
 
 def check_layer(config: Config, layer: int | None, *, mlp_input: bool = False) -> int:
-    """The layer whose input is meant, n_layers standing for the unembedding's.
+    """Return the layer whose input is meant; None becomes n_layers, which stands for the unembedding.
 
     Raises:
-        ValueError: a layer that is not there, or the input of an MLP that is not there. -1 is refused as
-            well: to TransformerLens it means the final stream, to Python the last layer.
+        ValueError: a layer out of range, or the input of an MLP that does not exist. -1 is refused as well: it means
+            the final stream in TransformerLens, but the last layer in Python.
     """
     if layer is None:
         layer = config.n_layers
     if not 0 <= layer <= config.n_layers:
         raise ValueError(
-            f"layer={layer} is not there; choose 0 to {config.n_layers}, or None for the final stream"
+            f"layer={layer} is out of range; choose 0 to {config.n_layers}, or None for the final stream"
         )
     if mlp_input and not (config.d_mlp and layer < config.n_layers):
         why = "d_mlp=0" if not config.d_mlp else f"n_layers={config.n_layers}"
@@ -107,10 +107,10 @@ def check_layer(config: Config, layer: int | None, *, mlp_input: bool = False) -
 
 
 def check_mid(config: Config, *, incl_mid: bool) -> None:
-    """Refuse the stream between attention and MLP where there is none.
+    """Refuse incl_mid if the model has no stream between attention and MLP.
 
     Raises:
-        ValueError: parallel blocks, or no MLPs.
+        ValueError: incl_mid with parallel blocks, or without MLPs.
     """
     if incl_mid and (config.parallel or not config.d_mlp):
         why = "parallel=True" if config.parallel else "d_mlp=0"
@@ -118,10 +118,10 @@ def check_mid(config: Config, *, incl_mid: bool) -> None:
 
 
 def attends_first(config: Config, *, mlp_input: bool) -> bool:
-    """Whether a layer's attention has written to the place meant: to what its MLP reads, if not in parallel.
+    """Whether the stream meant includes this layer's attn_out: the input of an MLP does, except in a parallel block.
 
     In a parallel block the MLP reads resid_pre, as the attention does. (TransformerLens adds attn_out there
-    too, which the MLP never sees.)
+    too, which the MLP never reads.)
     """
     return mlp_input and not config.parallel
 
@@ -133,10 +133,10 @@ def stream_at(
     *,
     mlp_input: bool = False,
 ) -> Float[Array, "t d"]:
-    """The stream as a layer's attention, its MLP, or (None) the unembedding finds it, before the norm.
+    """Return the input of a layer's attention, of its MLP or (None) of the unembedding, before the norm.
 
     Raises:
-        ValueError: a layer that is not there, a site that was not captured.
+        ValueError: a layer out of range, a site that was not captured.
     """
     layer = check_layer(config, layer, mlp_input=mlp_input)
     if layer < config.n_layers:
@@ -148,20 +148,20 @@ def stream_at(
 
 
 def embedding_sites(config: Config) -> tuple[str, ...]:
-    """The sites whose sum is the first state."""
-    return tuple(site for site in ("embed", "pos_embed") if site in shown(config))
+    """Return the sites whose sum is the input of the first layer."""
+    return tuple(site for site in ("embed", "pos_embed") if site in available_sites(config))
 
 
 def writers(config: Config) -> tuple[str, ...]:
-    """The sites of a layer's updates of the stream."""
+    """Return the sites of what a layer adds to the stream."""
     return ("attn_out", "mlp_out") if config.d_mlp else ("attn_out",)
 
 
 def captured(activations: Mapping[str, Array], *sites: str) -> list[Array]:
-    """The values of some sites, of one sequence.
+    """Return the values of some sites, for one sequence.
 
     Raises:
-        ValueError: naming those that are missing, or one that is of a batch.
+        ValueError: a site that was not captured, or that was captured for a batch.
     """
     if missing := [site for site in sites if site not in activations]:
         raise ValueError(
@@ -169,11 +169,11 @@ def captured(activations: Mapping[str, Array], *sites: str) -> list[Array]:
             f"this needs forward(..., capture={sites})"
         )
     for site in sites:
-        axes = AXES[site] if site in WHOLE else f"l {AXES[site]}"
+        axes = AXES[site] if site in MODEL_SITES else f"l {AXES[site]}"
         if activations[site].ndim != len(axes.split()):
             raise ValueError(
-                f"{site!r} has shape {activations[site].shape}, not [{axes}]: "
-                "give the activations of one sequence, and jax.vmap for a batch"
+                f"{site!r} has shape {activations[site].shape}, not [{axes}]; "
+                "give the activations of one sequence, and use jax.vmap for a batch"
             )
     return [activations[site] for site in sites]
 

@@ -1,24 +1,20 @@
-"""The stream taken apart: every layer, head and neuron adds its own part, and the parts sum to the stream.
+"""Decompose the residual stream into what each layer, head and neuron wrote; these components sum to the stream.
 
-All here are functions of `activations`, which `forward(..., capture=...)` returned for one sequence;
-`jax.vmap` gives them a batch. Components come stacked in front, [c t d], in the order of their labels in
-`interp.components`; `interp.lens` reads them as logits. What an edit added to the stream itself is no
-component's: there, the parts sum to less than was captured.
+Every function takes the `activations` that `forward(..., capture=...)` returned for one sequence; use `jax.vmap` for a
+batch. Components are stacked in front, [component t d], in the order of their labels in `interp.components`;
+`interp.lens` maps them to logits. An edit of the stream itself belongs to no component, so the components then do not
+sum to the captured stream.
 
-Where a norm comes after a layer (`Config.norm_place`), what a head or a neuron adds to the stream is its part of
-that norm's output, at the scale that the whole sum had: capture attn_post_scale or mlp_post_scale for it.
+With a norm after a layer (`Config.norm_place`), a head or neuron adds its part of the norm's output, computed with the
+scale of the layer's sum: capture attn_post_scale or mlp_post_scale as well.
 
 Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
-import jax
-import jax.core
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxformer.config import Config
 from jaxformer.interp.components import (
@@ -30,9 +26,19 @@ from jaxformer.interp.components import (
     stream_at,
     writers,
 )
-from jaxformer.interp.engine.frozen import added, added_biases, frozen, taken_back
-from jaxformer.model.params import Params, stacked
-from jaxformer.model.stream import product, wide, widened
+from jaxformer.interp.engine.frozen import added, added_biases
+from jaxformer.interp.neurons import neuron_results
+from jaxformer.model.checks import stacked
+from jaxformer.model.params import Params
+from jaxformer.model.stream import einsum_f32
+
+__all__ = [
+    "accumulated_resid",
+    "decompose_resid",
+    "full_decomposition",
+    "head_results",
+    "neuron_results",
+]
 
 
 def decompose_resid(
@@ -42,16 +48,16 @@ def decompose_resid(
     layer: int | None = None,
     *,
     mlp_input: bool = False,
-) -> Float[Array, "c t d"]:
-    """What each layer before this one wrote, and the embeddings: they sum to the stream that it reads.
+) -> Float[Array, "component t d"]:
+    """Return the embeddings and what each layer before this one wrote; they sum to the stream that it reads.
 
     Args:
-        activations: with embed, pos_embed where there is one, attn_out, and mlp_out where there are MLPs.
-        layer: the stream before its attention; None: the final one.
-        mlp_input: the stream before its MLP. In a parallel block that is the stream before its attention.
+        activations: with embed and attn_out, and with pos_embed and mlp_out if the model has them.
+        layer: decompose the input of this layer's attention; None: the final stream.
+        mlp_input: decompose the input of its MLP instead; in a parallel block the two are the same.
 
     Raises:
-        ValueError: a layer that is not there, a site that was not captured.
+        ValueError: a layer out of range, a site that was not captured.
 
     >>> import jax, jaxformer
     >>> from jaxformer.interp.components import component_labels
@@ -70,7 +76,7 @@ def decompose_resid(
     embeddings = embedding_sites(config)
     values = captured(activations, *embeddings, *writers(config))
     embeds, outs = values[: len(embeddings)], values[len(embeddings) :]
-    parts = [jnp.stack(embeds), _in_turn([out[:layer] for out in outs])]
+    parts = [jnp.stack(embeds), _interleave([out[:layer] for out in outs])]
     if attends_first(config, mlp_input=mlp_input):
         parts.append(outs[0][layer : layer + 1])
     return jnp.concatenate(parts)
@@ -84,17 +90,17 @@ def accumulated_resid(
     *,
     incl_mid: bool = False,
     mlp_input: bool = False,
-) -> Float[Array, "c t d"]:
-    """The stream as every layer up to this one finds it: what `logit_lens` reads.
+) -> Float[Array, "component t d"]:
+    """Return the input of every layer up to this one, for `logit_lens`.
 
     Args:
-        activations: with resid_pre; resid_post for the final stream; resid_mid for the streams between.
-        layer: the last one whose input is given; None: all, then the final stream.
-        incl_mid: also the stream between attention and MLP of the layers before.
-        mlp_input: also that of this layer.
+        activations: with resid_pre, with resid_post for the final stream, and with resid_mid for MLP inputs.
+        layer: the last layer whose input to return; None: all layers, then the final stream.
+        incl_mid: include the stream between attention and MLP of the earlier layers.
+        mlp_input: include that of this layer.
 
     Raises:
-        ValueError: a layer that is not there, a site that was not captured or that this Config lacks.
+        ValueError: a layer out of range, a site that was not captured or that this Config lacks.
 
     >>> import jax, jaxformer
     >>> from jaxformer.interp.lens import logit_lens
@@ -112,7 +118,7 @@ def accumulated_resid(
     sites = ("resid_pre", "resid_mid") if incl_mid else ("resid_pre",)
     # A model without layers has no resid_pre, only the stream that is unembedded.
     before = [value[:layer] for value in captured(activations, *sites)] if layer else []
-    parts = [_in_turn(before)] if before else []
+    parts = [_interleave(before)] if before else []
     parts.append(stream_at(config, activations, layer)[None])
     if between:
         parts.append(stream_at(config, activations, layer, mlp_input=True)[None])
@@ -126,17 +132,17 @@ def head_results(
     layer: int | None = None,
     *,
     remainder: bool = False,
-) -> Float[Array, "c t d"]:
-    """What each head of every layer before this one wrote to the stream; [l n t d] is a reshape away.
+) -> Float[Array, "component t d"]:
+    """Return what each head of every layer before this one wrote to the stream, [layer·head t d].
 
     Args:
-        activations: with z, or with head_out, which then counts; with attn_post_scale if there is one; with the
-            stream for the remainder.
-        layer: the stream that they wrote to is this layer's input; None: the final one.
-        remainder: one more row: what of that stream the heads did not write.
+        activations: with head_out (used if present) or z; with attn_post_scale if the model has it; with the stream
+            at this layer for the remainder.
+        layer: heads of the layers before this one; None: of all layers.
+        remainder: append the rest of the stream, which the heads did not write.
 
     Raises:
-        ValueError: a layer that is not there, a site that was not captured, unstacked parameters.
+        ValueError: a layer out of range, a site that was not captured, unstacked parameters.
 
     >>> import jax, jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -153,55 +159,6 @@ def head_results(
     return jnp.concatenate([heads, rest[None]])
 
 
-def neuron_results(
-    params: Params,
-    config: Config,
-    activations: Mapping[str, Array],
-    layer: int | Int[Array, ""],
-    *,
-    onto: Float[Array, "*r d"] | None = None,
-) -> Float[Array, "f t *d"]:
-    """What each neuron of one layer's MLP wrote to the stream, or how much of it lies along a direction.
-
-    The neurons and b_out sum to the layer's mlp_out. [f t d] is large; with `onto` it is never formed.
-
-    Args:
-        activations: with post, and mlp_post_scale if there is one.
-        layer: whose neurons; it may be traced: `jax.vmap` over layers, if all must be held at once.
-        onto: a direction [d], or one for each position [t d], as `logit_directions` gives them.
-
-    Raises:
-        ValueError: a layer that is not there (a traced one gives NaN), a site not captured, unstacked parameters.
-
-    >>> import jax, jaxformer
-    >>> from jaxformer.interp.lens import logit_directions
-    >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> params = jaxformer.init(config, jax.random.key(0))
-    >>> out = jaxformer.forward(params, config, jnp.array([3, 1, 4]), capture=("post",))
-    >>> towards = logit_directions(params, config, out.activations, 2)
-    >>> neuron_results(params, config, out.activations, 1, onto=towards).shape
-    (32, 3)
-    """
-    blocks = stacked(params, config)
-    if blocks.mlp is None:
-        raise ValueError("d_mlp=0: this Config has no neurons")
-    if not isinstance(layer, jax.core.Tracer) and not 0 <= layer < config.n_layers:
-        raise ValueError(f"layer={layer} is not there; choose 0 to {config.n_layers - 1}")
-    of_layer = partial(_of_layer, layer)
-    post = of_layer(captured(activations, "post")[0])
-    W_out = of_layer(blocks.mlp.W_out).astype(post.dtype)
-    norm: Any = jax.tree.map(of_layer, blocks.mlp_post_norm)
-    normed = blocks.mlp_post_norm is not None
-    scale = of_layer(captured(activations, "mlp_post_scale")[0]) if normed else post  # or unread
-    if onto is None:
-        each = jnp.einsum("tf,fd->ftd", post, W_out)
-        return frozen(norm, config, each, scale).astype(each.dtype) if normed else each
-    if normed:
-        onto = taken_back(norm, config, onto, scale)
-    written = product("fd,...d->f...", widened(W_out), widened(onto).astype(wide(post.dtype)))
-    return widened(post).T * (written if onto.ndim == 2 else written[:, None])
-
-
 def full_decomposition(
     params: Params,
     config: Config,
@@ -210,21 +167,21 @@ def full_decomposition(
     *,
     mlp_input: bool = False,
     neurons: bool = False,
-) -> Float[Array, "c t d"]:
-    """The stream as heads, then MLPs or neurons, then embeddings, then all biases in one: they sum to it.
+) -> Float[Array, "component t d"]:
+    """Return the stream as heads, then MLPs or neurons, then embeddings, then the sum of all biases.
 
-    TransformerLens's get_full_resid_decomposition, and its order. An MLP's bias is its mlp_out's own,
-    unless the MLP is given as neurons.
+    The order is that of TransformerLens's get_full_resid_decomposition. The bias of an MLP is part of its mlp_out; with
+    neurons=True it is part of the last row.
 
     Args:
-        activations: with embed, pos_embed where there is one, z or head_out, and mlp_out or post; with
-            attn_post_scale, and for neurons mlp_post_scale, if there are any.
-        layer: the stream before its attention; None: the final one.
-        mlp_input: the stream before its MLP.
-        neurons: each neuron for itself. With many layers and positions that is a large array.
+        activations: with embed, with z or head_out, with mlp_out (or post for neurons), and with pos_embed,
+            attn_post_scale and, for neurons, mlp_post_scale if the model has them.
+        layer: as in `decompose_resid`.
+        mlp_input: as in `decompose_resid`.
+        neurons: one row per neuron instead of one per MLP: a large array.
 
     Raises:
-        ValueError: a layer that is not there, a site that was not captured, unstacked parameters.
+        ValueError: a layer out of range, a site that was not captured, unstacked parameters.
 
     >>> import jax, jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -255,29 +212,23 @@ def full_decomposition(
 
 def _heads(
     params: Params, config: Config, activations: Mapping[str, Array], layers: int
-) -> Float[Array, "c t d"]:
+) -> Float[Array, "component t d"]:
     blocks = stacked(params, config)
     if "head_out" in activations:
         each = captured(activations, "head_out")[0][:layers].swapaxes(1, 2)
     else:
         z = captured(activations, "z")[0][:layers]
         W_O = blocks.attn.W_O[:layers].astype(z.dtype)
-        each = product("ltnh,lnhd->lntd", z, W_O).astype(z.dtype)
+        each = einsum_f32("ltnh,lnhd->lntd", z, W_O).astype(z.dtype)
     return _flat(added("attn", blocks.attn_post_norm, config, activations, each))
 
 
-def _in_turn(values: list[Array]) -> Float[Array, "c t d"]:
-    """Layer by layer, one row of each."""
-    stacked = jnp.stack(values, axis=1)
-    return _flat(stacked)
+def _interleave(values: list[Array]) -> Float[Array, "component t d"]:
+    """Put the rows of several arrays in the order of their layers."""
+    return _flat(jnp.stack(values, axis=1))
 
 
-def _flat(stacked: Float[Array, "l c t d"]) -> Float[Array, "lc t d"]:
-    """One axis of the first two: written out, for -1 does not go with an empty axis."""
-    layers, each, *rest = stacked.shape
-    return stacked.reshape(layers * each, *rest)
-
-
-def _of_layer(layer: Any, stack: Float[Array, "l ..."]) -> Float[Array, "..."]:
-    """One layer of a stack; NaN for one that is not there, where indexing would take another."""
-    return stack.at[layer].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+def _flat(stacked: Float[Array, "l component t d"]) -> Float[Array, "components t d"]:
+    """Join the first two axes. A size of -1 would not work for an empty axis."""
+    layers, components, *rest = stacked.shape
+    return stacked.reshape(layers * components, *rest)

@@ -1,124 +1,58 @@
-"""Edge attribution patching: which component's message to which reader matters, to first order."""
+"""Edge attribution patching: which sender's output matters to which receiver, to first order."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.attribution import Gradients, along_line, check_pair, difference, gradients
 from jaxformer.interp.metric import Metric
+from jaxformer.interp.nodes import Node, edge_mask, receivers, senders
 from jaxformer.model.attention import write_heads
+from jaxformer.model.checks import stacked
 from jaxformer.model.norm import normalize
-from jaxformer.model.params import Block, Norm, Params, stacked
-from jaxformer.model.sites import Edit, keep
-from jaxformer.model.stream import product
-from jaxformer.model.tap import Tap
+from jaxformer.model.params import Block, Norm, Params
+from jaxformer.model.sites import Edit, identity
+from jaxformer.model.stream import einsum_f32
 from jaxformer.model.transformer import forward
 
-
-class Node(NamedTuple):
-    """One end of an edge: a sender's site is where it writes, a receiver's where its reading arrives."""
-
-    site: str
-    layer: int | None = None
-    head: int | None = None
-
-    def __str__(self) -> str:
-        """For the label of a row or a column, such as L1H0.q or L0.mlp_out."""
-        head = "" if self.head is None else f"H{self.head}"
-        return self.site if self.layer is None else f"L{self.layer}{head}.{self.site}"
-
-
-def senders(config: Config) -> tuple[Node, ...]:
-    """What writes to the stream, in order: the embedding, then each layer's heads and its MLP.
-
-    Biases and the position embedding are no senders: they are the same in both runs and send no difference.
-
-    >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> [str(node) for node in senders(config)]
-    ['embed', 'L0H0.head_out', 'L0H1.head_out', 'L0.mlp_out']
-    """
-    nodes = [Node("embed")]
-    for layer in range(config.n_layers):
-        nodes += [Node("head_out", layer, head) for head in range(config.n_heads)]
-        nodes += [Node("mlp_out", layer)] if config.d_mlp else []
-    return tuple(nodes)
-
-
-def receivers(config: Config) -> tuple[Node, ...]:
-    """What reads the stream, in order: each layer's q, k and v, head by head, then its MLP; last the unembedding.
-
-    A query or key arrives before its norm, where there is a qk_norm; one of all heads together is then on the
-    way from each of them. The heads of k and v are key/value heads. The MLP's node is pre; both readings of a gated
-    one are in it.
-
-    >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, n_kv_heads=1)
-    >>> [str(node) for node in receivers(config)]
-    ['L0H0.q', 'L0H1.q', 'L0H0.k', 'L0H0.v', 'L0.pre', 'final']
-    """
-    nodes = []
-    for layer in range(config.n_layers):
-        for site, axis in (("q", "n"), ("k", "k"), ("v", "k")):
-            nodes += [Node(site, layer, head) for head in range(config.sizes[axis])]
-        nodes += [Node("pre", layer)] if config.d_mlp else []
-    return (*nodes, Node("final"))
-
-
-def edge_mask(config: Config) -> Bool[np.ndarray, "senders receivers"]:
-    """Where there is an edge: the sender has written when the receiver reads.
-
-    A layer's MLP reads what its heads have written, except in a parallel block, where both read the same stream.
-
-    >>> config = Config(n_layers=1, d_model=8, n_heads=1, d_head=4, d_mlp=32, n_vocab=5)
-    >>> edge_mask(config).astype(int)  # rows embed, head, MLP; columns q, k, v, MLP, unembedding
-    array([[1, 1, 1, 1, 1],
-           [0, 0, 0, 1, 1],
-           [0, 0, 0, 0, 1]])
-    """
-    late = 0 if config.parallel else 1
-    written = {"embed": 0, "head_out": 1, "mlp_out": 2}
-    read = {"q": 0, "k": 0, "v": 0, "pre": late, "final": 2 * config.n_layers}
-    sent = np.array([2 * (node.layer or 0) + written[node.site] for node in senders(config)])
-    reads = np.array([2 * (node.layer or 0) + read[node.site] for node in receivers(config)])
-    return sent[:, None] <= reads
+__all__ = ["Node", "edge_attribution", "edge_mask", "receivers", "senders"]
 
 
 def edge_attribution(
     params: Params,
     config: Config,
     clean: Int[Array, " t"],
-    corrupted: Int[Array, "_"],  # as many, which check_pair says in a sentence
+    corrupted: Int[Array, "_"],  # check_pair refuses another length with a clear message
     metric: Metric,
     *,
     steps: int = 1,
-    read: Int[Array, " r"] | None = None,
-    compute: Compute = Compute(),  # noqa: B008  frozen
+    logits_at: Int[Array, " r"] | None = None,
+    compute: Compute = Compute(),
 ) -> Float[Array, "senders receivers"]:
-    """What patching one sender's clean value into one receiver's input would do to the metric, to first order.
+    """Estimate the effect on the metric of patching one sender's clean output into one receiver's input.
 
-    Σ_td (clean - corrupted output of the sender) · (derivative of the metric by the receiver's input). The input
-    is the stream before the receiver's norm, and its derivative goes through that norm at the corrupted run: a
-    change that the norm undoes, such as a longer stream, counts for nothing. Every edge comes from two passes
-    forward and one back: since writing is adding, an input is moved equally by whatever sender. Where a norm follows
-    attention (`Config.norm_place`), a head's output is also taken through that norm's derivative.
+    The estimate is Σ_td (clean - corrupted output of the sender) · (gradient of the metric at the receiver's input), to
+    first order. The input is the stream before the receiver's norm. Its gradient passes through that norm at the
+    corrupted run, so a change that the norm undoes, such as a longer stream, counts for nothing. All edges come from
+    two forward passes and one backward pass. Where a norm follows attention (`Config.norm_place`), a head's output also
+    passes through the derivative of that norm.
 
-    A row per sender and a column per receiver, in the order of `senders` and `receivers`; 0 where `edge_mask` knows
-    no edge, so that columns sum (`path_patch`, whose numbers do not, has NaN there). The column of a receiver sums to
-    what its whole input's change would do; with a norm after attention, to that but for what is of second order.
-    There is no `edit`: a receiver's own input is not a place in the pass, and an edit at its norm or its q would be
-    left out.
+    The result has a row per sender and a column per receiver, in the order of `senders` and `receivers`. It is 0 where
+    `edge_mask` has no edge (`path_patch` has NaN there, because its columns do not sum). A column sums to the estimate
+    for all of the receiver's input; with a norm after attention only to first order. There is no `edit`: an edit of a
+    receiver's norm or query would be left out of the gradients.
 
     Args:
-        params: as `init` gives them, with stacked layers.
-        clean: the tokens whose messages are patched in; `jax.vmap` over both gives a batch.
-        corrupted: as many tokens, into whose run they are patched.
+        params: as `init` returns them, with stacked layers.
+        clean: tokens of the run to patch from; `jax.vmap` over both gives a batch.
+        corrupted: tokens of the run to patch, of the same length.
         metric: as in `gradients`.
-        steps: as in `attribution_patch`; each step sees norms as they are at its own point of the line.
-        read: as in `forward`.
+        steps: as in `attribution_patch`; each step computes norms at its own point of the line.
+        logits_at: as in `forward`.
 
     Raises:
         ValueError: as `attribution_patch`.
@@ -138,129 +72,132 @@ def edge_attribution(
     check_pair(clean, corrupted, steps)
     stacked(params, config)
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
-    stored = params
-    params = jax.tree.map(lambda array: array.astype(dtype), params)
+    cast = jax.tree.map(lambda array: array.astype(dtype), params)
     written = ("embed", "z", "mlp_out") if config.d_mlp else ("embed", "z")
 
     def captured(tokens: Int[Array, " t"]) -> dict[str, Array]:
-        return forward(stored, config, tokens, capture=written, compute=compute).activations
+        return forward(params, config, tokens, capture=written, compute=compute).activations
 
-    def sent(base: dict[str, Array]) -> Float[Array, "senders t d"]:
+    def changes(base: dict[str, Array]) -> Float[Array, "senders t d"]:
         base = {site: base[site] for site in written}
-        return _sent(params, config, difference(clean, corrupted, captured(clean), base))
+        return _changes(cast, config, difference(clean, corrupted, captured(clean), base))
 
     def run(edit: Edit, sites: tuple[str, ...]) -> Gradients:
-        options: Any = {"edit": edit, "read": read, "compute": compute}
-        return gradients(stored, config, corrupted, metric, sites, **options)
+        options: Any = {"edit": edit, "logits_at": logits_at, "compute": compute}
+        return gradients(params, config, corrupted, metric, sites, **options)
 
     if steps == 1:
-        _, values, slopes = run(keep, (*written, *_watched(config)))
-        every = _meet(params, config, _normed(params, config, sent(values), values), values, slopes)
+        _, values, grads = run(identity, (*written, *_sites(config)))
+        scores = _scores(cast, config, changes(values), values, grads)
     else:
-        fixed = sent(captured(corrupted))
+        fixed = changes(captured(corrupted))
 
-        def part(edit: Edit) -> Float[Array, "senders receivers"]:
-            _, values, slopes = run(edit, _watched(config))
-            return _meet(params, config, _normed(params, config, fixed, values), values, slopes)
+        def scores_at(edit: Edit) -> Float[Array, "senders receivers"]:
+            _, values, grads = run(edit, _sites(config))
+            return _scores(cast, config, fixed, values, grads)
 
-        every = along_line(params, config, clean, corrupted, steps, keep, part)
-    return jnp.where(edge_mask(config), every, jnp.zeros_like(every))
+        scores = along_line(params, config, clean, corrupted, steps, identity, scores_at)
+    return jnp.where(edge_mask(config), scores, jnp.zeros_like(scores))
 
 
-def _watched(config: Config) -> tuple[str, ...]:
-    """The streams that are read, and the sites at which the readings arrive."""
+def _sites(config: Config) -> tuple[str, ...]:
+    """Return the sites whose values or gradients `_scores` needs."""
     mlp = ("pre",) if config.d_mlp else ()
     mlp += ("pre_linear",) if config.gated else ()
     mlp += ("resid_mid",) if config.d_mlp and not config.parallel else ()
-    normed = ("z",) if config.norms("after") else ()
-    return ("embed", "resid_pre", "q", "k", "v", *normed, *mlp, "resid_post")
+    heads = ("z",) if config.has_norm("after") else ()
+    return ("embed", "resid_pre", "q", "k", "v", *heads, *mlp, "resid_post")
 
 
-def _sent(params: Params, config: Config, moved: dict[str, Array]) -> Float[Array, "senders t d"]:
-    """The difference that each sender writes, in the order of `senders`; a head's before a norm on what it writes."""
+def _changes(
+    params: Params, config: Config, moved: dict[str, Array]
+) -> Float[Array, "senders t d"]:
+    """Return the change of every sender's output; for a head, before the norm that may follow attention."""
     embed = moved["embed"]
-    each = product("ltnh,lnhd->lntd", moved["z"], params.blocks.attn.W_O).astype(embed.dtype)
+    each = einsum_f32("ltnh,lnhd->lntd", moved["z"], params.blocks.attn.W_O).astype(embed.dtype)
     if config.d_mlp:
         each = jnp.concatenate([each, moved["mlp_out"][:, None]], axis=1)
     return jnp.concatenate([embed[None], each.reshape(-1, *embed.shape)])
 
 
-def _normed(
-    params: Params, config: Config, sent: Float[Array, "senders t d"], values: dict[str, Array]
+def _through_post_norm(
+    params: Params, config: Config, changes: Float[Array, "senders t d"], values: dict[str, Array]
 ) -> Float[Array, "senders t d"]:
-    """The same as it reaches the stream: heads' differences through the derivative of the norm on what they write."""
+    """Pass the heads' changes through the derivative of the norm after attention, if there is one."""
     if params.blocks.attn_post_norm is None or not config.n_layers:
-        return sent
-    embed, (_, t, d) = sent[:1], sent.shape
-    each = sent[1:].reshape(config.n_layers, -1, t, d)
+        return changes
+    embed, (_, t, d) = changes[:1], changes.shape
+    each = changes[1:].reshape(config.n_layers, -1, t, d)
     heads, rest = each[:, : config.n_heads], each[:, config.n_heads :]
 
-    def layer(own: tuple[Block, Array, Array]) -> Float[Array, "n t d"]:
-        block, z, moved = own
-        whole = write_heads(z, block.attn, Tap())
+    def layer(inputs: tuple[Block, Array, Array]) -> Float[Array, "n t d"]:
+        block, z, heads = inputs
+        total = write_heads(block.attn, z)
 
-        def normed(state: Float[Array, "t d"]) -> Float[Array, "t d"]:
-            return normalize(block.attn_post_norm, config, state, Tap(), "attn_post_scale")
+        def norm(state: Float[Array, "t d"]) -> Float[Array, "t d"]:
+            return normalize(block.attn_post_norm, config, state)
 
-        return jax.vmap(lambda change: jax.jvp(normed, (whole,), (change,))[1])(moved)
+        return jax.vmap(lambda change: jax.jvp(norm, (total,), (change,))[1])(heads)
 
     heads = jax.lax.map(layer, (params.blocks, values["z"], heads.astype(values["z"].dtype)))
     return jnp.concatenate([embed, jnp.concatenate([heads, rest], axis=1).reshape(-1, t, d)])
 
 
-def _meet(
+def _scores(
     params: Params,
     config: Config,
-    sent: Float[Array, "senders t d"],
+    changes: Float[Array, "senders t d"],
     values: dict[str, Array],
-    slopes: dict[str, Array],
+    grads: dict[str, Array],
 ) -> Float[Array, "senders receivers"]:
-    """Every sender's difference times every receiver's derivative, one layer of receivers at a time."""
-    last = slopes["resid_post"][-1] if config.n_layers else slopes["embed"]
-    final = product("utd,td->u", sent, last)[:, None]
+    """Multiply every sender's change with the gradient at every receiver's input, one layer of receivers at a time."""
+    changes = _through_post_norm(params, config, changes, values)
+
+    def times(grad: Float[Array, "t d"]) -> Float[Array, " senders"]:
+        return einsum_f32("...td,td->...", changes, grad)
+
     if not config.n_layers:
-        return final
+        return times(grads["embed"])[:, None]
 
-    def layer(
-        own: tuple[Block, dict[str, Array], dict[str, Array]],
-    ) -> Float[Array, "senders receivers"]:
-        return product("utd,rtd->ur", sent, _inputs(config, *own))
+    def layer(inputs: tuple[Block, Any, Any]) -> Float[Array, "senders receivers"]:
+        return jax.vmap(times, out_axes=1)(_input_gradients(config, *inputs))
 
-    each = jax.lax.map(layer, (params.blocks, _layered(values), _layered(slopes)))
-    return jnp.concatenate([each.transpose(1, 0, 2).reshape(len(sent), -1), final], axis=1)
+    by_layer = [
+        {site: each for site, each in arrays.items() if site != "embed"}
+        for arrays in (values, grads)
+    ]
+    each = jax.lax.map(layer, (params.blocks, *by_layer))
+    final = times(grads["resid_post"][-1])[:, None]
+    return jnp.concatenate([each.transpose(1, 0, 2).reshape(len(changes), -1), final], axis=1)
 
 
-def _layered(values: dict[str, Array]) -> dict[str, Array]:
-    return {site: value for site, value in values.items() if site != "embed"}
-
-
-def _inputs(
-    config: Config, block: Block, values: dict[str, Array], slopes: dict[str, Array]
+def _input_gradients(
+    config: Config, block: Block, values: dict[str, Array], grads: dict[str, Array]
 ) -> Float[Array, "receivers t d"]:
-    """The metric's derivative by the input of each of one layer's receivers, as if each read a stream of its own."""
+    """Return the metric's gradient at the input of each receiver of one layer, as if each had its own input."""
     weights = (block.attn.W_Q, block.attn.W_K, block.attn.W_V)
     read = [
-        product("tnh,dnh->ntd", slopes[site], W)
+        einsum_f32("tnh,dnh->ntd", grads[site], W)
         for site, W in zip(("q", "k", "v"), weights, strict=True)
     ]
     stream = values["resid_pre"]
-    back = _through(block.attn_norm, config, stream)
+    back = _norm_vjp(block.attn_norm, config, stream)
     inputs = jax.vmap(back)(jnp.concatenate(read).astype(stream.dtype))
     if block.mlp is None:
         return inputs
-    # A gated neuron's nonlinear reading, which is shown as pre, is its gate's.
+    # The site pre of a gated MLP is the gate's pre-activation.
     gate = block.mlp.W_in if block.mlp.W_gate is None else block.mlp.W_gate
-    read = product("tf,df->td", slopes["pre"], gate)
+    read = einsum_f32("tf,df->td", grads["pre"], gate)
     if block.mlp.W_gate is not None:
-        read += product("tf,df->td", slopes["pre_linear"], block.mlp.W_in)
+        read += einsum_f32("tf,df->td", grads["pre_linear"], block.mlp.W_in)
     stream = values["resid_pre" if config.parallel else "resid_mid"]
-    back = _through(block.mlp_norm, config, stream)
+    back = _norm_vjp(block.mlp_norm, config, stream)
     return jnp.concatenate([inputs, back(read.astype(stream.dtype))[None]])
 
 
-def _through(
+def _norm_vjp(
     norm: Norm | None, config: Config, stream: Float[Array, "t d"]
 ) -> Callable[[Float[Array, "t d"]], Float[Array, "t d"]]:
-    """Takes a derivative by a norm's output to one by the stream that it reads."""
-    _, back = jax.vjp(lambda state: normalize(norm, config, state, Tap(), "attn_scale"), stream)
-    return lambda slope: back(slope)[0]
+    """Return the function from a gradient at a norm's output to the gradient at its input."""
+    _, back = jax.vjp(lambda state: normalize(norm, config, state), stream)
+    return lambda grad: back(grad)[0]

@@ -1,4 +1,4 @@
-"""A product of two matrices that is never formed: what a head does to a stream far wider than itself."""
+"""Low-rank matrices, kept as their two factors: the circuits of heads, which are much narrower than the stream."""
 
 import dataclasses
 from typing import Any, NamedTuple, Union
@@ -8,29 +8,28 @@ import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from jaxformer.model.stream import widened
+from jaxformer.model.stream import upcast
 
 
 class SVD(NamedTuple):
-    """U · diag(S) · Vh, the largest singular value first; p is the least of d, r and e."""
+    """U · diag(S) · Vh, the largest singular value first."""
 
-    U: Float[Array, "*l d p"]
-    S: Float[Array, "*l p"]
-    Vh: Float[Array, "*l p e"]
+    U: Float[Array, "*leading row direction"]
+    S: Float[Array, "*leading direction"]
+    Vh: Float[Array, "*leading direction column"]
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class FactoredMatrix:
-    """The matrix A · B, kept as its factors; `.AB` forms it.
+    """The matrix A · B, stored as its factors; `.AB` computes it.
 
-    All else costs as much as the factors do: norm, trace, singular values and eigenvalues come from r × r
-    matrices, and a product with another matrix goes into the factor that it meets. It is a pytree of A and B,
-    so that jit, vmap and grad take it as an argument; axes in front (layers, heads) are as many matrices, and
-    A's and B's are broadcast to one another.
+    The norm, trace, singular values and eigenvalues come from rank × rank matrices, and a product with another matrix
+    changes one factor only. It is a pytree of A and B, so jit, vmap and grad take it as an argument. Leading axes
+    (layers, heads) index several matrices; those of A and B are broadcast.
 
     Raises:
-        ValueError: factors whose inner axes differ.
+        ValueError: the last axis of A differs from the last but one of B.
 
     >>> tall = jnp.array([[1.0], [2.0], [3.0]])
     >>> rank_one = FactoredMatrix(tall, tall.T)
@@ -40,29 +39,31 @@ class FactoredMatrix:
     Array([1., 2., 3.], dtype=float32)
     """
 
-    A: Float[Array, "*#l d r"]
-    B: Float[Array, "*#l _r e"]  # unchecked here, for __post_init__ says it in words
+    A: Float[Array, "*#leading row rank"]
+    B: Float[Array, "*#leading _rank column"]  # __post_init__ checks the rank, with a clear message
 
-    __array_ufunc__ = None  # so that numpy leaves `array @ factored` and `array * factored` to us
+    __array_ufunc__ = (
+        None  # so that NumPy leaves `array @ factored` and `array * factored` to this class
+    )
 
     def __post_init__(self) -> None:
         a, b = self.A.shape, self.B.shape
         if min(len(a), len(b)) < 2 or a[-1] != b[-2]:
             raise ValueError(
-                f"A of shape {a} and B of shape {b} are no product; A's last axis is B's last but one"
+                f"A of shape {a} and B of shape {b} have no product; A's last axis must be B's last but one"
             )
         leading = jnp.broadcast_shapes(a[:-2], b[:-2])
         object.__setattr__(self, "A", jnp.broadcast_to(self.A, (*leading, *a[-2:])))
         object.__setattr__(self, "B", jnp.broadcast_to(self.B, (*leading, *b[-2:])))
 
     def tree_flatten_with_keys(self) -> tuple[Any, None]:
-        """The factors, by name."""
+        """Return the factors with their names."""
         names = jax.tree_util.GetAttrKey("A"), jax.tree_util.GetAttrKey("B")
         return tuple(zip(names, (self.A, self.B), strict=True)), None
 
     @classmethod
     def tree_unflatten(cls, _: None, factors: Any) -> "FactoredMatrix":
-        """Past the constructor: JAX also rebuilds trees of things that are no arrays, as axes to vmap over."""
+        """Rebuild it without the constructor: JAX also builds trees whose leaves are not arrays, such as vmap axes."""
         tree = object.__new__(cls)
         for name, factor in zip(("A", "B"), factors, strict=True):
             object.__setattr__(tree, name, factor)
@@ -70,7 +71,7 @@ class FactoredMatrix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the product's: leading axes, rows, columns."""
+        """The shape of the product: leading axes, rows, columns."""
         return *self.A.shape[:-1], self.B.shape[-1]
 
     @property
@@ -79,20 +80,17 @@ class FactoredMatrix:
         return self.A.ndim
 
     @property
-    def AB(self) -> Float[Array, "*l d e"]:
-        """The matrix itself: d × e numbers."""
+    def AB(self) -> Float[Array, "*leading row column"]:
+        """The product, as an array."""
         return self.A @ self.B
 
     @property
     def T(self) -> "FactoredMatrix":
-        """Rows for columns; leading axes stay."""
+        """The transpose of the last two axes."""
         return FactoredMatrix(self.B.mT, self.A.mT)
 
     def __matmul__(self, other: Any) -> Any:
-        """With a vector a vector; with a matrix, factored or not, a FactoredMatrix.
-
-        Its inner axis is the smaller of those that the two factors offer.
-        """
+        """Multiply with a vector (a vector) or a matrix, factored or not (a FactoredMatrix of the smallest rank)."""
         if isinstance(other, FactoredMatrix):
             between = self.B @ other.A
             if between.shape[-2] <= between.shape[-1]:
@@ -100,21 +98,21 @@ class FactoredMatrix:
             return FactoredMatrix(self.A @ between, other.B)
         other = jnp.asarray(other)
         if other.ndim == 1:
-            return jnp.einsum("...dr,...r->...d", self.A, self.B @ other)
+            return jnp.matvec(self.A, self.B @ other)
         if self.B.shape[-1] < self.B.shape[-2]:
             return FactoredMatrix(self.AB, other)
         return FactoredMatrix(self.A, self.B @ other)
 
     def __rmatmul__(self, other: Any) -> Any:
-        """An array times this matrix: (Mᵀ · otherᵀ)ᵀ."""
+        """Return an array times this matrix: (Mᵀ · otherᵀ)ᵀ."""
         other = jnp.asarray(other)
         return self.T @ other if other.ndim == 1 else (self.T @ other.mT).T
 
     def __mul__(self, scalar: Any) -> "FactoredMatrix":
-        """Every entry times one number.
+        """Multiply every entry by one number.
 
         Raises:
-            ValueError: an array of several, which would have to be spread over both factors.
+            ValueError: an array of several numbers, which cannot go into one factor.
         """
         if jnp.ndim(scalar):
             raise ValueError(
@@ -126,92 +124,83 @@ class FactoredMatrix:
     __rmul__ = __mul__
 
     def __getitem__(self, index: Any) -> Union["FactoredMatrix", Array]:
-        """What the same index takes from the product: leading axes first, then rows, then columns.
+        """Index the product: leading axes, then rows, then columns.
 
-        An integer in the place of the row or the column leaves a vector (both: a number), as with an array.
-        Arrays of rows and of columns have one axis and choose each for itself, apart from arrays elsewhere: of
-        both, a submatrix. Inside traced code an integer outside takes the nearest.
+        An integer row or column drops that axis, as with an array. Arrays of rows and of columns have one axis and
+        index independently: both together give a submatrix. A traced integer out of range is clamped.
 
         Raises:
-            IndexError: more indices than axes, None, rows or columns in an array of several axes, or an integer
-                outside. (Python's own error here, for it is what ends a loop over the first axis.)
+            IndexError: more indices than axes, None, an array of rows or columns with several axes, or an integer
+                out of range. (An IndexError, because that is what ends a loop over the first axis.)
         """
         *leading, row, column = self._by_axis(index if isinstance(index, tuple) else (index,))
-        A = self.A[tuple(leading)][..., row, :]
-        B = self.B[tuple(leading)][..., :, column]
-        d, e = ("" if _drops_axis(item) else letter for item, letter in ((row, "d"), (column, "e")))
-        if d and e:
-            return FactoredMatrix(A, B)
-        return jnp.einsum(f"...{d}r,...r{e}->...{d}{e}", A, B)
+        A, B = self.A[tuple(leading)], self.B[tuple(leading)]
+        A = A[..., row, None, :] if _drops_axis(row) else A[..., row, :]
+        B = B[..., column, None] if _drops_axis(column) else B[..., column]
+        dropped = [axis for axis, item in ((-2, row), (-1, column)) if _drops_axis(item)]
+        return jnp.squeeze(A @ B, axis=dropped) if dropped else FactoredMatrix(A, B)
 
-    def norm(self) -> Float[Array, "*l"]:
-        """The root of the sum of all squared entries: ‖AB‖² = Σ (AᵀA) ∘ (BBᵀ).
+    def norm(self) -> Float[Array, "*leading"]:
+        """Return the Frobenius norm: ‖AB‖² = Σ (AᵀA) ∘ (BBᵀ).
 
-        A sum of products that may cancel: a norm below about √ε·‖A‖·‖B‖ is lost in rounding. Its
-        derivative at a matrix of zeros is given as 0.
+        The terms of the sum may cancel: a norm below about √ε·‖A‖·‖B‖ is lost in rounding. Its derivative at a
+        matrix of zeros is 0.
         """
-        A, B = widened(self.A), widened(self.B)
+        A, B = upcast(self.A), upcast(self.B)
         return root(jnp.sum((A.mT @ A) * (B @ B.mT), axis=(-2, -1)))
 
     def svd(self) -> SVD:
-        """The singular value decomposition, from those of two thin factors: O((d + e)·r²).
+        """Return the singular value decomposition, in O((rows + columns)·rank²).
 
-        A = Q·R and Bᵀ = Q'·R', so AB = Q·(R·R'ᵀ)·Q'ᵀ, and only the small matrix between is decomposed. A
-        pair of singular vectors is determined up to its common sign.
+        A = Q·R and Bᵀ = Q'·R', so AB = Q·(R·R'ᵀ)·Q'ᵀ, and only the small matrix R·R'ᵀ is decomposed. The sign of each
+        pair of singular vectors is arbitrary.
         """
-        left, R = jnp.linalg.qr(widened(self.A))
-        right, L = jnp.linalg.qr(widened(self.B).mT)
+        left, R = jnp.linalg.qr(upcast(self.A))
+        right, L = jnp.linalg.qr(upcast(self.B).mT)
         U, S, Vh = jnp.linalg.svd(R @ L.mT, full_matrices=False)
         return SVD(left @ U, S, Vh @ right.mT)
 
     @property
-    def U(self) -> Float[Array, "*l d p"]:
-        """The left singular vectors, as columns; with a row matrix on the left, what is read."""
+    def U(self) -> Float[Array, "*leading row direction"]:
+        """The left singular vectors, as columns: the directions that the matrix reads from a row vector."""
         return self.svd().U
 
     @property
-    def S(self) -> Float[Array, "*l p"]:
+    def S(self) -> Float[Array, "*leading direction"]:
         """The singular values, the largest first."""
         return self.svd().S
 
     @property
-    def Vh(self) -> Float[Array, "*l p e"]:
-        """The right singular vectors, as rows; with a row matrix on the left, what is written."""
+    def Vh(self) -> Float[Array, "*leading direction column"]:
+        """The right singular vectors, as rows: the directions that the matrix writes."""
         return self.svd().Vh
 
     @property
-    def eigenvalues(self) -> Complex[Array, "*l q"]:
-        """The eigenvalues of a square matrix: q, the lesser of d and r, of them; all others are 0.
+    def eigenvalues(self) -> Complex[Array, "*leading eigenvalue"]:
+        """The eigenvalues of a square matrix, as many as its size or its rank, the smaller; all others are 0.
 
-        If AB·x = λx, then BA·(Bx) = λ(Bx): AB and BA share all but zeros, and the smaller one is decomposed.
-        JAX has the eigenvalues of an unsymmetric matrix on CPU, and on GPU by calling the CPU or a recent
-        CUDA; on TPU it has none.
+        If AB·x = λx, then BA·(Bx) = λ(Bx): AB and BA have the same nonzero eigenvalues; the smaller is decomposed.
+        JAX has no eigenvalues of nonsymmetric matrices on TPU; on GPU they need the CPU or a recent CUDA.
 
         Raises:
             ValueError: a matrix that is not square.
         """
         self._check_square("eigenvalues")
-        A, B = widened(self.A), widened(self.B)
+        A, B = upcast(self.A), upcast(self.B)
         return jnp.linalg.eigvals(B @ A if B.shape[-2] < B.shape[-1] else A @ B)
 
     @property
-    def trace(self) -> Float[Array, "*l"]:
-        """The sum of the diagonal, and of the eigenvalues.
-
-        Raises:
-            ValueError: a matrix that is not square.
-        """
+    def trace(self) -> Float[Array, "*leading"]:
+        """The sum of the diagonal of a square matrix, which is the sum of its eigenvalues."""
         self._check_square("trace")
-        return jnp.einsum("...dr,...rd->...", widened(self.A), widened(self.B))
+        return jnp.sum(upcast(self.A) * upcast(self.B).mT, axis=(-2, -1))
 
     def _check_square(self, what: str) -> None:
         if self.shape[-2] != self.shape[-1]:
-            raise ValueError(
-                f"a matrix of shape {self.shape[-2:]} has no {what}; it must be square"
-            )
+            raise ValueError(f"a matrix of shape {self.shape[-2:]} has no {what}: it is not square")
 
     def _by_axis(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
-        """One index for each axis, the ellipsis and what is left out written as whole slices."""
+        """Return one index for each axis, with slices for the ellipsis and for missing indices."""
         given = [item for item in items if item is not Ellipsis]
         new_axis = any(item is None for item in given)
         if len(given) > self.ndim or len(items) > len(given) + 1 or new_axis:
@@ -219,12 +208,11 @@ class FactoredMatrix:
                 f"{items} does not index the axes of a FactoredMatrix of shape {self.shape}"
             )
         dots = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
-        rest = (slice(None),) * (self.ndim - len(given))
-        by_axis = (*items[:dots], *rest, *items[dots + 1 :])
+        missing = (slice(None),) * (self.ndim - len(given))
+        by_axis: Any = (*items[:dots], *missing, *items[dots + 1 :])
         for item, size in zip(by_axis, self.shape, strict=True):
-            if isinstance(item, slice | jax.core.Tracer) or jnp.ndim(item):
-                continue
-            if not -size <= int(item) < size:
+            fixed = _drops_axis(item) and not isinstance(item, jax.core.Tracer)
+            if fixed and not -size <= int(item) < size:
                 raise IndexError(f"index {item} is outside an axis of {size} in shape {self.shape}")
         for item in by_axis[-2:]:
             if not isinstance(item, slice) and jnp.ndim(item) > 1:
@@ -235,25 +223,27 @@ class FactoredMatrix:
 
 
 def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The square root, of rounding's negative numbers 0; its derivative at 0 is given as 0, not infinity.
+    """Return the square root, or 0 for a number that rounding made negative; its derivative at 0 is 0.
 
     >>> root(jnp.array([4.0, 0.0, -1e-9]))
     Array([2., 0., 0.], dtype=float32)
     """
-    none = square <= 0  # not of NaN, which stays
-    return jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, square)))
+    zero = square <= 0  # false for NaN, which stays NaN
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-def quotient(part: Float[Array, "..."], whole: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The part's share of the whole, and 0 of a whole that is 0.
+def quotient(
+    numerator: Float[Array, "..."], denominator: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Return numerator / denominator, or 0 where the denominator is 0.
 
     >>> quotient(jnp.array([1.0, 0.0]), jnp.array([4.0, 0.0]))
     Array([0.25, 0.  ], dtype=float32)
     """
-    none = whole == 0  # not of NaN, which stays
-    return jnp.where(none, 0.0, part / jnp.where(none, 1.0, whole))
+    zero = denominator == 0  # false for NaN, which stays NaN
+    return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
 
 
 def _drops_axis(item: Any) -> bool:
-    """An integer, traced or not, takes one place and leaves no axis for it."""
+    """Whether an index is one integer, traced or not."""
     return not isinstance(item, slice) and jnp.ndim(item) == 0

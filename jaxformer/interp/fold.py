@@ -1,19 +1,19 @@
-"""The same model in clearer weights: each fold keeps the logits, or the log-probabilities, and says which.
+"""Rewrite the parameters of a model in simpler form; each fold keeps the logits, or only the log-probabilities.
 
-What a head or neuron reads, and what it writes, is easiest to see where nothing stands between it and the
-stream: no norm weights, no bias that another could hold as well, no direction that no layer can see. All are
-pure functions, `(params, config) -> params`, that work under jit, vmap and grad.
+The weights of a head or neuron show what it reads and writes most clearly without norm weights, without biases that
+could be part of another bias, and without directions that no layer reads. Every fold is a pure function
+`(params, config) -> params` that works under jit, vmap and grad.
 
-`foldable` comes first: it gives a model every array that a fold may need to write to.
+Call `foldable` first: it adds every array that a fold may need.
 
     config, params = foldable(params, config)
     for fold in (fold_norm, center_writing, center_unembed, fold_value_bias, refactor_qk_ov):
         params = fold(params, config)
 
-A fold keeps what the model computes, not what an edit does to it: to take a pattern away, for example, also
-takes away a value bias, unless it was folded.
+A fold keeps what the model computes, but not what an edit does: zeroing a pattern, for example, also removes the value
+biases, unless they were folded.
 
-Source: TransformerLens, ProcessWeights, whose names and meaning these have.
+Source: names and meanings are those of TransformerLens, ProcessWeights.
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ from jaxtyping import Array, Float
 
 from jaxformer.config import Config
 from jaxformer.interp.refactor import refactor_ov, refactor_qk, refactor_qk_ov, with_attention
+from jaxformer.model.checks import stacked
 from jaxformer.model.norm import norm_gain
-from jaxformer.model.params import Norm, Params, abstract, stacked
+from jaxformer.model.params import Norm, Params, abstract
 
 __all__ = [
     "center_unembed",
@@ -42,10 +43,10 @@ __all__ = [
 
 
 def foldable(params: Params, config: Config) -> tuple[Config, Params]:
-    """The same function of tokens, with an unembedding of its own and every bias: zeros where it had none.
+    """Return an equivalent model with an untied unembedding and all biases; those that it lacked are zeros.
 
     Raises:
-        ValueError: parameters of another Config, or unstacked ones.
+        ValueError: parameters of another Config, or unstacked.
 
     >>> import jaxformer
     >>> tied = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, tied=True)
@@ -54,8 +55,8 @@ def foldable(params: Params, config: Config) -> tuple[Config, Params]:
     (False, 'all', (8, 5))
     """
     stacked(params, config)
-    own = params.W_E.T if params.W_U is None else params.W_U
-    given = dict(jax.tree_util.tree_leaves_with_path(params._replace(W_U=own)))
+    W_U = params.W_E.T if params.W_U is None else params.W_U
+    given = dict(jax.tree_util.tree_leaves_with_path(params._replace(W_U=W_U)))
     config = dataclasses.replace(config, tied=False, bias="all", unembed_bias=True)
 
     def filled(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> Array:
@@ -65,14 +66,14 @@ def foldable(params: Params, config: Config) -> tuple[Config, Params]:
 
 
 def fold_norm(params: Params, config: Config) -> Params:
-    """The norms' weights and biases moved into what reads through them, so that a norm only divides: the same logits.
+    """Move the weights and biases of norms into the matrices that read through them: the same logits.
 
-    Weights become 1 (with norm_plus_one 0, which says the same) and biases 0. A norm on what a layer writes keeps
-    its own: nothing reads through it alone. Where the norm is a layer norm, a matrix that reads through it also loses
-    its part along (1, ..., 1): what it reads is centred and has nothing there.
+    Norm weights become 1 (0 with norm_plus_one) and norm biases 0. A norm after a layer keeps its weights, because no
+    matrix reads its output alone. With LayerNorm, the matrices also lose their component along (1, ..., 1), which the
+    centred input does not have.
 
     Raises:
-        ValueError: no norm; a tied unembedding; norms with biases, and no bias for them to go to.
+        ValueError: no norm; a tied unembedding; norm biases without another bias to move them to.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="rms")
@@ -84,33 +85,33 @@ def fold_norm(params: Params, config: Config) -> Params:
     blocks, final = stacked(params, config), params.final_norm
     if final is None:
         raise ValueError('norm="none" has no norm to fold')
-    _check_untied(config, "the final norm's weight goes into the unembedding alone")
+    _check_untied(config, "the final norm's weight must go into the unembedding alone")
     if final.b is not None and params.b_U is None:
-        raise ValueError(f"unembed_bias=False has no room for the final norm's bias; {_REPAIR}")
-    read = partial(_reading_plainly, config)
-    each, attn, mlp = jax.vmap(read), blocks.attn, blocks.mlp
+        raise ValueError(f"unembed_bias=False has no bias to add the final norm's to; {_REPAIR}")
+    fold = partial(_fold_into, config)
+    each, attn, mlp = jax.vmap(fold), blocks.attn, blocks.mlp
     if blocks.attn_norm is not None:
-        _check_room(config, blocks.attn_norm, "qkv")
+        _check_bias(config, blocks.attn_norm, "qkv")
         W_Q, b_Q = each(blocks.attn_norm, attn.W_Q, attn.b_Q)
         W_K, b_K = each(blocks.attn_norm, attn.W_K, attn.b_K)
         W_V, b_V = each(blocks.attn_norm, attn.W_V, attn.b_V)
         attn = attn._replace(W_Q=W_Q, W_K=W_K, W_V=W_V, b_Q=b_Q, b_K=b_K, b_V=b_V)
     if mlp is not None and blocks.mlp_norm is not None:
-        _check_room(config, blocks.mlp_norm, "mlp")
+        _check_bias(config, blocks.mlp_norm, "mlp")
         W_in, b_in = each(blocks.mlp_norm, mlp.W_in, mlp.b_in)
         W_gate, b_gate = each(blocks.mlp_norm, mlp.W_gate, mlp.b_gate)
         mlp = mlp._replace(W_in=W_in, b_in=b_in, W_gate=W_gate, b_gate=b_gate)
-    W_U, b_U = read(final, params.W_U, params.b_U)
+    W_U, b_U = fold(final, params.W_U, params.b_U)
     norms = (blocks.attn_norm, blocks.mlp_norm, final)
-    attn_norm, mlp_norm, final = (_plain(norm, config) for norm in norms)
+    attn_norm, mlp_norm, final = (_without_weights(norm, config) for norm in norms)
     blocks = blocks._replace(attn_norm=attn_norm, attn=attn, mlp_norm=mlp_norm, mlp=mlp)
     return params._replace(blocks=blocks, final_norm=final, W_U=W_U, b_U=b_U)
 
 
-def _reading_plainly(
+def _fold_into(
     config: Config, norm: Norm, W: Float[Array, "..."] | None, b: Float[Array, "..."] | None
 ) -> tuple[Any, Any]:
-    """One layer's matrix and bias that read as these do, through a norm that only divides."""
+    """Return the matrix and bias of one layer with the weights and bias of the norm folded in."""
     if W is None:
         return None, None
     if b is not None and norm.b is not None:
@@ -119,22 +120,22 @@ def _reading_plainly(
     return (W - W.mean(axis=0) if config.norm == "layer" else W), b
 
 
-def _check_room(config: Config, norm: Norm, part: str) -> None:
+def _check_bias(config: Config, norm: Norm, part: str) -> None:
     if norm.b is not None and not config.has_bias(part):
         raise ValueError(
-            f'bias="{config.bias}" has norms with biases and no {part} biases for them to go to; {_REPAIR}'
+            f'bias="{config.bias}" has norm biases but no {part} biases to move them to; {_REPAIR}'
         )
 
 
 def center_writing(params: Params, config: Config) -> Params:
-    """Everything that writes to the stream, less its mean over the stream's coordinates: the same logits.
+    """Subtract from all weights that write to the stream their mean over its coordinates: the same logits.
 
-    Every layer reads such a stream through a layer norm, which takes that mean away: nobody can see it. What
-    sinusoidal positions write is no parameter and keeps its mean, on which nothing depends either.
+    Every layer reads the stream through a LayerNorm, which removes that mean. Sinusoidal positions are not parameters
+    and keep their mean, which changes nothing either.
 
     Raises:
-        ValueError: another norm, which would see the mean, or one after layers, which makes a mean anew; a tied
-            embedding, which would unembed otherwise.
+        ValueError: a norm other than LayerNorm, which depends on the mean; a norm after layers, whose output has a mean
+            of its own; a tied embedding, because the unembedding would change too.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="layer")
@@ -145,14 +146,14 @@ def center_writing(params: Params, config: Config) -> Params:
     blocks = stacked(params, config)
     if config.norm != "layer":
         raise ValueError(
-            f'norm="{config.norm}" sees the mean of the stream; center_writing needs norm="layer"'
+            f'norm="{config.norm}" does not remove the mean; center_writing needs norm="layer"'
         )
     if config.norm_place != "before":
         raise ValueError(
-            f'norm_place="{config.norm_place}" lets norms write, whose mean no weights can take away; '
+            f'norm_place="{config.norm_place}" has norms that write to the stream, whose output cannot be centred; '
             'center_writing needs norm_place="before"'
         )
-    _check_untied(config, "an embedding that is centred would unembed otherwise")
+    _check_untied(config, "centring the embedding would change the unembedding")
     attn, mlp = blocks.attn, blocks.mlp
     attn = attn._replace(W_O=_centred(attn.W_O), b_O=_centred(attn.b_O))
     if mlp is not None:
@@ -165,14 +166,13 @@ def center_writing(params: Params, config: Config) -> Params:
 
 
 def center_unembed(params: Params, config: Config) -> Params:
-    """The unembedding less its mean over the vocabulary: the same log-probabilities.
+    """Subtract from the unembedding its mean over the vocabulary: the same log-probabilities.
 
-    What is added to all logits alike changes no probability, and hides what a part of the model says about
-    one entry and not another.
+    A number added to all logits changes no probability, but hides how a component favours one token over another.
 
     Raises:
-        ValueError: a logit_cap, to which what all logits share is not nothing; a tied unembedding, which would
-            embed otherwise.
+        ValueError: a logit_soft_cap, which such a number does change; a tied unembedding, because the embedding would
+            change too.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -181,22 +181,23 @@ def center_unembed(params: Params, config: Config) -> Params:
     True
     """
     stacked(params, config)
-    if config.logit_cap is not None:
+    if config.logit_soft_cap is not None:
         raise ValueError(
-            f"logit_cap={config.logit_cap} bends what is added to all logits alike; leave the unembedding as it is"
+            f"logit_soft_cap={config.logit_soft_cap} is not linear, so the mean of the logits matters; "
+            "center_unembed needs logit_soft_cap=None"
         )
-    _check_untied(config, "an unembedding that is centred would embed otherwise")
+    _check_untied(config, "centring the unembedding would change the embedding")
     return params._replace(W_U=_centred(params.W_U), b_U=_centred(params.b_U))
 
 
 def fold_value_bias(params: Params, config: Config) -> Params:
-    """What value biases write, moved into b_O: the same logits.
+    """Move what value biases write into b_O: the same logits.
 
-    A pattern's rows sum to 1, with or without a window, so a head adds its value bias to every average
-    unchanged, and its W_O writes the same at every position.
+    The rows of a pattern sum to 1, so a head adds its value bias to every average, and W_O writes the same vector at
+    every position.
 
     Raises:
-        ValueError: no value bias, or no output bias to take it.
+        ValueError: no value bias, or no output bias to move it to.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, bias="all")
@@ -210,25 +211,25 @@ def fold_value_bias(params: Params, config: Config) -> Params:
             "no value biases to fold" if attn.b_V is None else "no output bias to fold them into"
         )
         raise ValueError(f'bias="{config.bias}" has {lacks}; {_REPAIR}')
-    layers, heads, width, model = attn.W_O.shape
-    keys = attn.b_V.shape[1]
-    W_O = attn.W_O.reshape(layers, keys, heads // keys, width, model)
+    layers, heads, width, d_model = attn.W_O.shape
+    kv_heads = attn.b_V.shape[1]
+    W_O = attn.W_O.reshape(layers, kv_heads, heads // kv_heads, width, d_model)
     written = jnp.einsum("lkh,lkghd->ld", attn.b_V, W_O)
     return with_attention(
         params, attn._replace(b_V=jnp.zeros_like(attn.b_V), b_O=attn.b_O + written)
     )
 
 
-_REPAIR = "first: config, params = foldable(params, config)"
+_REPAIR = "first call config, params = foldable(params, config)"
 
 
 def _check_untied(config: Config, why: str) -> None:
     if config.tied:
-        raise ValueError(f"tied=True shares one array, and {why}; {_REPAIR}")
+        raise ValueError(f"tied=True is one array for both embeddings, and {why}; {_REPAIR}")
 
 
-def _plain(norm: Norm | None, config: Config) -> Norm | None:
-    """A norm that only divides."""
+def _without_weights(norm: Norm | None, config: Config) -> Norm | None:
+    """Return a norm that only divides: its weights are 1 and its biases 0."""
     if norm is None:
         return None
     w = jnp.full_like(norm.w, 0.0 if config.norm_plus_one else 1.0)
@@ -236,5 +237,5 @@ def _plain(norm: Norm | None, config: Config) -> Norm | None:
 
 
 def _centred(array: Float[Array, "..."] | None) -> Float[Array, "..."] | None:
-    """Less its mean over the last axis."""
+    """Subtract the mean over the last axis."""
     return None if array is None else array - array.mean(axis=-1, keepdims=True)

@@ -1,14 +1,10 @@
-"""How a part of the stream reads in logits. There are two answers, for the final norm is not linear.
+"""Map components of the stream to logits. The final norm is not linear (though its centring is): which scale divides?
 
-It divides by a scale that the whole state has, and a part can be divided by one of two:
-
-- **its own** (`logit_lens`): the part is taken for a whole state. What would the model say if it stopped
-  here? The rows of such logits do not add up to anything.
-- **the whole stream's** (`apply_norm`, `direct_logit_attribution`): the part is divided by what the model
-  divided by. How much of this logit did this part write? That map is linear, so the parts add up to the
-  logit, exactly; but it takes the scale for given, which every part had a share in.
-
-Both keep the centring of a layer norm, which is linear.
+- **The component's own** (`logit_lens`): treat the component as a final stream. What would the model predict if it
+  stopped here? Such logits do not sum to anything.
+- **That of the stream** (`apply_norm`, `direct_logit_attribution`): divide by what the model divided by. How much of
+  this logit did the component write? This map is linear, so the components sum exactly to the logit. It treats the
+  scale as constant, although every component contributed to it.
 """
 
 from collections.abc import Mapping
@@ -23,20 +19,21 @@ from jaxtyping import Array, Float, Int
 from jaxformer.checks import check_vocabulary
 from jaxformer.config import Config
 from jaxformer.interp.components import captured, check_layer, stream_at
-from jaxformer.interp.engine.frozen import frozen, taken_back
+from jaxformer.interp.engine.frozen import frozen, pulled_back
+from jaxformer.model.checks import stacked
 from jaxformer.model.norm import normalize
-from jaxformer.model.params import Norm, Params, stacked
-from jaxformer.model.stream import product, wide, widened
+from jaxformer.model.params import Norm, Params
+from jaxformer.model.stream import accumulation_dtype, einsum_f32, upcast
 from jaxformer.model.tap import Tap
 from jaxformer.model.transformer import unembed
 
 
 def logit_lens(
-    params: Params, config: Config, stack: Float[Array, "c t d"]
-) -> Float[Array, "c t v"]:
-    """What the model would say if each row were its final stream: normed by its own scale, then unembedded.
+    params: Params, config: Config, stack: Float[Array, "component t d"]
+) -> Float[Array, "component t v"]:
+    """Return the logits of each row as if it were the final stream: normed by its own scale, then unembedded.
 
-    The last row of `accumulated_resid` gives the model's own logits.
+    The last row of `accumulated_resid` gives the logits of the model.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 
@@ -47,32 +44,31 @@ def logit_lens(
     (3, 7, 5)
     """
     params = jax.tree.map(lambda array: array.astype(stack.dtype), params)
-    return jax.vmap(lambda state: unembed(params, config, state, Tap()))(stack)
+    return jax.vmap(lambda state: unembed(params, config, state))(stack)
 
 
 def direct_logit_attribution(
     params: Params,
     config: Config,
     activations: Mapping[str, Array],
-    components: Float[Array, "c t d"],
+    components: Float[Array, "component t d"],
     tokens: Int[Array, "*t"] | int,
-    minus: Int[Array, "*m"] | int | None = None,
-) -> Float[Array, "c t"]:
-    """How much of a token's logit each component wrote, under the scale of the whole final stream.
+    minus: Int[Array, "..."] | int | None = None,
+) -> Float[Array, "component t"]:
+    """Return how much of a token's logit each component wrote, with the scale of the final stream.
 
-    Linear: over components that sum to the final stream, the attributions and `final_bias` sum to the
-    logit, or with a logit_cap to what the logit was before its cap. (TransformerLens's logit_attrs leaves the
-    final norm's weight and bias out unless they are folded.)
+    The attributions of components that sum to the final stream, plus `final_bias`, sum to the logit; with a
+    logit_soft_cap, to the logit before its cap. (TransformerLens's logit_attrs leaves out the final norm's weight and
+    bias unless they are folded.)
 
     Args:
-        activations: of one sequence, with resid_post in them, or with final_scale, which then counts.
-        components: parts of the final stream, as `decompose_resid` gives them, at the positions read.
+        activations: of one sequence, with final_scale (used if present) or resid_post.
+        components: of the final stream, as `decompose_resid` returns them, at the positions of logits_at.
         tokens: one for all positions, or one for each.
-        minus: attribute the logit of `tokens` less that of these. An offset that all logits share, which
-            softmax does not see, drops out of such a difference.
+        minus: attribute the logit of `tokens` minus the logit of these. An offset that all logits share drops out.
 
     Raises:
-        ValueError: a site that was not captured, a token outside the vocabulary, other lengths.
+        ValueError: a site that was not captured, a token outside the vocabulary, lengths that differ.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; differences: Wang et
     al. 2022, "Interpretability in the Wild", §3.
@@ -88,12 +84,12 @@ def direct_logit_attribution(
     >>> wrote.shape, bool(jnp.allclose(wrote.sum(0), out.logits[:, 2], atol=1e-5))
     ((3, 3), True)
     """
-    dtype, (_, t, d) = wide(components.dtype), components.shape
+    dtype, (_, t, d) = accumulation_dtype(components.dtype), components.shape
     directions = logit_directions(params, config, activations, tokens, minus)
     if directions.ndim == 2:
-        _check_places(len(directions), t)
-    directions = jnp.broadcast_to(directions, (t, d)).astype(dtype)
-    return product("ctd,td->ct", components.astype(dtype), directions)
+        _check_positions(len(directions), t)
+    directions = jnp.broadcast_to(directions.astype(dtype), (t, d))
+    return einsum_f32("...td,td->...t", components.astype(dtype), directions)
 
 
 def logit_directions(
@@ -101,21 +97,13 @@ def logit_directions(
     config: Config,
     activations: Mapping[str, Array],
     tokens: Int[Array, "*t"] | int,
-    minus: Int[Array, "*m"] | int | None = None,
+    minus: Int[Array, "..."] | int | None = None,
 ) -> Float[Array, "*r d"]:
-    """What a state is multiplied with to give a logit: the unembedding taken back through the final norm.
+    """Return the direction whose product with a final state is a logit: the unembedding pulled back through the norm.
 
-    With a logit_cap that is the logit before its cap. One direction for each position, for the scale is a
-    position's own; a single one where there is no norm and one token. `direct_logit_attribution` is the product with
-    these; give them to `neuron_results(onto=...)` for that of every neuron.
-
-    Args:
-        activations: as in `direct_logit_attribution`.
-        tokens: as there.
-        minus: as there.
-
-    Raises:
-        ValueError: as there.
+    There is one direction for each position, because the scale depends on the position; only one for a model without
+    a norm and a single token. With a logit_soft_cap it gives the logit before its cap. `direct_logit_attribution`
+    multiplies components by these and takes the same arguments; `neuron_results(onto=...)` does it for every neuron.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="rms")
@@ -135,23 +123,21 @@ def logit_directions(
     scale = _scale(params.final_norm, config, activations, config.n_layers, mlp_input=False)
     if direction.ndim == 2 and len(direction) != len(scale):
         raise ValueError(
-            f"there are {len(direction)} tokens for {len(scale)} positions; give one, or one for each"
+            f"there are {len(direction)} tokens for {len(scale)} positions; give one token, or one for each position"
         )
-    return taken_back(params.final_norm, config, direction, scale)
+    return pulled_back(params.final_norm, config, direction, scale)
 
 
 def final_bias(
     params: Params,
     config: Config,
     tokens: Int[Array, "*t"] | int,
-    minus: Int[Array, "*m"] | int | None = None,
+    minus: Int[Array, "..."] | int | None = None,
 ) -> Float[Array, "*r"]:
-    """The part of a token's logit that no component wrote: the final norm's bias unembedded, plus b_U.
-
-    With a logit_cap, of the logit before its cap. It is the same in every text. Zero in a model without these biases.
+    """Return the part of a token's logit (before any cap) that no component wrote: b_U and the final norm's bias.
 
     Raises:
-        ValueError: a token outside the vocabulary, other lengths.
+        ValueError: a token outside the vocabulary, lengths that differ.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -164,9 +150,9 @@ def final_bias(
     direction = _unembedding(params, config, tokens)
     bias = jnp.zeros(direction.shape[:-1], direction.dtype)
     if params.b_U is not None:
-        bias = widened(_entries(params.b_U, tokens))
+        bias = upcast(_entries(params.b_U, tokens))
     if params.final_norm is not None and params.final_norm.b is not None:
-        bias = bias + product("...d,d->...", direction, widened(params.final_norm.b))
+        bias = bias + einsum_f32("...d,d->...", direction, upcast(params.final_norm.b))
     return bias
 
 
@@ -174,26 +160,25 @@ def apply_norm(
     params: Params,
     config: Config,
     activations: Mapping[str, Array],
-    components: Float[Array, "c t d"],
+    components: Float[Array, "component t d"],
     layer: int | None = None,
     *,
     mlp_input: bool = False,
-) -> Float[Array, "c t d"]:
-    """What each component contributes to what a layer reads: centred, over the whole stream's scale, weighted.
+) -> Float[Array, "component t d"]:
+    """Return what each component contributes to the normed input of a layer, with the scale of the stream.
 
-    Linear: components that sum to the stream there sum to the normed state, less the norm's bias.
-    (TransformerLens's apply_ln_to_stack, which takes the norm's weight to be folded.)
+    Components that sum to the stream there sum to the normed state minus the norm's bias. (TransformerLens's
+    apply_ln_to_stack assumes that the norm's weight is folded.)
 
     Args:
-        activations: of one sequence, with the stream there (resid_pre, resid_mid or resid_post), or with
-            the scale itself (attn_scale, mlp_scale or final_scale), which then counts.
-        components: parts of the stream there.
-        layer: as its attention reads it; None: as the unembedding does.
-        mlp_input: as the layer's MLP reads it.
+        activations: of one sequence, with the scale (attn_scale, mlp_scale or final_scale; used if present) or the
+            stream (resid_pre, resid_mid or resid_post).
+        components: of the stream at that layer.
+        layer: the norm of this layer's attention; None: the final norm.
+        mlp_input: the norm of this layer's MLP instead.
 
     Raises:
-        ValueError: a layer that is not there, a site that was not captured, components at other positions,
-            unstacked parameters.
+        ValueError: a layer out of range, a site that was not captured, components at other positions, unstacked layers.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, norm="rms")
@@ -205,63 +190,61 @@ def apply_norm(
     layer = check_layer(config, layer, mlp_input=mlp_input)
     norm = params.final_norm
     if layer < config.n_layers:
-        own = stacked(params, config)
-        norms = own.mlp_norm if mlp_input else own.attn_norm
-        norm = jax.tree.map(lambda stacked: stacked[layer], norms)
+        blocks = stacked(params, config)
+        norms = blocks.mlp_norm if mlp_input else blocks.attn_norm
+        norm = jax.tree.map(lambda stack: stack[layer], norms)
     if norm is None:
         return components
     scale = _scale(norm, config, activations, layer, mlp_input=mlp_input)
-    _check_places(len(scale), components.shape[1])
+    _check_positions(len(scale), components.shape[1])
     return frozen(norm, config, components, scale)
 
 
 def _check_tokens(tokens: Any, minus: Any) -> None:
-    lengths = {jnp.shape(some) for some in (tokens, minus) if some is not None} - {()}
-    if len(lengths) > 1:
+    shapes = {jnp.shape(ids) for ids in (tokens, minus) if ids is not None} - {()}
+    if len(shapes) > 1:
         raise ValueError(
-            f"tokens has shape {jnp.shape(tokens)}, minus {jnp.shape(minus)}; give one, or as many"
+            f"tokens has shape {jnp.shape(tokens)}, minus {jnp.shape(minus)}; give equal shapes, or one token"
         )
 
 
-def _check_places(scales: int, places: int) -> None:
-    if scales != places:
+def _check_positions(scales: int, components: int) -> None:
+    if scales != components:
         raise ValueError(
-            f"the components hold {places} positions, the scale or the tokens {scales}; "
-            "give all at the same ones: those of read=..., if the pass had it"
+            f"the components have {components} positions, the scale or the tokens have {scales}; "
+            "give all for the same positions: those of logits_at=..., if the pass had it"
         )
 
 
 def _scale(
     norm: Norm, config: Config, activations: Mapping[str, Array], layer: int, *, mlp_input: bool
 ) -> Float[Array, "t 1"]:
-    """The scale that the norm divided by: as captured, for an edit may have set it, or computed again."""
-    layered = layer < config.n_layers
-    site = ("mlp_scale" if mlp_input else "attn_scale") if layered else "final_scale"
+    """Return the scale that the norm divided by: the captured one, which an edit may have set, or else recomputed."""
+    in_layer = layer < config.n_layers
+    site = ("mlp_scale" if mlp_input else "attn_scale") if in_layer else "final_scale"
     if site in activations:
         value = captured(activations, site)[0]
-        return value[layer] if layered else value
-    tap = Tap((site,))
-    normalize(norm, config, stream_at(config, activations, layer, mlp_input=mlp_input), tap, site)
+        return value[layer] if in_layer else value
+    tap, stream = Tap((site,)), stream_at(config, activations, layer, mlp_input=mlp_input)
+    normalize(norm, config, stream, tap=tap, site=site)
     return tap.captured[site]
 
 
 def _unembedding(params: Params, config: Config, tokens: Any) -> Float[Array, "*t d"]:
-    """The directions that read these tokens' logits off the normed state, in float32 or wider."""
+    """Return the columns of the unembedding for these tokens, as rows, in float32 or wider."""
     tokens = jnp.asarray(tokens)
     if tokens.ndim > 1 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
             f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; give one id, or one for each position"
         )
     if not isinstance(tokens, jax.core.Tracer):
-        check_vocabulary(np.atleast_1d(np.asarray(tokens)), config.n_vocab)
+        check_vocabulary(np.atleast_1d(tokens), config.n_vocab)
     if params.W_U is None:
-        return widened(_entries(params.W_E, tokens))
-    columns = jax.vmap(_entries, in_axes=(0, None), out_axes=-1)(params.W_U, tokens)
-    return widened(columns)
+        return upcast(_entries(params.W_E, tokens))
+    return upcast(jax.vmap(_entries, in_axes=(0, None), out_axes=-1)(params.W_U, tokens))
 
 
 def _entries(table: Float[Array, "v *d"], tokens: Any) -> Float[Array, "..."]:
-    """Rows by token; NaN for one outside the vocabulary, where indexing would take another's."""
-    return table.at[jnp.asarray(tokens)].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
+    """Take rows by token; NaN for a token outside the vocabulary, where indexing would clamp it."""
+    rows = table.at[jnp.asarray(tokens)]
+    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -1,4 +1,4 @@
-"""What an intervention is judged by: one number of a run's logits; and the two runs that it compares."""
+"""Metrics: functions from logits to one number, which measure the effect of an intervention. Also checks of tokens."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,50 +13,51 @@ from jaxtyping import Array, Float, Int
 from jaxformer.checks import check_vocabulary
 from jaxformer.config import Compute, Config
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, keep
+from jaxformer.model.sites import Edit, identity
 from jaxformer.model.transformer import forward
 
 Metric = Callable[[Any], Any]
-"""From the logits of the places read, `r v`, or `b r v` of a batch, to one number."""
+"""Maps the logits at logits_at, `r v`, or `b r v` for a batch, to one number."""
 
 
 NUMBERS = (jax.Array, np.ndarray, np.generic, int, float)
 
 
-class Fixed(NamedTuple):
-    """A metric as a compiled program knows it: what it was compiled for, and what each call may give anew."""
+class SplitMetric(NamedTuple):
+    """A metric's function, which is static under jit, and its arguments, which are traced."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
 
 
-def split(metric: Any) -> Fixed:
-    """A metric's function, and of a `jax.tree_util.Partial` its arguments.
+def split(metric: Any) -> SplitMetric:
+    """Split a metric into its function and, for a `jax.tree_util.Partial`, its arguments.
 
     Raises:
-        ValueError: what cannot be called, or cannot be told from others by its hash; arguments that are no arrays.
+        ValueError: a metric that is not callable or not hashable; arguments that are not arrays.
 
     >>> split(jax.tree_util.Partial(max, 3)).arguments
     (3,)
     """
-    taken = isinstance(metric, Partial)
-    fixed = Fixed(metric.func, metric.args, metric.keywords) if taken else Fixed(metric, (), {})
-    if not callable(fixed.function):
-        raise ValueError(f"metric={metric!r} is no function; give one from logits to a number")
+    parts = SplitMetric(metric, (), {})
+    if isinstance(metric, Partial):
+        parts = SplitMetric(metric.func, metric.args, metric.keywords)
+    if not callable(parts.function):
+        raise ValueError(f"metric={metric!r} is not a function; give one from logits to a number")
     try:
-        hash(fixed.function)
+        hash(parts.function)
     except TypeError:
         raise ValueError(
-            f"metric={metric!r} has no hash; give a function, or a jax.tree_util.Partial of one and arrays"
+            f"metric={metric!r} is not hashable; give a function, or a jax.tree_util.Partial of one and arrays"
         ) from None
-    for argument in jax.tree.leaves(fixed[1:]):
+    for argument in jax.tree.leaves(parts[1:]):
         if not isinstance(argument, NUMBERS):
             raise ValueError(
-                f"metric is a jax.tree_util.Partial with {argument!r}, and its arguments are arrays; "
-                "bind what is none by functools.partial"
+                f"metric is a jax.tree_util.Partial with {argument!r}, which is not an array; "
+                "bind other arguments with functools.partial"
             )
-    return fixed
+    return parts
 
 
 def measure(
@@ -65,20 +66,20 @@ def measure(
     tokens: Int[Array, "*b t"],
     metric: Metric,
     *,
-    edit: Edit = keep,
-    read: Any = None,
-    compute: Compute = Compute(),  # noqa: B008  frozen
+    edit: Edit = identity,
+    logits_at: Any = None,
+    compute: Compute = Compute(),
 ) -> Float[Array, ""]:
-    """A metric of one pass: what the numbers of a sweep are held against.
+    """Return the metric of one forward pass, to compare with the numbers of a sweep.
 
     Args:
-        tokens: one sequence, or a batch whose logits the metric gets together.
-        metric: as in `patch_sweep`; not compiled here, unless the caller does.
+        tokens: one sequence, or a batch; the metric gets the logits of all its sequences.
+        metric: as in `patch_sweep`; not compiled here.
         edit: as in `forward`.
-        read: the places whose logits the metric gets.
+        logits_at: the positions whose logits the metric gets.
 
     Raises:
-        ValueError: a metric that is no scalar, tokens [t] or [b t] that are none, and all that `forward` refuses.
+        ValueError: a metric that is not a scalar, tokens that are not [t] or [b t], and as `forward`.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -88,37 +89,39 @@ def measure(
     """
     tokens = as_tokens("tokens", tokens, config)
 
-    def one(tokens: Array) -> Array:
-        return forward(params, config, tokens, edit=edit, read=read, compute=compute).logits
+    def run(tokens: Array) -> Array:
+        return forward(
+            params, config, tokens, edit=edit, logits_at=logits_at, compute=compute
+        ).logits
 
-    return scalar(metric, one(tokens) if tokens.ndim == 1 else jax.vmap(one)(tokens))
+    return scalar(metric, run(tokens) if tokens.ndim == 1 else jax.vmap(run)(tokens))
 
 
 def scalar(metric: Metric, logits: Float[Array, "..."]) -> Float[Array, ""]:
-    """The metric, held to being one number.
+    """Return the metric of some logits, and check that it is one number.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not one floating-point number.
     """
     value = metric(logits)
     if not isinstance(value, NUMBERS):
         raise ValueError(
-            f"the metric gives a {type(value).__name__}; it must give one floating number"
+            f"the metric returns a {type(value).__name__}; it must return one floating-point number"
         )
     shape, dtype = jnp.shape(value), jnp.result_type(value)
     if shape or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-            f"the metric gives shape {shape} and dtype {dtype} for logits of shape {logits.shape}; "
-            "it must give one floating number, say logits[-1, a] - logits[-1, b]"
+            f"the metric returns shape {shape} and dtype {dtype} for logits of shape {logits.shape}; "
+            "it must return one floating-point number, such as logits[-1, a] - logits[-1, b]"
         )
     return jnp.asarray(value)
 
 
 def as_tokens(name: str, tokens: Any, config: Config) -> Int[Array, "*b t"]:
-    """Token ids as an array, one sequence or a batch.
+    """Return token ids, of one sequence or a batch, as an array.
 
     Raises:
-        ValueError: other axes, no integers, none at all, or one outside the vocabulary.
+        ValueError: other axes, a dtype that is not an integer, no tokens, or a token outside the vocabulary.
     """
     tokens = jnp.asarray(tokens)
     if tokens.ndim not in (1, 2) or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -133,13 +136,13 @@ def as_tokens(name: str, tokens: Any, config: Config) -> Int[Array, "*b t"]:
 
 
 def check_alike(clean: Any, corrupted: Any) -> None:
-    """Refuse two runs that no patch can join.
+    """Refuse two runs whose tokens have different shapes.
 
     Raises:
-        ValueError: tokens of different shapes.
+        ValueError: naming the two shapes.
     """
     if clean.shape != corrupted.shape:
         raise ValueError(
-            f"clean has shape {clean.shape}, corrupted {corrupted.shape}; a patch needs two runs of one "
-            "shape: choose texts of as many tokens"
+            f"clean has shape {clean.shape}, corrupted {corrupted.shape}; a patch needs equal shapes: "
+            "choose texts with the same number of tokens"
         )

@@ -1,12 +1,13 @@
-"""Activation patching: run the model on one text, with a part of its inside taken from another, and see what changes.
+"""Activation patching: run the model on one text with an activation taken from another, and measure the change.
 
-Both functions run the `corrupted` text and take parts of the `clean` run, as TransformerLens does: a part that carries
-what tells the two texts apart moves the metric from its corrupted towards its clean value.
+The patched run is that of the `corrupted` text, with activations of the `clean` run, as in TransformerLens. An
+activation that carries the difference between the texts moves the metric from its corrupted towards its clean value.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,12 +17,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.interp.edit import patch, patch_layers
-from jaxformer.interp.engine.climb import Runs, Sweep, show
-from jaxformer.interp.engine.parts import axes_by, letters_of
-from jaxformer.interp.engine.sweep import GIB, check_door, run
+from jaxformer.interp.engine.axes import axes_by, letters_of
+from jaxformer.interp.engine.run_layers import Runs, Sweep, capture
+from jaxformer.interp.engine.sweep import GIB, check_runs, run
 from jaxformer.interp.metric import Metric
 from jaxformer.model.params import Block, Params
-from jaxformer.model.sites import READ, WHOLE, Edit, Layer, keep
+from jaxformer.model.sites import LOGIT_SITES, MODEL_SITES, Edit, Layer, identity
 from jaxformer.model.tap import Tap, check_capture
 from jaxformer.model.transformer import embed
 
@@ -35,50 +36,49 @@ def patch_sweep(
     site: str,
     by: Sequence[str] = ("layer", "position"),
     *,
-    read: Any = None,
+    logits_at: Any = None,
     memory: int = GIB,
     progress: bool | None = None,
     mesh: Mesh | None = None,
-    compute: Compute = Compute(),  # noqa: B008  frozen
+    compute: Compute = Compute(),
 ) -> Float[Array, "..."]:
-    """The metric of the corrupted run with each part of a site patched from the clean run, one part at a time.
+    """Return the metric of the corrupted run for each part of a site patched from the clean run, one part at a time.
 
-    `by` names the parts: an axis that it names is taken apart, one that it does not is patched whole, and without
-    "layer" all layers are patched at once. The result has an axis for each name. TransformerLens's functions are
-    choices of site and by: get_act_patch_resid_pre is ("resid_pre", ("layer", "position")), attn_head_out_all_pos
-    ("z", ("layer", "head")), attn_head_pattern_dest_src_pos ("pattern", ("layer", "head", "position", "source")).
+    The parts are the indices of the axes in `by`; a patch covers every other axis, and all layers if `by` lacks
+    "layer". The result has an axis for each name. TransformerLens's functions are choices of site and by:
+    get_act_patch_resid_pre is ("resid_pre", ("layer", "position")), attn_head_out_all_pos is ("z", ("layer", "head")),
+    attn_head_pattern_dest_src_pos is ("pattern", ("layer", "head", "position", "source")).
 
-    No part runs the layers before its own again, and with `read` the last layer is run only where it is read. Parts
-    share a batch, as many as `memory` allows, and all are one compiled program.
+    A patch does not run the layers before its own again, and with `logits_at` the last layer runs only at those
+    positions. As many patches as `memory` allows run in one batch, and all run in one compiled program.
 
-    As under `jax.jit`, a metric is compiled when its function is first seen, and what that reads from outside, an
-    object's own attributes too, is what it was then. To change an answer from call to call, give it to the metric as
-    an argument: `jax.tree_util.Partial(logit_of, answer)` is called as `logit_of(answer, logits)` and compiled once.
+    As under `jax.jit`, the metric's function is compiled when it is first seen: values that it reads from outside, also
+    from attributes of an object, are constants from then on. A value that changes between calls must be an argument:
+    `jax.tree_util.Partial(logit_of, answer)` is called as `logit_of(answer, logits)` and compiled once.
 
     Source: Vig et al. 2020, "Causal Mediation Analysis"; Meng et al. 2022, "Locating and Editing Factual
     Associations", §2.1; Heimersheim & Nanda 2024, "How to use and interpret activation patching".
 
     Args:
-        clean: tokens of the run to take from, or a batch of them.
-        corrupted: as many, of the run to patch.
-        metric: from the logits of a sequence `t v`, or of a batch `b t v`, to one number; a function, or a
-            `jax.tree_util.Partial` of one and arrays.
-        site: any that `forward` shows here.
-        by: "layer", "position" (of the query, where there are two; at final_scale, final and logits: of `read`),
-            "source", "head" (key/value heads at k and v), "neuron".
-        read: the places along t whose logits the metric gets, as in `forward`: with one of them, most of the
-            unembedding is left out.
-        memory: the most bytes that a device holds at once, the parameters not counted.
-        progress: show a bar on standard error; None: if it will take long. Inside traced code there is none.
-        mesh: devices to spread the patches over, along its axis "data", on which each has its share of them; the
-            other axes are for the parameters. The numbers are the same, up to rounding.
-        compute: dtype and kernel; the rest is the sweep's own.
+        clean: tokens of the run to patch from, one sequence or a batch.
+        corrupted: tokens of the run to patch, of the same shape.
+        metric: maps the logits of a sequence `t v`, or of a batch `b t v`, to one number; a function, or a
+            `jax.tree_util.Partial` of a function and arrays.
+        site: any site that `forward` can capture for this model.
+        by: "layer", "position" (of the query; at final_scale, final and logits, an index into `logits_at`), "source"
+            (of the key), "head" (at k and v, key/value head), "neuron".
+        logits_at: the positions whose logits the metric gets, as in `forward`; fewer positions cost less.
+        memory: peak memory of each device in bytes, without the parameters.
+        progress: show a progress bar on standard error; None: if the sweep takes long. Never inside traced code.
+        mesh: shard the patches over its axis "data"; the other axes are for the parameters. The numbers stay the same,
+            up to rounding.
+        compute: only its dtype and kernel are used.
 
     Raises:
-        ValueError: while tracing: parameters of another model, or with layers in a list; texts of different lengths,
-            tokens outside the vocabulary, a place to read at that is not there; a site that this model or kernel does
-            not show, a name that the site has no axis for, a metric that is no scalar, too little memory; a
-            mesh without an axis "data", or of other devices than those on which an array was put.
+        ValueError: parameters of another model, or unstacked; runs of different lengths, tokens outside the vocabulary,
+            logits_at out of range; a site that this model or kernel does not have, a name that the site has no axis
+            for, a metric that is not a scalar, too little memory; a mesh without an axis "data", or with other devices
+            than the arrays.
 
     >>> import jax, jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -88,17 +88,18 @@ def patch_sweep(
     ... ).shape
     (2, 3)
     """
-    runs, function, single = check_door(params, config, clean, corrupted, metric, read)
+    runs, function, single = check_runs(params, config, clean, corrupted, metric, logits_at)
     by = by if isinstance(by, str) else tuple(by)
     check_capture((site,), config, compute)
-    shown = runs.read if site in READ and runs.read is not None else runs.corrupted[0]
-    sizes = part_sizes(site, by, config, len(shown))
+    positions = runs.logits_at if site in LOGIT_SITES else None
+    length = runs.corrupted.shape[1] if positions is None else len(positions)
+    sizes = part_sizes(site, by, config, length)
     shape = tuple(sizes.values())
     names = ("layer", *(name for name in by if name != "layer"))
     grid = np.indices([sizes.get(name, 1) for name in names], np.int32)
     cells = grid.reshape(len(names), -1).T
-    if site in READ:
-        cells[:, 0] = config.n_layers  # there the corrupted run is as it was
+    if site in LOGIT_SITES:
+        cells[:, 0] = config.n_layers  # they skip all layers
     places = np.arange(math.prod(shape)).reshape([sizes.get(name, 1) for name in by])
     places = places.transpose([by.index(name) for name in names if name in by]).ravel()
     sweep = _Patches(config, function, single, compute, site, names[1:], "layer" in by)
@@ -111,59 +112,62 @@ def patch_sweep(
 class _Patches(Sweep):
     site: str
     names: tuple[str, ...]
-    """what the numbers of a cell after its layer are"""
+    """the axes that the integers of a cell index, after its layer"""
     one_layer: bool
 
     @property
-    def late(self) -> bool:
-        """Whether layers come before what it changes, and none after: it then begins where they end."""
-        return self.site in READ and self.config.n_layers > 0
+    def after_layers(self) -> bool:
+        """Whether the site comes after all layers, so that the cells skip them."""
+        return self.site in LOGIT_SITES and self.config.n_layers > 0
 
     def record(self, params: Params, runs: Runs) -> Any:
-        values = show(self, params, runs.clean, runs.read, self.site)[self.site]
-        if self.site not in WHOLE:
-            return values, show(self, params, runs.corrupted, runs.read, "resid_pre")["resid_pre"]
-        if self.late:
-            after = show(self, params, runs.corrupted, runs.read, "resid_post")["resid_post"]
-            return values, after[:, -1]
+        capture_sites = partial(capture, self, params)
+        values = capture_sites(runs.clean, runs.logits_at, self.site)[self.site]
+        if self.site not in MODEL_SITES:
+            streams = capture_sites(runs.corrupted, runs.logits_at, "resid_pre")
+            return values, streams["resid_pre"]
+        if self.after_layers:
+            streams = capture_sites(runs.corrupted, runs.logits_at, "resid_post")
+            return values, streams["resid_post"][:, -1]
         return values, runs.corrupted
 
-    def start(self, params: Params, held: Any, layer: int, cell: Int[Array, " k"]) -> Array:
-        _, begun = held
-        if self.site not in WHOLE:
-            return begun[layer]
-        if self.late:
-            return begun
-        positions = jnp.arange(len(begun), dtype=jnp.int32)
-        return embed(params, self.config, begun, positions, Tap((), self.last_edit(held, cell)))
+    def start(self, params: Params, recorded: Any, layer: int, cell: Int[Array, " field"]) -> Array:
+        _, corrupted = recorded
+        if self.site not in MODEL_SITES:
+            return corrupted[layer]
+        if self.after_layers:
+            return corrupted
+        positions = jnp.arange(len(corrupted), dtype=jnp.int32)
+        tap = Tap((), self.last_edit(recorded, cell))
+        return embed(params, self.config, corrupted, positions, tap=tap)
 
-    def edit(self, held: Any, own: Block, index: Layer, cell: Int[Array, " k"]) -> Edit:
-        if self.site in WHOLE:
-            return keep
-        edit = patch_layers(self.site, self._index(cell), held[0])
+    def edit(self, recorded: Any, params: Block, layer: Layer, cell: Int[Array, " field"]) -> Edit:
+        if self.site in MODEL_SITES:
+            return identity
+        edit = patch_layers(self.site, self._index(cell), recorded[0])
         return dataclasses.replace(edit, layer=cell[0]) if self.one_layer else edit
 
-    def last_edit(self, held: Any, cell: Int[Array, " k"]) -> Edit:
-        if self.site not in WHOLE:
-            return keep
-        return patch(self.site, None, self._index(cell), held[0])
+    def last_edit(self, recorded: Any, cell: Int[Array, " field"]) -> Edit:
+        if self.site not in MODEL_SITES:
+            return identity
+        return patch(self.site, None, self._index(cell), recorded[0])
 
-    def _index(self, cell: Int[Array, " k"]) -> dict[str, Array]:
+    def _index(self, cell: Int[Array, " field"]) -> dict[str, Array]:
         return dict(zip(self.names, cell[1:], strict=True))
 
 
 def part_sizes(site: str, by: Sequence[str], config: Config, length: int) -> dict[str, int]:
-    """How many parts each name of `by` takes a site apart into.
+    """Return the number of parts along each axis in `by`.
 
     Raises:
-        ValueError: as `axes_by`; a site of layers in a model that has none.
+        ValueError: as `axes_by`; a site of a layer in a model without layers.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> part_sizes("z", ("layer", "head"), config, 7)
     {'layer': 2, 'head': 2}
     """
     axes, letters = axes_by(site, by), letters_of(site)
-    if site not in WHOLE and not config.n_layers:
+    if site not in MODEL_SITES and not config.n_layers:
         raise ValueError(f"no layer has a {site}: this model has n_layers=0")
     return {
         name: length if letters[axis] in "ts" else config.sizes[letters[axis]]

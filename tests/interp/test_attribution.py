@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from jaxformer import Compute, Config, forward, shown, unstack
+from jaxformer import Compute, Config, available_sites, forward, unstack
 from jaxformer.interp.attribution import attribution_patch, check_pair, gradients, summed
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
@@ -41,7 +41,7 @@ def pair(config: Config):
 
 
 def effect(metric, params, config: Config, clean, corrupted):
-    """How much larger the metric is on the clean text."""
+    """Return the metric of the clean run minus that of the corrupted run."""
     clean, corrupted = (forward(params, config, text).logits for text in (clean, corrupted))
     return metric(clean) - metric(corrupted)
 
@@ -49,16 +49,18 @@ def effect(metric, params, config: Config, clean, corrupted):
 @pytest.mark.slow
 @given(config=configs())
 @examples(6)
-def test_the_gradient_of_every_site_is_that_by_an_edit_that_adds_there(config: Config, x64):
-    """The edit picks its slice of a stack by the traced layer: slower, and written without a loop of its own."""
+def test_the_gradient_of_every_site_is_the_derivative_by_an_edit_that_adds_to_it(
+    config: Config, x64
+):
+    """The edit indexes a stack by the traced layer, which is slower, but leaves the loop over layers to forward."""
     params, tokens = random_params(config, dtype=jnp.float64), random_tokens(config, LENGTH)
-    sites = shown(config)
+    sites = available_sites(config)
     plain = forward(params, config, tokens, capture=sites)
 
     def by_edit(changes):
         def add(site, layer, value):
             if layer is not None and not config.n_layers:
-                return value  # traced, but of no layer
+                return value  # traced, but this site has no layer
             own = changes[str(site)]
             return value + (own if layer is None else own[layer])
 
@@ -75,7 +77,7 @@ def test_the_gradient_of_every_site_is_that_by_an_edit_that_adds_there(config: C
 
 
 @pytest.mark.slow
-def test_an_edit_a_place_to_read_and_a_kernel_are_heeded(x64):
+def test_an_edit_logits_at_and_a_kernel_have_their_effect(x64):
     params, tokens = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, LENGTH)
 
     def double(site, layer, value):
@@ -91,7 +93,7 @@ def test_an_edit_a_place_to_read_and_a_kernel_are_heeded(x64):
     def run(params, **options):
         return jax.jit(lambda p: gradients(p, MODERN, tokens, linear, sites, **options))(params)
 
-    edited, same = run(params, edit=double), run(doubled, read=last, compute=how)
+    edited, same = run(params, edit=double), run(doubled, logits_at=last, compute=how)
     assert same.gradients["final"].shape == (1, 8)
     for site in sites[:2]:
         np.testing.assert_allclose(same.gradients[site], edited.gradients[site], rtol=1e-10)
@@ -117,7 +119,7 @@ def test_all_nodes_cost_less_than_four_passes_and_a_layer_s_share_does_not_grow_
         both = tokens, tokens[::-1]
         return attribution_patch(params, config, *both, linear, NODES, by=("position",))
 
-    # XLA counts a loop's body once: with depth only what is done to whole stacks grows.
+    # XLA counts the body of a loop once: only operations on stacks of all layers grow with depth.
     assert flops(every, 20) < 1.2 * flops(every, 2)
     one = flops(lambda *args: forward(*args).logits, 2)
     assert flops(every, 2) < 3 * one
@@ -128,7 +130,7 @@ def test_all_nodes_cost_less_than_four_passes_and_a_layer_s_share_does_not_grow_
 @pytest.mark.parametrize("steps", [1, 3])
 def test_identical_inputs_give_exactly_zero(steps: int):
     params, tokens = random_params(CLASSIC), random_tokens(CLASSIC, LENGTH)
-    sites = shown(CLASSIC)
+    sites = available_sites(CLASSIC)
     run = jax.jit(lambda a, b: attribution_patch(params, CLASSIC, a, b, metric, sites, steps=steps))
     for site, scores in run(tokens, tokens).items():
         assert (scores == 0).all(), site
@@ -138,13 +140,13 @@ def test_identical_inputs_give_exactly_zero(steps: int):
 
 
 def test_on_a_linear_network_the_attributions_of_a_cut_sum_to_the_effect(x64):
-    """Heads whose scores are all 0 average what they see, so the network is linear in its embedding."""
+    """Heads whose scores are all 0 average all tokens, so the network is linear in its embedding."""
     params, config = random_params(ATTENTION_ONLY, dtype=jnp.float64), ATTENTION_ONLY
     attn = params.blocks.attn._replace(W_Q=jnp.zeros_like(params.blocks.attn.W_Q))
     params = params._replace(blocks=params.blocks._replace(attn=attn))
     runs = params, config, *pair(config)
     sites = ("embed", "resid_pre", "resid_post", "final")
-    scores = attribution_patch(*runs, linear, sites, read=jnp.array([-1]))
+    scores = attribution_patch(*runs, linear, sites, logits_at=jnp.array([-1]))
     total = effect(linear, *runs)
     assert abs(total) > 0.1
     for values in scores.values():
@@ -152,7 +154,7 @@ def test_on_a_linear_network_the_attributions_of_a_cut_sum_to_the_effect(x64):
         np.testing.assert_allclose(cuts, jnp.full_like(cuts, total), rtol=1e-12)
 
 
-def test_without_layers_there_is_the_embedding_alone(x64):
+def test_a_model_without_layers_has_only_the_embedding(x64):
     config = dataclasses.replace(SEED, n_layers=0)
     runs = random_params(config, dtype=jnp.float64), config, *pair(config)
     scores = attribution_patch(*runs, linear, NODES, by=("position",))
@@ -163,7 +165,7 @@ def test_without_layers_there_is_the_embedding_alone(x64):
 
 @pytest.mark.slow
 def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
-    """The midpoint rule's error falls with the square of the number of steps."""
+    """The error of the midpoint rule falls with the square of the number of steps."""
     params, both = random_params(MODERN, dtype=jnp.float64), pair(MODERN)
     total = effect(metric, params, MODERN, *both)
 
@@ -181,7 +183,7 @@ def test_integrated_gradients_at_the_embedding_sum_to_the_effect(x64):
 
 @pytest.mark.slow
 def test_many_narrow_steps_are_summed_wide():
-    """In bfloat16 a running sum of 600 alike would stop growing at 256 of them."""
+    """In bfloat16 a running sum of 600 equal terms would stop growing at 256."""
     params, both = random_params(MODERN), pair(MODERN)
 
     @partial(jax.jit, static_argnums=0)
@@ -190,12 +192,12 @@ def test_many_narrow_steps_are_summed_wide():
         return attribution_patch(*runs, linear, ("z",), steps=600, by=(), compute=compute)["z"]
 
     narrow, wide = scores(Compute(dtype="bfloat16"), *both), scores(Compute(), *both)
-    np.testing.assert_allclose(narrow, wide, rtol=0.1)
+    np.testing.assert_allclose(narrow, wide, rtol=0.2)
 
 
 @pytest.mark.slow
-def test_for_a_small_difference_it_is_what_patching_does(x64):
-    """Two tokens with almost one embedding: then the first order is the whole effect."""
+def test_for_a_small_difference_it_equals_patching(x64):
+    """Two tokens with almost the same embedding: then the effect is of first order."""
     params = random_params(MODERN, dtype=jnp.float64)
     near = params.W_E[3] + 1e-5 * random_params(MODERN, 1, jnp.float64).W_E[0]
     params = params._replace(W_E=params.W_E.at[4].set(near))
@@ -203,7 +205,7 @@ def test_for_a_small_difference_it_is_what_patching_does(x64):
     scores = attribution_patch(
         params, MODERN, clean, corrupted, metric, ("z",), by=("layer", "head", "position")
     )["z"]
-    theirs = forward(params, MODERN, clean, capture=("z",)).activations["z"]
+    clean_z = forward(params, MODERN, clean, capture=("z",)).activations["z"]
     base = metric(forward(params, MODERN, corrupted).logits)
 
     @jax.jit
@@ -212,7 +214,7 @@ def test_for_a_small_difference_it_is_what_patching_does(x64):
         def patch(site, here, value):
             if site != "z":
                 return value
-            put = value.at[position, head].set(theirs[here, position, head])
+            put = value.at[position, head].set(clean_z[here, position, head])
             return jnp.where(here == layer, put, value)
 
         return metric(forward(params, MODERN, corrupted, edit=patch).logits) - base
@@ -223,7 +225,7 @@ def test_for_a_small_difference_it_is_what_patching_does(x64):
     np.testing.assert_allclose(scores, effects, rtol=1e-3, atol=1e-10)
 
 
-def test_a_head_s_z_stands_for_what_it_writes(x64):
+def test_scores_of_z_equal_scores_of_head_out(x64):
     params, both = random_params(MODERN, dtype=jnp.float64), pair(MODERN)
     by = ("head", "position", "layer")
     scores = attribution_patch(params, MODERN, *both, metric, ("z", "head_out"), by=by)
@@ -247,7 +249,7 @@ def test_vmap_gives_a_batch():
         assert (batch[site][1] == 0).all()
 
 
-def test_scores_are_summed_to_the_axes_asked_for():
+def test_scores_are_summed_to_the_named_axes():
     shapes = {"pattern": (2, 3, 4, 5), "k": (2, 4, 3, 2)}
     values = {site: jnp.arange(1.0 * np.prod(own)).reshape(own) for site, own in shapes.items()}
     out = summed(values, by=("head", "layer"))
@@ -287,6 +289,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("call", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_right_is_refused(call, named: tuple):
+def test_wrong_arguments_are_refused(call, named: tuple):
     with raises(ValueError, *named):
         call()

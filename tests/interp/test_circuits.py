@@ -40,7 +40,7 @@ GROUPED = dataclasses.replace(SEED, n_kv_heads=2)
 
 
 def dense(params: Params, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """QK and OV of each head, [l n d d]."""
+    """Return QK and OV of each head, [l n d d]."""
     attn, shared = params.blocks.attn, config.n_heads // (config.n_kv_heads or config.n_heads)
     shape = (config.n_layers, config.n_heads, config.d_model, config.d_model)
     qk, ov, after = np.zeros(shape), np.zeros(shape), post_norms(params, config)
@@ -53,7 +53,7 @@ def dense(params: Params, config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 
 def post_norms(params: Params, config: Config) -> list[np.ndarray]:
-    """What the norm on each layer's writing does but for its division, as a matrix."""
+    """Return the matrix of the norm after each attention layer, without its division."""
     norm, eye = params.blocks.attn_post_norm, np.eye(config.d_model)
     if norm is None:
         return [eye] * config.n_layers
@@ -89,34 +89,34 @@ def everything(params: Params, config: Config) -> dict[str, Any]:
 
 def check_everything(config: Config) -> None:
     params = random_params(config, dtype=jnp.float64)
-    ours = everything(params, config)
+    found = everything(params, config)
     qk, ov = dense(params, config)
     W_E = config.embedding_scale * np.asarray(params.W_E)
     W_U = np.asarray(params.W_E.T if params.W_U is None else params.W_U)
     full_qk, full_ov = W_E @ qk @ W_E.T, W_E @ ov @ W_U
     kinds = "qkv" if config.qk_norm == "none" else "v"
-    wholes = (ov, full_ov, qk, full_qk)[: len(ours["circuits"])]
-    assert len(wholes) == (4 if kinds == "qkv" else 2)
-    for circuit, whole in zip(ours["circuits"], wholes, strict=True):
+    dense_circuits = (ov, full_ov, qk, full_qk)[: len(found["circuits"])]
+    assert len(dense_circuits) == (4 if kinds == "qkv" else 2)
+    for circuit, full in zip(found["circuits"], dense_circuits, strict=True):
         assert circuit.A.shape[-1] <= config.d_head
-        np.testing.assert_allclose(circuit.AB, whole, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(circuit.AB, full, rtol=0, atol=1e-11)
     for kind in kinds:
         expected = dense_composition(params, config, kind)
-        np.testing.assert_allclose(ours[kind], expected, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(found[kind], expected, rtol=0, atol=1e-11)
     eigenvalues: Any = np.linalg.eigvals(full_ov) if config.n_layers else full_ov[..., 0]
     total = np.abs(eigenvalues).sum(-1)
-    np.testing.assert_allclose(ours["copying"], eigenvalues.sum(-1).real / total, atol=1e-8)
-    check_directions(ours["directions"], full_ov, config)
+    np.testing.assert_allclose(found["copying"], eigenvalues.sum(-1).real / total, atol=1e-8)
+    check_directions(found["directions"], full_ov, config)
 
 
 def check_directions(directions: Any, full_ov: np.ndarray, config: Config) -> None:
-    """All tokens of all directions put together again are the full OV circuit."""
+    """The tokens of all directions together give the full OV circuit."""
     directions = jax.tree.map(np.asarray, directions)
     read, written = np.zeros((2, *directions.read.shape[:3], config.n_vocab))
     np.put_along_axis(read, directions.read, directions.read_value, -1)
     np.put_along_axis(written, directions.written, directions.written_value, -1)
-    whole = np.einsum("lnp,lnpi,lnpj->lnij", directions.strength, read, written)
-    np.testing.assert_allclose(whole, full_ov, rtol=0, atol=1e-11)
+    full = (directions.strength[..., None] * read).swapaxes(-2, -1) @ written
+    np.testing.assert_allclose(full, full_ov, rtol=0, atol=1e-11)
     assert directions.strength.shape[-1] == min(config.d_head, config.d_model)
     for falling in (directions.strength, directions.read_value, directions.written_value):
         assert (np.diff(falling) <= 0).all()
@@ -124,28 +124,29 @@ def check_directions(directions: Any, full_ov: np.ndarray, config: Config) -> No
 
 
 @every_model
-def test_all_heads_at_once_are_the_dense_matrices_one_by_one(name: str, x64):
+def test_circuits_equal_the_dense_matrices_of_each_head(name: str, x64):
     check_everything(NAMED[name])
 
 
 @pytest.mark.slow
 @given(config=configs())
 @examples(4)
-def test_and_so_for_any_config(config: Config, x64):
+def test_circuits_of_any_config_equal_the_dense_matrices(config: Config, x64):
     check_everything(config)
 
 
 def test_circuits_are_what_the_forward_pass_computes(x64):
-    """Without norms and positions, a score is x·QK·x and a head's output the pattern's mean of x·OV."""
+    """Without norms and positions, a score is x·QK·x, and the output of a head is the average of x·OV."""
     params = random_params(GROUPED, dtype=jnp.float64)
     sites = ("resid_pre", "scores", "pattern", "head_out")
     seen = forward(params, GROUPED, random_tokens(GROUPED, 5), capture=sites).activations
     state = seen["resid_pre"]
     qk, ov = qk_circuit(params, GROUPED).AB, ov_circuit(params, GROUPED).AB
-    scores = jnp.einsum("ltd,lnde,lse->lnts", state, qk, state) * GROUPED.score_scale
+    state = state[:, None]
+    scores = state @ qk @ state.mT * GROUPED.score_scale
     visible = np.tril(np.ones((5, 5), bool))
     np.testing.assert_allclose(seen["scores"][..., visible], scores[..., visible], atol=1e-12)
-    written = jnp.einsum("lnts,lsd,lnde->ltne", seen["pattern"], state, ov)
+    written = (seen["pattern"] @ (state @ ov)).swapaxes(1, 2)
     np.testing.assert_allclose(seen["head_out"], written, atol=1e-12)
 
 
@@ -153,7 +154,7 @@ def zeros(config: Config) -> Params:
     return jax.tree.map(lambda array: jnp.zeros(array.shape), abstract(config))
 
 
-def test_heads_made_by_hand_compose_as_they_were_made(x64):
+def test_heads_set_by_hand_compose_as_they_were_set(x64):
     """Layer 0, head 2 writes coordinate 5; layer 1 reads it: head 0 to query, head 1 for keys, head 3 as value."""
     config = ATTENTION_ONLY
     params = zeros(config)
@@ -178,7 +179,7 @@ def test_heads_made_by_hand_compose_as_they_were_made(x64):
 
 @pytest.mark.slow
 def test_chance_is_one_over_the_root_of_the_width():
-    """The mean square of random matrices' scores is exactly 1/d; a fresh model's scores lie about the mean."""
+    """The mean square of random matrices' scores is exactly 1/d; the scores of a new model are near the mean."""
     config = dataclasses.replace(SEED, d_model=48, d_head=6, n_heads=6)
     key = jax.random.key(1)
     mean, std = jax.jit(composition_baseline, static_argnames="samples")(config, key, samples=400)
@@ -193,7 +194,7 @@ def test_chance_is_one_over_the_root_of_the_width():
 
 
 def shapes(jaxpr: Any) -> set[tuple[int, ...]]:
-    """Of every value in a program, inner ones too."""
+    """Return the shapes of all values in a program and its inner programs."""
     found = {v.aval.shape for e in jaxpr.eqns for v in e.outvars}
     for equation in jaxpr.eqns:
         for inner in jaxprs_in_params(equation.params):
@@ -201,7 +202,7 @@ def shapes(jaxpr: Any) -> set[tuple[int, ...]]:
     return found
 
 
-def test_no_matrix_of_the_stream_s_or_the_vocabulary_s_square_is_formed():
+def test_no_d_by_d_or_v_by_v_matrix_is_formed():
     config = dataclasses.replace(MODERN, d_model=23, d_head=4, n_vocab=37)
     params = random_params(config)
 
@@ -219,7 +220,7 @@ def test_no_matrix_of_the_stream_s_or_the_vocabulary_s_square_is_formed():
 
 @pytest.mark.slow
 def test_scores_have_derivatives(x64):
-    """Against the difference quotient along a random direction; also where heads are wider than the stream."""
+    """Compare with finite differences along a random direction, for heads wider than the stream."""
     config = dataclasses.replace(GROUPED, d_head=12)
     params, direction = (random_params(config, seed, jnp.float64) for seed in (0, 1))
 
@@ -232,7 +233,7 @@ def test_scores_have_derivatives(x64):
     assert float(jax.jit(jax.grad(total))(0.0)) == pytest.approx(float(slope), rel=1e-5)
 
 
-def test_one_direction_read_and_written_at_both_ends():
+def test_a_direction_lists_tokens_at_both_ends():
     """One head: reads token 1 minus token 3, writes twice token 4 minus token 0."""
     config = dataclasses.replace(ATTENTION_ONLY, n_layers=1, n_heads=1, d_head=1, n_vocab=8)
     params = zeros(config)
@@ -258,22 +259,22 @@ def some(params: Params, config: Config) -> tuple[jax.Array, jax.Array]:
     return composition_scores(params, config, "k"), copying_score(params, config)
 
 
-def test_an_ensemble_of_models_is_read_in_one_call():
+def test_scores_can_be_vmapped_over_models():
     both = jax.tree.map(lambda *x: np.stack(x), *(random_params(GROUPED, seed) for seed in (0, 1)))
     read = jax.vmap(some, in_axes=(0, None))(jax.tree.map(jnp.asarray, both), GROUPED)
-    for ours, alone in zip(read, some(random_params(GROUPED, 1), GROUPED), strict=True):
-        np.testing.assert_allclose(ours[1], alone, rtol=1e-5, atol=1e-6)
+    for found, alone in zip(read, some(random_params(GROUPED, 1), GROUPED), strict=True):
+        np.testing.assert_allclose(found[1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_narrow_parameters_are_read_in_float32():
+def test_scores_of_bfloat16_parameters_are_float32():
     params = random_params(GROUPED, dtype=jnp.bfloat16)
     exact = some(jax.tree.map(lambda x: x.astype(jnp.float32), params), GROUPED)
-    for ours, wide in zip(some(params, GROUPED), exact, strict=True):
-        assert ours.dtype == jnp.float32
-        np.testing.assert_allclose(ours, wide, rtol=1e-5, atol=1e-6)
+    for found, wide in zip(some(params, GROUPED), exact, strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, wide, rtol=1e-5, atol=1e-6)
 
 
-def test_what_cannot_be_read_is_refused():
+def test_wrong_arguments_are_refused():
     params = random_params(SEED)
     with raises(ValueError, "kind='o'", "'q'", "'k'", "'v'"):
         composition_scores(params, SEED, "o")

@@ -1,4 +1,4 @@
-"""The stream taken apart: parts sum to the whole, in float64, biases included, for any Config."""
+"""Decompositions of the stream: components sum to the stream, in float64, with biases, for any Config."""
 
 import dataclasses
 from functools import partial
@@ -57,7 +57,7 @@ TOKENS = jnp.array([3, 1, 4])
 @example(config=BIGRAM)
 @given(config=configs())
 @examples(6)
-def test_parts_sum_to_the_stream_at_every_place(config: Config, x64):
+def test_components_sum_to_the_stream_at_every_layer(config: Config, x64):
     params, out = captured(config)
     acts = out.activations
     places = [(layer, False) for layer in range(config.n_layers + 1)]
@@ -87,7 +87,7 @@ def test_parts_sum_to_the_stream_at_every_place(config: Config, x64):
 
 
 @pytest.mark.slow
-def test_a_row_is_what_its_label_says(x64):
+def test_every_row_has_the_value_of_its_label(x64):
     params, out = captured(CLASSIC)
     acts = out.activations
     rows = dict(zip(component_labels(CLASSIC), decompose_resid(params, CLASSIC, acts), strict=True))
@@ -122,22 +122,22 @@ def test_a_parallel_mlp_reads_what_its_attention_reads(x64):
 @examples(6)
 def test_attributions_sum_to_the_logit_and_to_a_difference_of_logits(config: Config, x64):
     params, out = captured(config)
-    acts, places, cap = out.activations, jnp.arange(LENGTH), config.logit_cap
+    acts, places, cap = out.activations, jnp.arange(LENGTH), config.logit_soft_cap
     each, one, other = jnp.array([3, 0, 6, 2, 2]) % config.n_vocab, jnp.array(4), jnp.array(1)
-    asked = ((each, None), (one, None), (one, other), (each, each[::-1]))
+    pairs = ((each, None), (one, None), (one, other), (each, each[::-1]))
 
     @jax.jit
     def attribute(params, acts):
         parts = full_decomposition(params, config, acts)
         found = []
-        for tokens, minus in asked:
+        for tokens, minus in pairs:
             by_part = direct_logit_attribution(params, config, acts, parts, tokens, minus)
             found.append(by_part.sum(0) + final_bias(params, config, tokens, minus))
         return found, apply_norm(params, config, acts, parts).sum(0)
 
     found, normed = attribute(params, acts)
     logits = out.logits if cap is None else cap * jnp.arctanh(out.logits / cap)
-    for attributed, (tokens, minus) in zip(found, asked, strict=True):
+    for attributed, (tokens, minus) in zip(found, pairs, strict=True):
         expected = logits[places, tokens]
         agree(attributed, expected if minus is None else expected - logits[places, minus])
     bias = 0.0 if params.final_norm is None or params.final_norm.b is None else params.final_norm.b
@@ -162,14 +162,14 @@ def test_the_last_row_of_the_lens_is_the_model_and_each_row_has_its_own_scale(co
     assert labels[-1] == "final_post"
     agree(read[-1], out.logits)
     if config.norm != "none" and config.norm_epsilon < 1e-4:
-        # Were all divided by one scale, a stream seven times as large would have other logits.
+        # With one scale for all rows, a stream seven times as large would have other logits.
         spread = np.abs(np.asarray(larger) - np.asarray(read)).max()
         assert spread < 1e-2 * np.abs(np.asarray(read)).max()
 
 
 @pytest.mark.slow
 def test_the_lens_is_the_model_s_logits_bit_for_bit_in_each_dtype():
-    """No cast that the model does not make."""
+    """The lens casts nothing that the model does not."""
     params, tokens = random_params(LAYERED_NORM), random_tokens(LAYERED_NORM, LENGTH)
     sites = ("resid_pre", "resid_post")
     for dtype in ("float32", "bfloat16"):
@@ -208,7 +208,7 @@ def test_heads_come_from_what_was_captured_and_the_remainder_is_the_rest(x64):
     assert labels == ["L0H0", "L0H1", "L0H2", "L0H3", "remainder"]
     agree(rows.sum(0), acts["resid_pre"][1])
     agree(rows[-1], acts["embed"] + acts["mlp_out"][0])
-    # A head that an edit silenced wrote nothing, whatever its z: what head_out shows counts.
+    # A head that an edit set to zero wrote nothing, whatever its z: head_out is used if present.
     silent = acts | {"head_out": jnp.zeros_like(acts["head_out"])}
     assert not np.any(head_results(params, MODERN, silent))
 
@@ -233,7 +233,7 @@ def test_neurons_sum_to_their_layer_and_are_projected_without_being_formed(x64):
     assert not any(formed in shapes for formed in ("12x5x8xf64", "12x8x5xf64"))
 
 
-def test_neurons_of_a_layer_that_is_not_there_are_none_when_traced():
+def test_neurons_of_a_traced_layer_out_of_range_are_nan():
     params, out = random_params(SEED), forward(random_params(SEED), SEED, TOKENS, capture=("post",))
     found = jax.jit(lambda layer: neuron_results(params, SEED, out.activations, layer))
     for layer in (-1, 2):
@@ -251,15 +251,15 @@ def test_narrow_neurons_are_projected_in_float32():
     np.testing.assert_allclose(found, expected.T, rtol=1e-6)
 
 
-def test_the_scale_that_an_edit_set_and_the_places_that_were_read_count(x64):
+def test_an_edited_scale_and_logits_at_are_used(x64):
     params, tokens = tame(LAYERED_NORM), random_tokens(LAYERED_NORM, LENGTH)
     edit = lambda site, layer, value: value * 3.0 if site == "final_scale" else value  # noqa: E731
     sites, read = ("embed", "pos_embed", "attn_out", "mlp_out", "final_scale"), jnp.array([-1, 2])
-    out = forward(params, LAYERED_NORM, tokens, capture=sites, edit=edit, read=read)
+    out = forward(params, LAYERED_NORM, tokens, capture=sites, edit=edit, logits_at=read)
     parts = decompose_resid(params, LAYERED_NORM, out.activations)
     wrote = direct_logit_attribution(params, LAYERED_NORM, out.activations, parts[:, read], 2)
     agree(wrote.sum(0) + final_bias(params, LAYERED_NORM, 2), out.logits[:, 2])
-    with raises(ValueError, 5, 2, "read"):
+    with raises(ValueError, 5, 2, "logits_at"):
         direct_logit_attribution(params, LAYERED_NORM, out.activations, parts, 2)
 
 
@@ -285,7 +285,7 @@ def test_a_batch_by_vmap_and_a_derivative(x64):
     agree(slope[0, 2], logit_directions(params, LAYERED_NORM, out.activations, 1)[2])
 
 
-def test_a_token_outside_the_vocabulary_has_no_logit(x64):
+def test_a_token_outside_the_vocabulary_is_refused_or_nan(x64):
     params, out = captured(LAYERED_NORM)
     parts = decompose_resid(params, LAYERED_NORM, out.activations)
     attribute = partial(direct_logit_attribution, params, LAYERED_NORM, out.activations, parts)
@@ -295,7 +295,7 @@ def test_a_token_outside_the_vocabulary_has_no_logit(x64):
     assert np.isnan(jax.jit(partial(final_bias, params, LAYERED_NORM))(jnp.array(11)))
 
 
-def test_what_cannot_be_taken_apart_is_refused(x64):
+def test_wrong_arguments_are_refused(x64):
     params, out = captured(CLASSIC)
     acts = out.activations
     without = {site: value for site, value in acts.items() if site not in ("attn_out", "embed")}
@@ -328,7 +328,7 @@ def test_what_cannot_be_taken_apart_is_refused(x64):
         (lambda: logit_directions(params, CLASSIC, acts, jnp.ones(5, int), jnp.ones(3, int)),
          ("tokens", "(5,)", "minus", "(3,)")),
         (lambda: final_bias(params, CLASSIC, jnp.ones(5, int), jnp.ones(3, int)), ("tokens", "(5,)", "minus", "(3,)")),
-        (lambda: apply_norm(params, CLASSIC, acts, parts[:, -1:]), (1, 5, "read")),
+        (lambda: apply_norm(params, CLASSIC, acts, parts[:, -1:]), (1, 5, "logits_at")),
         (lambda: apply_norm(unstack(params), CLASSIC, acts, parts, 0), ("init",)),
     ]  # fmt: skip
     for call, named in cases:

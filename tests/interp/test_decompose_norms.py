@@ -1,4 +1,4 @@
-"""The stream taken apart where layers end in norms: parts of what is normed are parts of the normed."""
+"""Decompositions of models with a norm after each layer: components sum to the output of the norm."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +13,8 @@ from tests.helpers.models import NAMED
 
 @pytest.mark.slow(unless=("gemma",))
 @pytest.mark.parametrize("name", ["gemma", "olmo"])
-def test_parts_of_a_sum_that_is_normed_are_parts_of_the_normed_sum(name: str, x64):
-    """Whose norms have no bias, and whose MLPs have none either."""
+def test_components_of_a_layer_sum_to_its_normed_output(name: str, x64):
+    """For models without biases in norms and MLPs."""
     config = NAMED[name]
     params, out = captured(config)
     acts = out.activations
@@ -28,10 +28,10 @@ def test_parts_of_a_sum_that_is_normed_are_parts_of_the_normed_sum(name: str, x6
     towards = logit_directions(params, config, acts, 3, 5)
     written = direct_logit_attribution(params, config, acts, neurons, 3, 5)
     agree(neuron_results(params, config, acts, 1, onto=towards), written)
-    for site, asked in (
+    for site, decompose in (
         ("attn_post_scale", lambda acts: head_results(params, config, acts)),
         ("mlp_post_scale", lambda acts: neuron_results(params, config, acts, 1)),
         ("mlp_post_scale", lambda acts: full_decomposition(params, config, acts, neurons=True)),
     ):
         with raises(ValueError, site, "capture"):
-            asked({name: value for name, value in acts.items() if name != site})
+            decompose({name: value for name, value in acts.items() if name != site})

@@ -1,4 +1,4 @@
-"""Edits as data: each does to one place what a line of numpy does, and refuses a place that is not there."""
+"""Edits as data: each equals a line of numpy, and refuses a site, layer or index that does not exist."""
 
 import inspect
 from dataclasses import replace
@@ -20,7 +20,7 @@ from jaxformer.interp.edit import (
     patch_layers,
     steer,
 )
-from jaxformer.interp.engine.parts import checked, part
+from jaxformer.interp.engine.axes import checked, part
 from jaxformer.model.sites import SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import ATTENTION_ONLY, MODERN, SEED, random_params, random_tokens
@@ -32,7 +32,7 @@ EVERY = ("resid_pre", "k", "pattern", "z", "post", "mlp_out")
 
 @jax.jit
 def seen(edit: Any) -> dict:
-    """An edit is a pytree, so it may be an argument of a compiled function."""
+    """Run with an edit, which as a pytree may be an argument of a compiled function."""
     return forward(PARAMS, MODERN, TOKENS, edit=edit, capture=EVERY).activations
 
 
@@ -43,7 +43,7 @@ def changed(found: dict, site: str) -> np.ndarray:
     return np.asarray(found[site] != PLAIN[site])
 
 
-def test_a_part_is_where_numpy_s_index_is():
+def test_a_mask_equals_numpy_s_index():
     shape = (5, 2, 4)
     two = {"position": jnp.array([0, 2]), "head": 0}
     for index, where in (
@@ -54,7 +54,7 @@ def test_a_part_is_where_numpy_s_index_is():
         np.testing.assert_array_equal(np.broadcast_to(part("k", shape, index), shape), expected)
 
 
-def test_a_patch_changes_its_part_alone():
+def test_a_patch_changes_only_its_part():
     new = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 4)), jnp.float32)
     found = seen(patch("k", 1, {"position": 3, "head": 1}, new))
     expected = PLAIN["k"].at[1, 3, 1].set(new[3, 1])
@@ -84,12 +84,12 @@ def test_steering_adds_a_direction():
     assert jnp.isfinite(narrow.logits).all()
 
 
-def test_a_frozen_pattern_is_another_run_s():
+def test_a_frozen_pattern_is_that_of_another_run():
     other = forward(PARAMS, MODERN, TOKENS[::-1], capture=("pattern",)).activations["pattern"]
     np.testing.assert_array_equal(seen(freeze_pattern(other))["pattern"], other)
 
 
-def test_what_is_knocked_out_gets_no_attention():
+def test_a_knocked_out_key_gets_no_attention():
     found = seen(knock_out(4, jnp.array([1, 2]), layer=1))["pattern"]
     assert (found[1, :, 4, 1:3] == 0).all()
     np.testing.assert_allclose(found.sum(-1), np.ones_like(found.sum(-1)), rtol=1e-6)
@@ -97,14 +97,14 @@ def test_what_is_knocked_out_gets_no_attention():
     np.testing.assert_array_equal(found[1, :, :4], PLAIN["pattern"][1, :, :4])
 
 
-def test_a_chain_is_one_after_another():
+def test_a_chain_applies_edits_in_order():
     direction = jnp.ones(8)
     both = seen(chain(steer(1, direction), at("resid_pre", 1, lambda value: 2 * value)))
     np.testing.assert_allclose(both["resid_pre"][1], 2 * (PLAIN["resid_pre"][1] + 1), rtol=1e-6)
 
 
 def test_an_edit_is_built_inside_a_vmapped_function():
-    """Layer, index and value may all be traced: one program for a sweep."""
+    """Layer, index and value may all be traced, so a sweep is one program."""
 
     def one(layer, head, value):
         return seen(patch("z", layer, {"head": head}, value))["z"]
@@ -129,13 +129,13 @@ def test_derivatives_pass_through_an_edit():
 
 
 @pytest.mark.slow
-def test_generation_takes_such_an_edit():
+def test_generation_takes_an_edit():
     silent = generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=ablate("z", 1))
     plain = generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0))
     assert not (silent.log_probs == plain.log_probs).all()
 
 
-def test_generation_refuses_what_a_pass_would():
+def test_generation_refuses_what_forward_refuses():
     for edit, named in ((ablate("z", 7), "layer=7"), (ablate("pos_embed"), "pos_embed")):
         with raises(ValueError, named):
             generate(PARAMS, MODERN, TOKENS, 3, jax.random.key(0), edit=edit, edit_from=1)
@@ -166,7 +166,7 @@ def test_generation_refuses_what_a_pass_would():
         (lambda: patch_layers("embed", None, jnp.ones((5, 8))), ("embed", "patch")),
     ],
 )
-def test_what_cannot_be_is_refused_where_it_is_built(build, named: tuple):
+def test_a_wrong_edit_is_refused_when_it_is_built(build, named: tuple):
     with raises(ValueError, *named):
         build()
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused_where_it_is_built(build, named: tuple):
         (at("z", 0, lambda value: value[0]), ("(4, 4)", "z", "(5, 4, 4)")),
     ],
 )
-def test_a_pass_that_never_comes_there_says_so(edit, named: tuple):
+def test_a_pass_without_the_layer_or_index_refuses_the_edit(edit, named: tuple):
     with raises(ValueError, *named):
         forward(PARAMS, MODERN, TOKENS, edit=edit)
 
@@ -203,7 +203,7 @@ def test_a_pass_that_never_comes_there_says_so(edit, named: tuple):
         (knock_out(1, 0), MODERN, Compute(kernel="fused"), ("kernel='fused'", "scores")),
     ],
 )
-def test_a_model_or_a_kernel_without_the_site_says_so(edit, config, compute, named: tuple):
+def test_a_model_or_kernel_without_the_site_refuses_the_edit(edit, config, compute, named: tuple):
     params, tokens = random_params(config), random_tokens(config, 5)
     with raises(ValueError, *named):
         forward(params, config, tokens, edit=edit, compute=compute)

@@ -1,4 +1,4 @@
-"""A FactoredMatrix is its product in all but the cost: every law compares it with the dense matrix."""
+"""A FactoredMatrix equals its product: every test compares it with the dense matrix."""
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ def factored(leading, d, r, e, seed: int = 0) -> FactoredMatrix:
     return FactoredMatrix(A, B)
 
 
-def same(ours, dense, atol: float = 1e-12) -> None:
-    np.testing.assert_allclose(getattr(ours, "AB", ours), dense, rtol=0, atol=atol)
+def same(found, dense, atol: float = 1e-12) -> None:
+    np.testing.assert_allclose(getattr(found, "AB", found), dense, rtol=0, atol=atol)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
-def test_its_numbers_are_the_dense_matrix_s(name: str, x64):
+def test_norm_svd_and_indexing_equal_the_dense_matrix_s(name: str, x64):
     leading, d, r, e = SHAPES[name]
     matrix = factored(leading, d, r, e)
     dense = np.asarray(matrix.A) @ np.asarray(matrix.B)
@@ -55,11 +55,11 @@ def test_eigenvalues_and_trace_of_a_square_matrix(name: str, x64):
     matrix = factored(leading, d, r, e)
     dense = np.asarray(matrix.A) @ np.asarray(matrix.B)
     same(matrix.trace, np.trace(dense, axis1=-2, axis2=-1))
-    ours = np.asarray(matrix.eigenvalues)
-    assert ours.shape == (*leading, min(d, r))
-    missing = np.zeros((*leading, d - ours.shape[-1]))
-    theirs = np.sort_complex(np.linalg.eigvals(dense).round(9))
-    same(np.sort_complex(np.concatenate([ours, missing], -1).round(9)), theirs, atol=1e-8)
+    found = np.asarray(matrix.eigenvalues)
+    assert found.shape == (*leading, min(d, r))
+    missing = np.zeros((*leading, d - found.shape[-1]))
+    expected = np.sort_complex(np.linalg.eigvals(dense).round(9))
+    same(np.sort_complex(np.concatenate([found, missing], -1).round(9)), expected, atol=1e-8)
 
 
 def test_products_on_both_sides_keep_the_smaller_inner_axis(x64):
@@ -71,8 +71,8 @@ def test_products_on_both_sides_keep_the_smaller_inner_axis(x64):
         (matrix, normal(6, 3), 2),
         (matrix, normal(2, 3, 6, 1), 2),
         (normal(3, 5), matrix, 2),
-        (np.asarray(normal(3, 5)), matrix, 2),  # numpy leaves it to us
-        (matrix @ normal(6, 1), normal(1, 7), 1),  # through one column: no wider than that
+        (np.asarray(normal(3, 5)), matrix, 2),  # NumPy leaves it to FactoredMatrix
+        (matrix @ normal(6, 1), normal(1, 7), 1),  # through one column, so the rank is 1
         (normal(7, 1), normal(1, 5) @ matrix, 1),
     ]:
         product = left @ right
@@ -94,14 +94,14 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES, ids=str)
-def test_an_index_takes_what_it_takes_from_the_dense_matrix(index, x64):
+def test_indexing_equals_indexing_the_dense_matrix(index, x64):
     matrix = factored((2, 3), 5, 2, 6)
     taken, dense = matrix[index], matrix.AB[index]
     assert taken.shape == dense.shape
     same(taken, dense)
 
 
-def test_rows_and_columns_are_chosen_each_for_itself(x64):
+def test_rows_and_columns_are_indexed_independently(x64):
     matrix = factored((), 5, 2, 6)
     rows, columns = jnp.array([4, 0]), jnp.array([1, 1, 5])
     same(matrix[rows, columns], np.asarray(matrix.AB)[np.ix_([4, 0], [1, 1, 5])])
@@ -112,13 +112,13 @@ def test_a_loop_over_the_first_axis_ends():
     assert [m.shape for m in factored((2,), 3, 1, 4)] == [(3, 4)] * 2
 
 
-def test_leading_axes_are_so_many_matrices(x64):
-    """Under vmap over layers and heads; and factors that share an axis in front are broadcast."""
+def test_leading_axes_index_several_matrices(x64):
+    """The same numbers come from vmap; factors with different leading axes are broadcast."""
     matrix = factored((2, 3), 5, 2, 5)
     numbers = lambda m: (m.norm(), m.svd().S, m.trace, (m @ m)[0], (m.T * 2.0).AB)  # noqa: E731
     mapped = jax.jit(jax.vmap(jax.vmap(numbers)))(matrix)
-    for ours, one_by_one in zip(mapped, numbers(matrix)[:3], strict=False):
-        same(ours, one_by_one)
+    for found, one_by_one in zip(mapped, numbers(matrix)[:3], strict=False):
+        same(found, one_by_one)
     same(mapped[3], (np.asarray(matrix.AB) @ np.asarray(matrix.AB))[..., 0, :])
     same(mapped[4], 2 * matrix.T.AB)
     shared = FactoredMatrix(matrix.A, matrix.B[0, 0])
@@ -138,10 +138,10 @@ def test_it_is_a_tree_of_two_named_arrays():
 @pytest.mark.parametrize("name", ["square", "wide inside"])
 def test_its_norm_has_the_dense_matrix_s_derivative(name: str, x64):
     matrix = factored(*SHAPES[name])
-    ours = jax.grad(lambda m: m.norm().sum())(matrix)
-    theirs = jax.grad(lambda m: jnp.sqrt(jnp.square(m.AB).sum((-2, -1))).sum())(matrix)
-    same(ours.A, theirs.A)
-    same(ours.B, theirs.B)
+    found = jax.grad(lambda m: m.norm().sum())(matrix)
+    expected = jax.grad(lambda m: jnp.sqrt(jnp.square(m.AB).sum((-2, -1))).sum())(matrix)
+    same(found.A, expected.A)
+    same(found.B, expected.B)
     at_zero = jax.grad(lambda m: m.norm().sum())(matrix * 0.0)
     np.testing.assert_array_equal(at_zero.A, 0.0)
 
@@ -161,19 +161,19 @@ def test_its_norm_has_the_dense_matrix_s_derivative(name: str, x64):
         (lambda m: m[jnp.array([[0, 1]])], IndexError, ("(1, 2)",)),
     ],
 )
-def test_what_has_no_meaning_is_refused(wrong, error, named: tuple):
+def test_wrong_operands_and_indices_are_refused(wrong, error, named: tuple):
     with raises(error, *named):
         wrong(factored((), 3, 1, 4))
 
 
-def test_what_is_no_number_stays_none():
+def test_nan_stays_nan():
     bad = FactoredMatrix(jnp.array([[jnp.nan], [1.0]]), jnp.ones((1, 2)))
     assert jnp.isnan(bad.norm())
     assert jnp.isnan(quotient(jnp.array(1.0), jnp.array(jnp.nan)))
     assert jnp.isnan(quotient(jnp.array(jnp.nan), jnp.array(2.0)))
 
 
-def test_narrow_factors_are_measured_in_float32():
+def test_numbers_of_bfloat16_factors_are_float32():
     matrix = jax.tree.map(lambda x: x.astype(jnp.bfloat16), factored((), 5, 2, 5))
     for number in (matrix.norm(), matrix.S, matrix.trace, matrix.eigenvalues.real):
         assert number.dtype == jnp.float32

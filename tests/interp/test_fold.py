@@ -1,4 +1,4 @@
-"""Folds: each keeps the logits, or the log-probabilities, of any model, and leaves what it promises."""
+"""Folds: each keeps the logits, or the log-probabilities, of any model, and does what it promises."""
 
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ from jaxformer.interp.fold import (
     refactor_qk_ov,
 )
 from jaxformer.interp.refactor import svd_of_product
-from jaxformer.model.params import check_params
+from jaxformer.model.checks import check_params
 from tests.helpers.errors import raises
 from tests.helpers.exact import agree, tame
 from tests.helpers.examples import examples
@@ -47,14 +47,14 @@ BIGRAM = dataclasses.replace(LAYER_NORM, n_layers=0)
 
 
 def folds(config: Config) -> dict[str, Any]:
-    """Those that a foldable Config takes, and all of them in turn."""
+    """Return the folds that a foldable Config takes, and all of them in sequence."""
     can_act = {
         center_writing: config.norm == "layer" and config.norm_place == "before",
         fold_norm: config.norm != "none",
         refactor_qk: config.position != "rotary" and config.qk_norm == "none",
         refactor_ov: True,
         fold_value_bias: True,
-        center_unembed: config.logit_cap is None,
+        center_unembed: config.logit_soft_cap is None,
     }
     chosen: dict[str, Any] = {fold.__name__: fold for fold, can in can_act.items() if can}
 
@@ -72,7 +72,7 @@ def folds(config: Config) -> dict[str, Any]:
 @example(config=BIGRAM)
 @given(config=configs())
 @examples(3)
-def test_every_fold_keeps_what_the_model_says(config: Config, x64):
+def test_every_fold_keeps_the_logits_or_log_probabilities(config: Config, x64):
     params, tokens = tame(config), random_tokens(config, LENGTH)
 
     @jax.jit
@@ -81,7 +81,7 @@ def test_every_fold_keeps_what_the_model_says(config: Config, x64):
         folded = {name: fold(first, ready) for name, fold in folds(ready).items()}
         for after in folded.values():
             check_params(after, ready)
-        # One program for the forward pass of all of them.
+        # Compile the forward pass once for all folds.
         stack = jax.tree.map(lambda *arrays: jnp.stack(arrays), first, *folded.values())
         logits = jax.vmap(lambda params: forward(params, ready, tokens).logits)(stack)
         return forward(params, config, tokens).logits, logits
@@ -89,18 +89,18 @@ def test_every_fold_keeps_what_the_model_says(config: Config, x64):
     expected, logits = run(params)
     named = dict(zip(["foldable", *folds(config)], logits, strict=True))
     for name, found in named.items():
-        shifted = name in ("center_unembed", "every") and config.logit_cap is None
+        shifted = name in ("center_unembed", "every") and config.logit_soft_cap is None
         said = jax.nn.log_softmax if shifted else jnp.asarray
         agree(said(found), said(expected), name)
 
 
-def test_foldable_adds_zeros_and_no_more(x64):
+def test_foldable_adds_only_zeros(x64):
     params: Any
     ready, params = foldable(before := tame(MODERN), MODERN)
     assert ready == dataclasses.replace(MODERN, bias="all", unembed_bias=True)
     assert not np.any(params.b_U)
     assert not np.any(params.blocks.attn.b_O)
-    assert params.final_norm.b is None  # rms has none
+    assert params.final_norm.b is None  # an RMSNorm has no bias
     np.testing.assert_array_equal(params.blocks.attn.b_Q, before.blocks.attn.b_Q)
     again, twice = foldable(params, ready)
     assert again == ready
@@ -132,7 +132,7 @@ def test_a_folded_norm_only_divides(norm: Any, plus_one: bool, x64):
 
 
 @pytest.mark.slow
-def test_what_is_centred_has_no_mean(x64):
+def test_centred_weights_have_mean_zero(x64):
     learned = dataclasses.replace(LAYER_NORM, position="learned", n_context=9)
     params: Any = center_writing(tame(learned), learned)
     attn, mlp = params.blocks.attn, params.blocks.mlp
@@ -179,14 +179,14 @@ def test_a_head_s_coordinates_are_orthogonal_and_in_order(config: Config, x64):
     )
     for layer, key in np.ndindex(config.n_layers, config.sizes["k"]):
         heads = slice(group * key, group * (key + 1))
-        # The bilinear form of queries and keys, and what is moved, are the same...
+        # The QK and OV circuits are the same...
         for head in range(heads.start, heads.stop):
             agree(Q[layer, head] @ K[layer, key].T, before_Q[layer, head] @ before_K[layer, key].T)
             moved, expected = (
                 own.W_V[layer, :, key] @ own.W_O[layer, head] for own in (attn, before.blocks.attn)
             )
             agree(moved, expected)
-        # ... in coordinates that are orthogonal, the strongest first, as strong in Q as in K.
+        # ... with orthogonal coordinates, the strongest first, and equally strong in Q and K.
         grams: dict[str, Any] = {
             "q": sum(q.T @ q for q in Q[layer, heads]),
             "k": K[layer, key].T @ K[layer, key],
@@ -215,7 +215,7 @@ def test_the_decomposition_of_a_product_is_that_of_the_matrix(rows, width, colum
 
 
 @pytest.mark.slow
-def test_folds_go_through_jit_vmap_and_grad(x64):
+def test_folds_work_under_jit_vmap_and_grad(x64):
     seeds = [tame(LAYER_NORM, seed) for seed in range(2)]
     ensemble = jax.tree.map(lambda *arrays: jnp.stack(arrays), *seeds)
     tokens = random_tokens(LAYER_NORM, LENGTH)
@@ -242,14 +242,14 @@ def test_folds_go_through_jit_vmap_and_grad(x64):
 
 
 @pytest.mark.slow
-def test_narrow_parameters_stay_narrow():
+def test_folds_keep_the_dtype_of_parameters():
     config = dataclasses.replace(LAYER_NORM, n_layers=1)
     params = random_params(config, dtype=jnp.bfloat16)
     for fold in folds(config).values():
         assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(fold(params, config)))
 
 
-def test_a_fold_that_cannot_act_is_refused(x64):
+def test_a_fold_that_does_not_apply_is_refused(x64):
     untied = dataclasses.replace(CLASSIC, tied=False)
     cases = [
         (fold_norm, SEED, ('norm="none"',)),
@@ -264,7 +264,7 @@ def test_a_fold_that_cannot_act_is_refused(x64):
         (fold_norm, dataclasses.replace(LAYER_NORM, bias="all_but_qkv"), ('bias="all_but_qkv"', "qkv", "foldable")),
         (center_writing, dataclasses.replace(LAYER_NORM, norm_place="both"),
          ('norm_place="both"', 'norm_place="before"')),
-        (center_unembed, dataclasses.replace(LAYER_NORM, logit_cap=9.0), ("logit_cap=9.0",)),
+        (center_unembed, dataclasses.replace(LAYER_NORM, logit_soft_cap=9.0), ("logit_soft_cap=9.0",)),
         (refactor_qk, dataclasses.replace(SEED, qk_norm="head"), ('qk_norm="head"', "refactor_ov")),
         (refactor_qk_ov, MODERN, ('position="rotary"', "refactor_ov")),
     ]  # fmt: skip

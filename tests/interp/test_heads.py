@@ -1,4 +1,4 @@
-"""Scores of heads: certain on patterns made by hand, and sums over plain numpy indices on any other."""
+"""Scores of heads: known values for patterns set by hand, and sums in plain numpy for any other."""
 
 from functools import partial
 from typing import Any
@@ -26,13 +26,13 @@ from tests.helpers.models import MODERN, SEED, WINDOWED, random_params, random_t
 
 
 def looking_back(back: int, length: int) -> np.ndarray:
-    """A head that attends to the token so far back, or to the current one where there is none."""
+    """Return the pattern of a head that attends `back` tokens back, or to the current token at the start."""
     pattern, here = np.zeros((length, length), np.float32), np.arange(length)
     pattern[here, np.where(here < back, here, here - back)] = 1.0
     return pattern
 
 
-def test_a_head_that_does_nothing_else_scores_one():
+def test_a_head_that_only_does_what_is_scored_scores_one():
     previous, induction = looking_back(1, 12), looking_back(4, 12)
     patterns = jnp.asarray(np.stack([previous, induction]))
     np.testing.assert_array_equal(previous_token_score(patterns), [1.0, 0.0])
@@ -40,19 +40,19 @@ def test_a_head_that_does_nothing_else_scores_one():
     np.testing.assert_array_equal(pattern_entropy(patterns), [0.0, 0.0])
 
 
-def test_a_head_that_looks_everywhere_has_the_entropy_of_that():
+def test_a_head_with_uniform_attention_has_the_entropy_of_the_uniform_distribution():
     length = 9
     uniform = np.tril(np.ones((length, length))) / np.arange(1, length + 1)[:, None]
     patterns = jnp.asarray(uniform[None], jnp.float32)
     expected = np.log(np.arange(1, length + 1)).mean()
     np.testing.assert_allclose(pattern_entropy(patterns), [expected], rtol=1e-6)
-    # A query at t gives each of t + 1 tokens its share.
+    # A query at t attends to t + 1 tokens equally.
     for score, first in ((previous_token_score(patterns), 2), (induction_score(patterns, 3), 4)):
         expected = (1 / np.arange(first, length + 1)).mean()
         np.testing.assert_allclose(score, [expected], rtol=1e-6)
 
 
-def test_layers_are_scored_as_one_alone():
+def test_a_stack_of_layers_scores_as_each_layer_alone():
     rng = np.random.default_rng(0)
     patterns = rng.random((2, 3, 7, 7)).astype(np.float32)
     for score in (previous_token_score, pattern_entropy, lambda p: induction_score(p, 3)):
@@ -61,14 +61,14 @@ def test_layers_are_scored_as_one_alone():
         np.testing.assert_allclose(stacked[1], score(jnp.asarray(patterns[1])), rtol=1e-6)
 
 
-def test_patterns_without_what_is_looked_for_are_refused():
+def test_patterns_that_cannot_be_scored_are_refused():
     with raises(ValueError, 1, 2):
         previous_token_score(jnp.ones((1, 1, 1)))
     with raises(ValueError, 4, 5):
         induction_score(jnp.ones((1, 4, 4)), period=4)
     with raises(ValueError, "period=1", 2):
         induction_score(jnp.ones((1, 4, 4)), period=1)
-    rows = jnp.eye(10, k=-1)[None, 4:]  # of queries that began later, as after a cache
+    rows = jnp.eye(10, k=-1)[None, 4:]  # the queries start later than the keys, as with a cache
     for score in (previous_token_score, partial(induction_score, period=4)):
         with raises(ValueError, 6, 10):
             score(rows)
@@ -91,7 +91,7 @@ def test_the_entropy_of_a_causal_pattern_has_a_derivative(x64):
     np.testing.assert_allclose(jax.grad(entropy)(1.0), by_hand, rtol=1e-6)
 
 
-def test_a_traced_token_outside_the_vocabulary_is_no_score():
+def test_a_traced_token_outside_the_vocabulary_gives_nan():
     params = random_params(SEED)
     score = jax.jit(lambda tokens: head_scores(params, SEED, tokens, "previous_token"))
     assert np.isnan(score(jnp.array([1, 2, SEED.n_vocab, 3]))).all()
@@ -107,7 +107,7 @@ TOKENS = np.array([5, 2, 5, 5, 9, 2])
 
 
 def test_targets_are_what_their_names_say():
-    """Written out from the definitions, one pair of tokens at a time."""
+    """Compare with the definitions, one pair of tokens at a time."""
     t = len(TOKENS)
     previous, duplicate, induction = np.zeros((3, t, t))
     for here in range(t):
@@ -118,11 +118,13 @@ def test_targets_are_what_their_names_say():
     np.testing.assert_array_equal(previous_token_target(t), previous)
     np.testing.assert_array_equal(duplicate_token_target(jnp.asarray(TOKENS)), duplicate)
     np.testing.assert_array_equal(induction_target(jnp.asarray(TOKENS)), induction)
-    assert induction[3, 3] == 1  # the second of two like tokens: its own place follows the first
+    assert (
+        induction[3, 3] == 1
+    )  # the second of two equal tokens: its own position follows the first
     assert previous_token_target(1).shape == (1, 1)
 
 
-def test_a_head_that_looks_at_duplicates_alone_scores_one():
+def test_a_head_that_attends_only_to_duplicates_scores_one():
     target = duplicate_token_target(jnp.asarray(TOKENS))
     rest = np.eye(len(TOKENS)) * (np.asarray(target).sum(-1, keepdims=True) == 0)
     perfect = np.asarray(target / jnp.maximum(target.sum(-1, keepdims=True), 1)) + rest
@@ -137,7 +139,7 @@ def test_a_head_that_looks_at_duplicates_alone_scores_one():
 
 
 def matched(pattern, target, measure: str, first: bool, current: bool) -> float:
-    """The definition, one entry at a time."""
+    """Compute the score from its definition, one entry at a time."""
     attention = hit = missed = 0.0
     for (here, there), p in np.ndenumerate(pattern):
         if (first and there == 0) or (current and here == there):
@@ -157,17 +159,19 @@ def test_a_match_is_a_sum_over_pairs_of_tokens(measure: str, x64):
     before = patterns.copy()
     for first in (False, True):
         for current in (False, True):
-            ours = match_score(
+            found = match_score(
                 jnp.asarray(patterns), target,
                 measure=measure, exclude_first=first, exclude_current=current,
             )  # fmt: skip
             each = patterns.reshape(6, 6, 6)
-            theirs = np.reshape([matched(p, target, measure, first, current) for p in each], (2, 3))
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+            expected = np.reshape(
+                [matched(p, target, measure, first, current) for p in each], (2, 3)
+            )
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(patterns, before)
 
 
-def test_a_match_is_one_for_the_target_itself_and_nothing_where_all_is_excluded():
+def test_a_match_is_one_for_the_target_itself_and_zero_if_all_is_excluded():
     back = looking_back(1, 6)
     target = jnp.asarray(back)
     asleep = np.zeros_like(back)
@@ -198,12 +202,12 @@ def test_all_heads_are_scored_on_all_prompts_in_one_program(config: Config):
         expected = [match_score(p, own, exclude_first=True) for p, own in pairs]
         assert found.shape == (config.n_layers, config.n_heads)
         np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-5, atol=1e-6)
-    # A custom pattern for each prompt is as good as a name.
+    # An array with a pattern for each prompt gives the same as a name.
     np.testing.assert_array_equal(scores(np.asarray(targets)), scores("induction"))
 
 
-def test_another_target_needs_no_other_program():
-    """But for the few operations that make the target itself, which are compiled beforehand here."""
+def test_another_target_compiles_nothing():
+    """Except the few operations that compute the target, which are compiled beforehand here."""
     params = random_params(SEED)
     prompts = jnp.stack([random_tokens(SEED, 6, seed) for seed in range(3)])
     targets = np.asarray(jax.vmap(induction_target)(prompts)), np.eye(6, dtype=np.float32)
@@ -243,7 +247,7 @@ def test_one_prompt_is_a_batch_of_one():
 
 
 def by_hand(config: Config, moved: np.ndarray) -> Params:
-    """One head, whose full OV circuit is this matrix: the embedding is the identity, the head the rest."""
+    """Return a model with one head whose full OV circuit is this matrix; the embedding is the identity."""
     params: Any = jax.tree.map(lambda array: jnp.zeros(array.shape), abstract(config))
     attn = params.blocks.attn._replace(
         W_V=jnp.eye(6)[None, :, None], W_O=jnp.asarray(moved)[None, None]
@@ -255,7 +259,7 @@ def test_a_head_that_copies_scores_one_and_one_that_suppresses_minus_one(x64):
     config = Config(n_layers=1, d_model=6, n_heads=1, d_head=6, d_mlp=0, n_vocab=6)
     score = jax.jit(copying_score, static_argnums=1)
     half, eye = np.diag([1.0, 1.0, 1.0, -1.0, 0.0, 0.0]), np.eye(6)
-    successor = np.roll(eye, 1, axis=1)  # each token raises the next one's logit
+    successor = np.roll(eye, 1, axis=1)  # each token raises the logit of the next
     for moved, expected in (
         (eye, 1.0), (-0.5 * eye, -1.0), (half, 0.5), (successor, 0.0), (0 * half, 0.0)
     ):  # fmt: skip
@@ -275,6 +279,6 @@ def test_a_head_that_copies_scores_one_and_one_that_suppresses_minus_one(x64):
          ("kernel='fused'", "pattern", "kernel='einsum'")),
     ],
 )  # fmt: skip
-def test_scores_of_what_is_not_there_are_refused(tokens, target, options, named: tuple):
+def test_wrong_tokens_and_targets_are_refused(tokens, target, options, named: tuple):
     with raises(ValueError, *named):
         head_scores(random_params(SEED), SEED, jnp.asarray(tokens), target, **options)

@@ -1,4 +1,4 @@
-"""Derivatives between sites: products agree with the whole Jacobian and with small steps; what is refused."""
+"""Derivatives between sites: products agree with the full Jacobian and with small steps."""
 
 import inspect
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxformer import forward
-from jaxformer.interp.jacobian import _place, jacobian, jvp_between, vjp_between
-from jaxformer.model.sites import WHOLE
+from jaxformer.interp.jacobian import _check_place, jacobian, jvp_between, vjp_between
+from jaxformer.model.sites import MODEL_SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, SEED, random_params, random_tokens
 
@@ -21,7 +21,7 @@ PAIRS: dict[str, Any] = {
     "one layer": (("v", 0), ("attn_out", 0), None, 4),
     "the pattern by the embedding": (("embed", None), ("pattern", 1), 1, 4),
     "the logits by a pattern": (("pattern", 0), ("logits", None), 3, None),
-    "whole": (("resid_mid", 0), ("pre_linear", 1), None, None),
+    "full": (("resid_mid", 0), ("pre_linear", 1), None, None),
 }
 
 
@@ -30,12 +30,12 @@ PAIRS: dict[str, Any] = {
 def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(what: str, x64):
     source, target, position, end = PAIRS[what]
     params, tokens = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, LENGTH)
-    where = {"source_position": position, "target_position": end}
-    find = jax.jit(lambda tokens: jacobian(params, MODERN, tokens, source, target, **where))
-    whole = find(tokens)
+    places = (*source, position), (*target, end)
+    find = jax.jit(lambda tokens: jacobian(params, MODERN, tokens, *places))
+    full = find(tokens)
 
     def value(node, at, move=None):
-        """The value at `at`; with the source moved, where it is asked for."""
+        """Return the value at `at`, with the source changed if `move` is given."""
         site, layer = node
 
         def edit(name, here, value):
@@ -54,11 +54,11 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
     rng = np.random.default_rng(0)
     v = jnp.asarray(rng.standard_normal(value(source, position).shape))
     u = jnp.asarray(rng.standard_normal(value(target, end).shape))
-    assert whole.shape == u.shape + v.shape
-    pushed = jvp_between(params, MODERN, tokens, source, target, v, **where)
-    pulled = vjp_between(params, MODERN, tokens, source, target, u, **where)
-    np.testing.assert_allclose(pushed, jnp.tensordot(whole, v, v.ndim), rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(pulled, jnp.tensordot(u, whole, u.ndim), rtol=1e-9, atol=1e-11)
+    assert full.shape == u.shape + v.shape
+    pushed = jvp_between(params, MODERN, tokens, *places, v)
+    pulled = vjp_between(params, MODERN, tokens, *places, u)
+    np.testing.assert_allclose(pushed, jnp.tensordot(full, v, v.ndim), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(pulled, jnp.tensordot(u, full, u.ndim), rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose((u * pushed).sum(), (pulled * v).sum(), rtol=1e-11)
     small = 1e-6
     slope = (value(target, end, small * v) - value(target, end, -small * v)) / (2 * small)
@@ -67,14 +67,12 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
 
 
 @pytest.mark.slow
-def test_positions_of_a_jacobian_may_be_traced_and_later_ones_move_nothing():
+def test_positions_of_a_jacobian_may_be_traced_and_later_ones_have_no_effect():
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
 
     def one(position):
-        return jacobian(
-            params, SEED, tokens, ("resid_pre", 0), ("resid_post", -1),
-            source_position=position, target_position=2,
-        )  # fmt: skip
+        places = ("resid_pre", 0, position), ("resid_post", -1, 2)
+        return jacobian(params, SEED, tokens, *places)
 
     each = jax.jit(jax.vmap(one))(jnp.arange(LENGTH))
     assert each.shape == (LENGTH, 8, 8)
@@ -83,13 +81,13 @@ def test_positions_of_a_jacobian_may_be_traced_and_later_ones_move_nothing():
     assert jnp.isnan(jax.vmap(one)(jnp.array([LENGTH, -LENGTH - 1]))).all()
 
 
-def test_a_traced_position_that_is_not_there_gives_nan():
+def test_a_traced_position_out_of_range_gives_nan():
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)
 
     @jax.jit
     def pushed(target: Any) -> Any:
-        places = ("resid_pre", 0), ("resid_post", -1)
-        return vjp_between(params, SEED, tokens, *places, jnp.ones(8), target_position=target)
+        places = ("resid_pre", 0), ("resid_post", -1, target)
+        return vjp_between(params, SEED, tokens, *places, jnp.ones(8))
 
     assert jnp.isfinite(pushed(4)).all()
     assert jnp.isnan(pushed(5)).all()
@@ -103,22 +101,22 @@ REFUSED = {
     "a layer outside": (lambda: jacobian(*RUN, ("z", 2), LOGITS), ("layer=2", "z")),
     "no layer": (lambda: jacobian(*RUN, ("z", None), LOGITS), ("layer=None", "z")),
     "a layer of the logits": (lambda: jacobian(*RUN, Z, ("logits", 1)), ("layer=1", "logits")),
-    "no place": (lambda: _place("embed"), ("embed",)),
-    "half a layer": (lambda: _place(("z", 1.0)), ("layer=1.0", "z")),
+    "no place": (lambda: _check_place("embed"), ("embed",)),
+    "half a layer": (lambda: _check_place(("z", 1.0)), ("layer=1.0", "z")),
     "a complex direction": (lambda: inspect.unwrap(jvp_between)(*RUN, Z, LOGITS, complex_direction),
                             ("complex64", "source", "float32")),
-    "a position outside": (lambda: jacobian(*RUN, Z, ("z", 1), source_position=5), (5,)),
+    "a position outside": (lambda: jacobian(*RUN, (*Z, 5), ("z", 1)), (5,)),
     "a direction of another shape": (lambda: jvp_between(*RUN, Z, LOGITS, jnp.ones(3)),
                                      ("(3,)", "source", "(5, 4, 4)")),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_right_is_refused(call, named: tuple):
+def test_wrong_arguments_are_refused(call, named: tuple):
     with raises(ValueError, *named):
         call()
 
 
-def test_what_belongs_to_no_layer_is_known():
-    """The places of a Jacobian in time rest on it: of these, those with embed in their name come first."""
-    assert {site for site in WHOLE if "embed" in site} == {"embed", "pos_embed"}
+def test_sites_of_no_layer_come_before_or_after_all_layers():
+    """The order of places depends on it: sites with embed in their name come first, the others last."""
+    assert {site for site in MODEL_SITES if "embed" in site} == {"embed", "pos_embed"}

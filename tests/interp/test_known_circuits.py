@@ -1,4 +1,4 @@
-"""The tools of interp on models whose every part is known: they find what was put there, and nothing else."""
+"""The tools of interp on models with known circuits: they find these circuits and nothing else."""
 
 from typing import Any
 
@@ -39,7 +39,8 @@ from tests.helpers.circuits import AND, ANSWER, FIRST, ONE, OR, PREVIOUS, SECOND
 
 PERIOD = 6
 REPEATS = jnp.array([3, 1, 4, 0, 5, 2] * 2, jnp.int32)
-# The last token came before, and 4 after it; in the corrupted text it did not, and an induction head stays with it.
+# In the clean text the last token occurred before, followed by 4. In the corrupted text it did not, so the induction
+# head attends to the token itself.
 CLEAN = jnp.array([3, 1, 4, 0, 5, 3, 1], jnp.int32)
 CORRUPTED = CLEAN.at[1].set(2)
 LAST = len(CLEAN) - 1
@@ -51,12 +52,12 @@ MODEL = INDUCTION.params, INDUCTION.config
 
 
 def right_rather_than_wrong(logits: jax.Array) -> jax.Array:
-    """1 in the clean run, -1 in the corrupted one."""
+    """Return the metric: 1 in the clean run, -1 in the corrupted run."""
     return logits[-1, 4] - logits[-1, 1]
 
 
 def only(shape: tuple[int, ...], *places: tuple[int, ...], low: float = 0.0) -> np.ndarray:
-    """1 at these places, and the low value everywhere else."""
+    """Return an array with 1 at these indices and `low` everywhere else."""
     expected = np.full(shape, low)
     for place in places:
         expected[place] = 1.0
@@ -71,20 +72,22 @@ def near(found: Any, expected: Any, tolerance: float = 1e-3) -> None:
     np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance)
 
 
-# --- the constructions are what they say -----------------------------------------------------------------------
+# --- the models do what they were built for -----------------------------------------------------------------------
 
 
-def test_induction_answers_with_what_came_after_the_last_time():
+def test_induction_predicts_the_token_after_the_last_occurrence():
     out = run(INDUCTION, REPEATS, "pattern")
     answers = np.asarray(out.logits.argmax(-1))
     np.testing.assert_array_equal(answers[PERIOD:-1], REPEATS[PERIOD + 1 :])
-    np.testing.assert_array_equal(answers[:PERIOD], REPEATS[:PERIOD])  # nothing to go by yet
+    np.testing.assert_array_equal(
+        answers[:PERIOD], REPEATS[:PERIOD]
+    )  # there is no earlier occurrence yet
     assert out.activations["pattern"].max(-1).min() > 0.99
     near(right_rather_than_wrong(run(INDUCTION, CLEAN).logits), 1)
     near(right_rather_than_wrong(run(INDUCTION, CORRUPTED).logits), -1)
 
 
-def test_previous_token_answers_with_the_token_before():
+def test_previous_token_predicts_the_token_before():
     circuit = circuits.previous_token()
     out = run(circuit, CLEAN, "pattern")
     near(out.logits[1:], np.eye(V)[np.asarray(CLEAN[:-1])])
@@ -131,7 +134,7 @@ def test_each_score_finds_its_head_and_no_other():
     ("head", "share"), [("previous", 11 / 12), ("duplicate", 6 / 12), ("induction", 6 / 12)]
 )
 def test_targets_are_met_by_their_heads_over_several_prompts(head: str, share: float):
-    """As often as there is something to look at; else these heads look at their own token, which can be left out."""
+    """The score is the share of queries with such a key; at others these heads attend to their own token."""
     target: Any = head if head == "induction" else f"{head}_token"
     prompts = jnp.stack([REPEATS, (REPEATS + 1) % V])
     near(head_scores(*MODEL, prompts, target), share * only((2, 2), HEADS[head]))
@@ -147,7 +150,7 @@ def test_the_copying_score_tells_copying_from_suppressing_from_neither():
 # --- edits -----------------------------------------------------------------------------------------------------
 
 
-def test_only_the_two_heads_of_the_circuit_are_missed():
+def test_only_ablating_the_two_heads_of_the_circuit_matters():
     def without(head: jax.Array) -> jax.Array:
         return run(INDUCTION, CLEAN, edit=ablate("z", head[0], head=head[1])).logits[-1]
 
@@ -156,7 +159,7 @@ def test_only_the_two_heads_of_the_circuit_are_missed():
     near(logits["duplicate"], np.eye(V)[4])
     near(logits["current"], np.eye(V)[4])
     near(logits["induction"], np.zeros(V))
-    near(logits["previous"], np.eye(V)[1])  # the induction head finds nothing, and stays
+    near(logits["previous"], np.eye(V)[1])  # the induction head finds nothing and attends to itself
 
 
 @pytest.mark.slow
@@ -165,8 +168,12 @@ def test_the_circuit_can_be_completed_and_cut_by_hand():
     pattern = run(INDUCTION, CLEAN, "pattern").activations["pattern"]
     (layer, previous), (later, induction) = PREVIOUS_HEAD, INDUCTION_HEAD
     for tokens, edit, expected in (
-        (CORRUPTED, steer(1, told, position=2), 1),  # what the previous-token head would have said
-        (CORRUPTED, freeze_pattern(pattern), 1),  # looking there is enough
+        (
+            CORRUPTED,
+            steer(1, told, position=2),
+            1,
+        ),  # what the previous-token head would have written
+        (CORRUPTED, freeze_pattern(pattern), 1),  # attending to that token is enough
         (CLEAN, knock_out(2, 1, layer=layer, head=previous), -1),
         (CLEAN, knock_out(LAST, 2, layer=later, head=induction), -1),
         (CLEAN, knock_out(LAST, 1), 1),
@@ -180,12 +187,12 @@ def test_the_circuit_can_be_completed_and_cut_by_hand():
 @pytest.mark.parametrize(
     ("site", "by", "shape", "places"),
     [
-        # The token that was changed; then the one behind it, which has been told of it.
+        # The token that was changed; then the next one, into which the previous-token head copied it.
         ("resid_pre", ("layer", "position"), (2, 7), [(0, 1), (1, 2)]),
         ("attn_out", ("layer", "position"), (2, 7), [(0, 2), (1, LAST)]),
         ("z", ("layer", "head"), (2, 2), [PREVIOUS_HEAD, INDUCTION_HEAD]),
         ("z", ("layer", "head", "position"), (2, 2, 7), [(*PREVIOUS_HEAD, 2), (*INDUCTION_HEAD, LAST)]),
-        # One head looks elsewhere in the other text; the other looks at the same place, and finds another token.
+        # One head attends elsewhere in the other text; the other attends to the same position, with another token.
         ("pattern", ("layer", "head"), (2, 2), [INDUCTION_HEAD]),
         ("v", ("layer", "head"), (2, 2), [PREVIOUS_HEAD]),
         ("k", ("layer", "head", "position"), (2, 2, 7), [(*INDUCTION_HEAD, 2)]),
@@ -197,11 +204,11 @@ def test_the_sweep_finds_where_the_difference_is_carried(site: str, by: Any, sha
     near(found, only(shape, *places, low=-1.0))
 
 
-def test_a_column_of_a_pattern_is_half_of_moving_it():
+def test_patching_one_column_of_a_pattern_has_half_the_effect():
     by = ("layer", "head", "source")
     found = patch_sweep(*MODEL, CLEAN, CORRUPTED, right_rather_than_wrong, "pattern", by)
     expected = np.full((2, 2, 7), -1.0)
-    expected[*INDUCTION_HEAD, [2, LAST]] = 0.0  # looks at both; looks at none
+    expected[*INDUCTION_HEAD, [2, LAST]] = 0.0  # attends to both; attends to neither
     near(found, expected)
 
 
@@ -217,7 +224,7 @@ def test_the_path_goes_from_the_previous_token_head_into_the_induction_head_s_ke
 
 @pytest.mark.slow
 def test_a_difference_in_the_query_has_no_path_through_the_keys():
-    """Both texts hold A B C D; the last token asks for B's place in one, for D's in the other."""
+    """Both texts have A B C D; the last token is B in one and C in the other."""
     clean, corrupted = jnp.array([3, 1, 4, 0, 1]), jnp.array([3, 1, 4, 0, 4])
 
     def metric(logits: jax.Array) -> jax.Array:
@@ -243,8 +250,8 @@ def test_composition_names_the_pair_and_its_kind():
         near(composition_scores(*MODEL, kind), np.zeros(scores.shape), 1e-6)
 
 
-def test_whole_circuits_map_tokens_to_tokens():
-    """The induction head copies every token; the duplicate-token head looks for the same one."""
+def test_full_circuits_map_tokens_to_tokens():
+    """The induction head copies every token; the duplicate-token head attends to the same token."""
     written = np.zeros((2, 2, V, V))
     written[INDUCTION_HEAD] = np.eye(V)
     near(full_ov_circuit(*MODEL).AB, written, 1e-6)
@@ -256,7 +263,7 @@ def test_whole_circuits_map_tokens_to_tokens():
 # --- logits ----------------------------------------------------------------------------------------------------
 
 
-def test_the_logit_is_the_induction_head_s_alone():
+def test_only_the_induction_head_writes_the_logit():
     sites = ("embed", "pos_embed", "attn_out", "z", "resid_pre", "resid_post")
     out = run(INDUCTION, CLEAN, *sites)
     heads = head_results(*MODEL, out.activations)
@@ -268,7 +275,7 @@ def test_the_logit_is_the_induction_head_s_alone():
     assert max(named, key=lambda name: named[name]) == "1_attn_out"
     near(sum(abs(value) for value in named.values()), 1)
     lens = logit_lens(*MODEL, accumulated_resid(*MODEL, out.activations))
-    near(lens[:-1], np.zeros((2, LAST + 1, V)))  # no answer before the last layer
+    near(lens[:-1], np.zeros((2, LAST + 1, V)))  # no prediction before the last layer
     near(lens[-1], out.logits)
 
 
@@ -290,7 +297,7 @@ def test_the_neuron_that_ands_is_found_by_what_it_writes():
 
 @pytest.mark.slow
 def test_the_neuron_that_ands_is_found_by_patching():
-    """A sweep, and the same by an edit that is built for every neuron inside a vmap."""
+    """A sweep gives the same as a vmap over edits of single neurons."""
     circuit = circuits.conjunction()
     clean, corrupted = jnp.array([4, FIRST, SECOND]), jnp.array([4, 1, SECOND])
 
@@ -313,8 +320,8 @@ def test_the_neuron_that_ands_is_found_by_patching():
 
 
 @pytest.mark.slow
-def test_a_gradient_sees_the_last_step_and_a_line_of_them_the_whole_circuit():
-    """At the corrupted run the induction head's softmax is saturated: what its keys say makes no difference there."""
+def test_a_gradient_finds_the_last_step_and_integrated_gradients_the_full_circuit():
+    """At the corrupted run the softmax of the induction head is saturated, so its keys have no gradient."""
     shared = *MODEL, CLEAN, CORRUPTED, right_rather_than_wrong, ("z",)
     by = ("layer", "head")
     near(attribution_patch(*shared, by=by)["z"], 2 * only((2, 2), INDUCTION_HEAD))

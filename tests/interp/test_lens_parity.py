@@ -1,6 +1,6 @@
-"""What TransformerLens finds in a tiny GPT-2, we find: from a golden file, and live where it is installed.
+"""Parity with TransformerLens on a tiny GPT-2: compared with a golden file, and with the library if it is installed.
 
-The table below says which of our calls is which of its quantities; `tests.helpers.lens` says how it gets them.
+The table below has the call for each of its quantities; `tests.helpers.lens` computes them with TransformerLens.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ import pytest
 from jaxformer import forward
 from jaxformer.interp import attribution, circuits, decompose, edges, fold, heads, patching, paths
 from jaxformer.interp.lens import direct_logit_attribution, logit_lens
-from jaxformer.model.sites import shown
+from jaxformer.model.sites import available_sites
 from tests.helpers import lens
 from tests.helpers.lens import CONFIG, RIGHT, WRONG
 
 CLEAN, CORRUPTED = jnp.asarray(lens.CLEAN), jnp.asarray(lens.CORRUPTED)
 LAST = jnp.array([-1])
 TOLERANCE = 1e-4
-"""Of float32, relative to the largest value of a quantity."""
+"""Relative to the largest value of a quantity, in float32."""
 
 
 @lru_cache
@@ -32,33 +32,33 @@ def params() -> Any:
 
 @lru_cache
 def activations() -> dict[str, jax.Array]:
-    capture = shown(CONFIG)
+    capture = available_sites(CONFIG)
     return jax.jit(partial(forward, capture=capture))(params(), CONFIG, CLEAN).activations
 
 
 def metric(logits: jax.Array) -> jax.Array:
-    """The difference of two logits at the last place that was read."""
+    """Return the difference of two logits at the last position of logits_at."""
     return logits[-1, RIGHT] - logits[-1, WRONG]
 
 
 def sweep(site: str, *by: str) -> Callable[[], Any]:
-    """What patching each part changes: the metric itself would hide small changes behind its size."""
+    """Return the change of the metric by each patch; a tolerance for the metric itself would hide small changes."""
 
     def run() -> Any:
         runs = params(), CONFIG, CLEAN, CORRUPTED
-        return patching.patch_sweep(*runs, metric, site, by, read=LAST) - unpatched()
+        return patching.patch_sweep(*runs, metric, site, by, logits_at=LAST) - unpatched()
 
     return run
 
 
 def every_path(kind: str) -> Any:
-    found = paths.path_patch(params(), CONFIG, CLEAN, CORRUPTED, metric, kind, read=LAST)
+    found = paths.path_patch(params(), CONFIG, CLEAN, CORRUPTED, metric, kind, logits_at=LAST)
     return jnp.nan_to_num(found - unpatched())
 
 
 def edge_scores() -> Any:
     def every(params: Any) -> Any:
-        return edges.edge_attribution(params, CONFIG, CLEAN, CORRUPTED, metric, read=LAST)
+        return edges.edge_attribution(params, CONFIG, CLEAN, CORRUPTED, metric, logits_at=LAST)
 
     return jax.jit(every)(params())
 
@@ -72,7 +72,7 @@ def unpatched() -> jax.Array:
 def nodes() -> dict[str, jax.Array]:
     def every(params: Any) -> dict[str, jax.Array]:
         runs, sites = (params, CONFIG, CLEAN, CORRUPTED), ("embed", "z", "mlp_out")
-        return attribution.attribution_patch(*runs, metric, sites, read=LAST)
+        return attribution.attribution_patch(*runs, metric, sites, logits_at=LAST)
 
     return jax.jit(every)(params())
 
@@ -96,13 +96,13 @@ def neurons() -> Any:
 
 
 def looking(name: str) -> Any:
-    """The share of a head's attention on the tokens where a head of that name looks."""
+    """Return the share of each head's attention on the tokens to which a head of that name attends."""
     return heads.head_scores(params(), CONFIG, CLEAN, name)
 
 
 @lru_cache
 def after_folding() -> Any:
-    """All of TransformerLens's default folds, in its order."""
+    """Apply the default folds of TransformerLens, in its order."""
     config, folded = fold.foldable(params(), CONFIG)
     for step in (fold.fold_norm, fold.center_writing, fold.center_unembed, fold.fold_value_bias):
         folded = step(folded, config)
@@ -118,7 +118,7 @@ def folded(name: str) -> Any:
 
 
 HEADS, POSITIONS = ("layer", "head"), ("layer", "head", "position")
-OURS: dict[str, Callable[[], Any]] = {
+CALLS: dict[str, Callable[[], Any]] = {
     **{f"site/{site}": lambda site=site: activations()[site] for site in lens.SITES | lens.WHOLE},
     "site/logits": lambda: activations()["logits"],
     "decompose_resid": lambda: parts("decompose_resid"),
@@ -151,38 +151,38 @@ OURS: dict[str, Callable[[], Any]] = {
     "edges": edge_scores,
     **{f"folded/{name}": partial(folded, name) for name in (*lens.FOLDED, "log_probs")},
 }
-"""Our call for each quantity. A sweep's and a path's are what it changes."""
+"""The call for each quantity. Those of sweeps and paths return the change of the metric."""
 
 
-def expected(theirs: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Its quantity as ours is given."""
-    value = theirs[name]
+def expected(reference: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Return a quantity of TransformerLens in the form that the calls return."""
+    value = reference[name]
     if name.startswith("path/"):
         later = np.tri(CONFIG.n_layers, k=-1, dtype=bool).T[:, None, :, None]
-        return np.where(later, value - theirs["metric/corrupted"], 0.0)
-    return value - theirs["metric/corrupted"] if name.startswith("sweep/") else value
+        return np.where(later, value - reference["metric/corrupted"], 0.0)
+    return value - reference["metric/corrupted"] if name.startswith("sweep/") else value
 
 
-def check(theirs: dict[str, np.ndarray], name: str) -> None:
-    """Ours is theirs, within float32's rounding."""
-    value, ours = expected(theirs, name), np.asarray(OURS[name]())
-    assert ours.shape == value.shape, name
-    if name == "site/scores":  # each has its own most negative number where a token may not look
+def check(reference: dict[str, np.ndarray], name: str) -> None:
+    """Check that a call returns the value of TransformerLens, within the rounding of float32."""
+    value, found = expected(reference, name), np.asarray(CALLS[name]())
+    assert found.shape == value.shape, name
+    if name == "site/scores":  # the two mark masked scores with different numbers
         seen = np.tri(len(CLEAN), dtype=bool)
-        value, ours = (np.where(seen, scores, 0.0) for scores in (value, ours))
-    if name.endswith("eigenvalues"):  # in no order
-        value, ours = nearest(value, ours), value
+        value, found = (np.where(seen, scores, 0.0) for scores in (value, found))
+    if name.endswith("eigenvalues"):  # they have no order
+        value, found = nearest(value, found), value
     assert (value != 0).any() or name == "folded/b_V", f"{name} is zero: a test that could not fail"
-    bound = TOLERANCE * max(np.abs(value).max(), np.abs(ours).max())
-    assert np.abs(ours - value).max() <= bound, name
+    bound = TOLERANCE * max(np.abs(value).max(), np.abs(found).max())
+    assert np.abs(found - value).max() <= bound, name
 
 
-def nearest(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
-    """Ours, each paired with the nearest of theirs that is not taken yet."""
-    paired = np.empty_like(theirs)
-    for place in np.ndindex(theirs.shape[:-1]):
-        left = list(ours[place])
-        for i, value in enumerate(theirs[place]):
+def nearest(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Reorder the found values: each takes the nearest reference value that is still free."""
+    paired = np.empty_like(reference)
+    for place in np.ndindex(reference.shape[:-1]):
+        left = list(found[place])
+        for i, value in enumerate(reference[place]):
             paired[(*place, i)] = left.pop(int(np.argmin(np.abs(np.array(left) - value))))
     return paired
 
@@ -193,19 +193,19 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def is_slow(name: str) -> bool:
-    """Whole sweeps, but for one of each kind."""
+    """Whether a quantity is a sweep; one of each kind runs in the fast tier."""
     return name.startswith(("sweep/", "path/")) and name not in ("sweep/z/heads", "path/v")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if is_slow(n) else n for n in OURS]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if is_slow(n) else n for n in CALLS]
 )
-def test_we_find_what_transformer_lens_found(name: str, golden: dict[str, np.ndarray]):
+def test_values_equal_those_of_transformer_lens(name: str, golden: dict[str, np.ndarray]):
     check(golden, name)
 
 
 def test_every_quantity_of_the_golden_file_is_compared(golden: dict[str, np.ndarray]):
-    assert golden.keys() - {"metric/corrupted"} == OURS.keys()
+    assert golden.keys() - {"metric/corrupted"} == CALLS.keys()
     assert lens.GOLDEN.stat().st_size < 300_000
 
 
@@ -213,8 +213,8 @@ def test_every_quantity_of_the_golden_file_is_compared(golden: dict[str, np.ndar
 @pytest.mark.skipif(
     not lens.INSTALLED, reason="TransformerLens is not installed: pip install -e '.[lens]'"
 )
-def test_we_find_what_the_installed_transformer_lens_finds():
-    theirs = lens.live()
-    assert theirs.keys() == lens.golden().keys()
-    for name in OURS:
-        check(theirs, name)
+def test_values_equal_those_of_the_installed_transformer_lens():
+    reference = lens.live()
+    assert reference.keys() == lens.golden().keys()
+    for name in CALLS:
+        check(reference, name)

@@ -1,4 +1,4 @@
-"""Sweeps: each number is that of the naive loop, one whole edited pass per part."""
+"""Sweeps: each number equals that of the naive loop, with one edited pass for each part."""
 
 import dataclasses
 import inspect
@@ -14,10 +14,10 @@ from jax.tree_util import Partial
 
 from jaxformer import Compute, Config, Params, forward, unstack
 from jaxformer.interp.edit import patch, patch_layers
-from jaxformer.interp.engine.sweep import LANDINGS
+from jaxformer.interp.engine.memory import MAX_ENTRY_LAYERS
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
-from jaxformer.model.sites import AXES, WHOLE
+from jaxformer.model.sites import AXES, MODEL_SITES
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, SEED, compiled_flops, configs, random_params
@@ -29,18 +29,18 @@ Runs = tuple[Params, Config, jax.Array, jax.Array]
 
 
 def model_and_texts(config: Config = MODERN, dtype: Any = jnp.float64) -> Runs:
-    """A model, its clean and its corrupted text."""
+    """Return a model, its clean and its corrupted text."""
     return random_params(config, dtype=dtype), config, *texts(config)
 
 
 def everywhere(site: str) -> tuple[str, ...]:
-    """All names that the site's axes have."""
+    """Return all names of the axes of a site."""
     own = tuple(NAMES[letter] for letter in AXES[site].split() if letter in NAMES)
-    return own if site in WHOLE else ("layer", *own)
+    return own if site in MODEL_SITES else ("layer", *own)
 
 
 def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by: tuple[str, ...]):
-    """One edited pass per part, compiled once."""
+    """Run one edited pass for each part, compiled once."""
     values = forward(params, config, clean, capture=(site,)).activations[site]
 
     @jax.jit
@@ -49,7 +49,7 @@ def naive(params: Any, config: Config, clean: Any, corrupted: Any, site: str, by
         layer = index.pop("layer", None)
         if layer is not None:
             edit = patch(site, layer, index, values[layer])
-        elif site in WHOLE:
+        elif site in MODEL_SITES:
             edit = patch(site, None, index, values)
         else:
             edit = patch_layers(site, index, values)
@@ -79,37 +79,37 @@ def check(runs: Runs, site: str, by: tuple[str, ...]) -> None:
         ("olmo", ("head_out", "q", "mlp_post_scale")),
     ],
 )
-def test_a_sweep_is_the_naive_loop(name: str, sites: tuple[str, ...], x64):
+def test_a_sweep_equals_the_naive_loop(name: str, sites: tuple[str, ...], x64):
     for site in sites:
         check(model_and_texts(NAMED[name]), site, everywhere(site))
 
 
 @pytest.mark.slow
-def test_axes_may_be_left_whole_and_come_in_any_order(x64):
+def test_by_may_omit_axes_and_have_any_order(x64):
     for by in ((), ("position",), ("head", "layer")):
         check(model_and_texts(), "z", by)
 
 
 @pytest.mark.slow(unless=("z",))
 @pytest.mark.parametrize("site", ["z", "pattern", "resid_pre", "final"])
-def test_what_a_metric_does_not_read_may_be_left_out(site: str, x64):
-    """After the layers, the places are those read."""
+def test_logits_at_gives_the_same_as_a_metric_that_indexes_the_logits(site: str, x64):
+    """At sites after the layers, positions are those of logits_at."""
     runs, by, some = model_and_texts(), everywhere(site), jnp.array([3, -1])
-    found = patch_sweep(*runs, metric, site, by, read=some)
+    found = patch_sweep(*runs, metric, site, by, logits_at=some)
     every = patch_sweep(*runs, lambda logits: metric(logits[some]), site, by)
     np.testing.assert_allclose(found, every[some] if site == "final" else every, **close)
 
 
 @pytest.mark.slow
-def test_of_paths_too_what_a_metric_does_not_read_may_be_left_out(x64):
+def test_logits_at_gives_the_same_paths(x64):
     runs, some = model_and_texts(), jnp.array([3, -1])
     every = path_patch(*runs, lambda logits: metric(logits[some]), "k")
-    np.testing.assert_allclose(path_patch(*runs, metric, "k", read=some), every, **close)
+    np.testing.assert_allclose(path_patch(*runs, metric, "k", logits_at=some), every, **close)
 
 
 @pytest.mark.slow
-def test_after_the_layers_no_layer_is_run_again():
-    """The work is that of the two runs to patch between, and little more, where layers are most of it."""
+def test_patching_a_site_after_the_layers_runs_no_layer_again():
+    """If layers are most of the work, the sweep costs little more than its two runs."""
     config = dataclasses.replace(MODERN, d_mlp=1000)
     params, _, *pair = model_and_texts(config, jnp.float32)
 
@@ -135,7 +135,7 @@ def test_any_model_can_be_swept(config: Config):
 
 
 class Unhashable:
-    """A metric with arrays of its own, say."""
+    """A metric that is not hashable, such as an object with arrays."""
 
     __hash__: Any = None
 
@@ -158,7 +158,7 @@ REFUSED = [
     ({"corrupted": jnp.zeros(0, jnp.int32)}, ("corrupted",)),
     ({"metric": lambda logits: logits[-1]}, ("metric", "(11,)", "float32")),
     ({"metric": lambda logits: logits.argmax()}, ("metric", "()", "int32")),
-    ({"read": jnp.array([5])}, ("read", 5)),
+    ({"logits_at": jnp.array([5])}, ("logits_at", 5)),
     ({"memory": 1000}, ("memory=1000",)),
     ({"site": "pattern", "compute": Compute(kernel="fused")}, ("kernel='fused'", "pattern", "kernel='einsum'")),
     ({"memory": 1e9}, ("memory=1000000000.0", 1)),
@@ -175,12 +175,12 @@ REFUSED = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("change", "named"), REFUSED)
-def test_what_cannot_be_swept_is_refused(change: dict, named: tuple):
+def test_wrong_arguments_are_refused(change: dict, named: tuple):
     clean, corrupted = texts(MODERN)
-    asked: dict[str, Any] = {"params": random_params(MODERN), "config": MODERN}
-    asked |= {"clean": clean, "corrupted": corrupted, "metric": metric, "site": "resid_pre"}
+    arguments: dict[str, Any] = {"params": random_params(MODERN), "config": MODERN}
+    arguments |= {"clean": clean, "corrupted": corrupted, "metric": metric, "site": "resid_pre"}
     with raises(ValueError, *named):
-        inspect.unwrap(patch_sweep)(**asked | change)
+        inspect.unwrap(patch_sweep)(**arguments | change)
 
 
 @pytest.mark.slow
@@ -219,9 +219,9 @@ def test_a_sweep_works_under_jit_vmap_and_grad(x64):
 
 
 @pytest.mark.slow
-def test_a_deep_model_s_passes_join_at_few_layers(x64):
-    """More layers than landings: then some set out before the layer that they change."""
-    config = dataclasses.replace(MODERN, n_layers=2 * LANDINGS + 1)
+def test_cells_of_a_deep_model_enter_at_few_layers(x64):
+    """With more layers than entry layers, some cells enter before the layer that they change."""
+    config = dataclasses.replace(MODERN, n_layers=2 * MAX_ENTRY_LAYERS + 1)
     params = jax.tree.map(lambda array: 0.3 * array, random_params(config, dtype=jnp.float64))
     check((params, config, *texts(config)), "resid_mid", ("position", "layer"))
 
@@ -231,7 +231,7 @@ def test_a_deep_model_s_passes_join_at_few_layers(x64):
     "patched", [partial(patch_sweep, site="resid_pre"), partial(path_patch, receiver="k", through_mlps=True)],
     ids=["sweep", "paths"],
 )  # fmt: skip
-def test_a_budget_of_memory_is_kept_and_changes_nothing(patched: Any):
+def test_a_memory_budget_is_kept_and_changes_nothing(patched: Any):
     sizes = {"d_model": 32, "d_mlp": 128, "n_layers": 3}
     params, config, *pair = model_and_texts(dataclasses.replace(MODERN, **sizes), jnp.float32)
     given = params, *(jnp.tile(text, 8) for text in pair)
@@ -253,7 +253,7 @@ def test_a_budget_of_memory_is_kept_and_changes_nothing(patched: Any):
 
 
 @pytest.mark.slow
-def test_a_metric_s_arguments_change_its_answer_and_compile_nothing(x64):
+def test_new_metric_arguments_recompile_nothing(x64):
     traced, sweep = [], partial(patch_sweep, *model_and_texts(), site="z", by=("layer", "head"))
 
     def logit(answer: Any, logits: jax.Array, *, factor: Any = 1.0) -> jax.Array:
@@ -272,7 +272,7 @@ def test_a_metric_s_arguments_change_its_answer_and_compile_nothing(x64):
 
 
 @pytest.mark.slow
-def test_a_bar_changes_nothing(capsys, monkeypatch: pytest.MonkeyPatch):
+def test_a_progress_bar_changes_nothing(capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
     sweep = partial(patch_sweep, *model_and_texts(dtype=jnp.float32), metric, "z", everywhere("z"))
     np.testing.assert_allclose(sweep(progress=True), sweep(), rtol=1e-5, atol=1e-5)

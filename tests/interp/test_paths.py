@@ -1,4 +1,4 @@
-"""Path patching: each number is that of three whole passes."""
+"""Path patching: each number equals that of three forward passes."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from tests.helpers.pairs import close, metric, texts
 def naive_path(
     params: Any, config: Config, clean: Any, corrupted: Any, kind: str, sender: Any, reader: Any, mlps: bool
 ) -> jax.Array:  # fmt: skip
-    """By three whole passes: freeze every head but the sender, look at what the reader then reads, put that in."""
+    """Use three passes: freeze every head but the sender, capture what the receiver then reads, and patch it in."""
     sites = ("head_out", "mlp_out", kind)
     before = forward(params, config, corrupted, capture=sites).activations
     new = forward(params, config, clean, capture=("head_out",)).activations["head_out"]
@@ -39,7 +39,7 @@ def naive_path(
     [("modern", "k", False), ("classic", "q", True), ("parallel", "v", False), ("gemma", "q", False),
      ("olmo", "k", True)],
 )  # fmt: skip
-def test_a_path_is_three_passes(name: str, kind: str, mlps: bool, x64):
+def test_a_path_equals_three_passes(name: str, kind: str, mlps: bool, x64):
     config = dataclasses.replace(NAMED[name], n_layers=3)
     params = random_params(config, dtype=jnp.float64)
     clean, corrupted = texts(config)
@@ -55,7 +55,7 @@ def test_a_path_is_three_passes(name: str, kind: str, mlps: bool, x64):
         np.testing.assert_allclose(found[*sender, *reader], expected, **close)
 
 
-def test_paths_that_cannot_be_are_refused():
+def test_wrong_arguments_are_refused():
     config = NAMED["modern"]
     clean, corrupted = texts(config)
     with raises(ValueError, "receiver='o'", "q", "k", "v"):

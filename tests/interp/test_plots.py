@@ -1,4 +1,4 @@
-"""Heat maps of interp's arrays: every value in its place, axes by name, colours about 0."""
+"""Heat maps: every value at its position, named axes, colours centred at 0."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ VALUES = np.random.default_rng(0).standard_normal((5, 3, 4))
 
 
 def panels(figure: Any) -> list[Any]:
-    """Those with an image; the colour bar has none of its own."""
+    """Return the axes with an image; the colour bar has none."""
     return [axes for axes in figure.axes if axes.images]
 
 
@@ -34,7 +34,7 @@ def test_two_axes_are_rows_and_columns():
     assert "nats" in {other.get_ylabel() for other in axes.figure.axes}
 
 
-def test_zero_has_the_colour_of_the_middle_and_nothing_has_another():
+def test_zero_is_white_and_nan_is_grey():
     values = np.array([[-3.0, 0.0], [1.0, np.nan]])
     [axes] = panels(heat_map(values))
     image = axes.images[0]
@@ -63,19 +63,19 @@ def test_one_axis_is_a_row_and_three_are_panels_of_one_scale():
     assert (one.get_title(), other.get_title()) == ("copying", "induction")
 
 
-def test_tokens_stand_where_positions_and_sources_are():
+def test_tokens_label_positions_and_sources():
     tokens = ["The", " cat", "$x$", "\n"]
     labels = {"source": list("abcd")}
     figure = heat_map(np.eye(4), ("position", "source"), tokens=tokens, labels=labels)
     [axes] = panels(figure)
     assert ticks(axes.yaxis) == ["The", "·cat", "$x$", r"\n"]
-    assert ticks(axes.xaxis) == ticks(axes.yaxis)  # tokens win
-    figure.canvas.draw()  # "$x$" is no formula
+    assert ticks(axes.xaxis) == ticks(axes.yaxis)  # tokens take precedence
+    figure.canvas.draw()  # "$x$" is not a formula
     named = heat_map(np.ones(2), ("component",), labels={"component": ["embed", "head 0.1"]})
     assert ticks(panels(named)[0].xaxis) == ["embed", "head 0.1"]
 
 
-def test_long_axes_keep_a_few_ticks_in_their_places():
+def test_long_axes_have_a_few_ticks_at_the_right_indices():
     [axes] = panels(heat_map(np.zeros((2, 100)), ("layer", "position")))
     places, texts = axes.get_xticks().tolist(), ticks(axes.xaxis)
     assert len(places) <= MOST_TICKS
@@ -89,7 +89,7 @@ def test_a_path_map_names_writers_and_readers():
     shown = axes.images[0].get_array()
     assert shown.shape == (6, 2)
     assert shown[ticks(axes.yaxis).index("0.2"), ticks(axes.xaxis).index("1.0")] == 0.5
-    assert shown.count() == 1  # all else is grey
+    assert shown.count() == 1  # all others are grey
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("writer", "reader")
 
 
@@ -108,19 +108,19 @@ def test_a_path_map_names_writers_and_readers():
         (np.eye(3), {"tokens": ["a"] * 3}, ("tokens", "position", "source", "layer", "head")),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(values: Any, options: dict[str, Any], named: tuple):
+def test_wrong_arguments_are_refused(values: Any, options: dict[str, Any], named: tuple):
     with raises(ValueError, *named):
         heat_map(np.asarray(values), **options)
 
 
-def test_a_path_map_takes_pairs_of_heads_alone():
+def test_a_path_map_takes_only_pairs_of_heads():
     for shape in ((2, 2), (2, 2, 3, 2)):
         with raises(ValueError, "values", shape, "[layer, head, layer, head]"):
             path_map(np.zeros(shape))
 
 
-def test_dollars_are_dollars(tmp_path: Path):
-    """No text is read as a formula, wherever it stands."""
+def test_no_text_is_parsed_as_a_formula(tmp_path: Path):
+    """Not in titles, labels, tokens or units."""
     words: dict[str, Any] = {"tokens": ["$$", "$x$"], "title": "$^$", "unit": "$^$"}
     figure = heat_map(np.ones((2, 2, 2)), ("position", "$^$", "head"), **words)
     figure.savefig(tmp_path / "map.png")
@@ -128,7 +128,7 @@ def test_dollars_are_dollars(tmp_path: Path):
 
 
 @pytest.mark.processes
-def test_it_is_a_picture_and_pyplot_stays_out(tmp_path: Path):
+def test_a_figure_can_be_saved_and_pyplot_is_not_used(tmp_path: Path):
     code = (
         "import sys, numpy, jaxformer.interp.plots as plots\n"
         "assert 'matplotlib' not in sys.modules\n"

@@ -1,4 +1,4 @@
-"""Sweeps on a mesh: its devices share the patches, each within its memory, and the numbers are those of one device."""
+"""Sweeps on a mesh: its devices share the patches, each within its memory; the numbers are those of one device."""
 
 import dataclasses
 import functools
@@ -26,14 +26,14 @@ HEADS = ("layer", "position", "head")
 
 
 def mesh(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
-    """Of the first devices."""
+    """Return a mesh of the first devices."""
     names, number = ("data", "fsdp", "tensor")[: len(sizes)], int(np.prod(sizes))
     kinds = (kind,) * len(sizes)
     return jax.make_mesh(sizes, names, axis_types=kinds, devices=jax.devices()[:number])
 
 
 def placed(config: Config, params: Any, mesh: Mesh) -> Any:
-    """Each parameter in as many parts as the mesh's other axes make of it."""
+    """Shard the parameters over the other axes of the mesh."""
     return jax.device_put(params, shardings(config, mesh, fitting(mesh)))
 
 
@@ -41,12 +41,12 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 def heads(params: Any, pair: Pair, **options: Any) -> jax.Array:
-    """Every head's output at every position."""
+    """Sweep over every head at every position."""
     return patch_sweep(params, CONFIG, *pair, metric, "z", HEADS, **options)
 
 
 def paths(params: Any, pair: Pair, **options: Any) -> jax.Array:
-    """Between all pairs of heads."""
+    """Patch the paths between all pairs of heads."""
     return path_patch(params, CONFIG, *pair, metric, "k", through_mlps=True, **options)
 
 
@@ -55,13 +55,13 @@ Swept = Callable[..., jax.Array]
 
 @functools.cache
 def given() -> tuple[Any, Pair]:
-    """A model in float64, and two texts."""
+    """Return a model in float64, and two texts."""
     return random_params(CONFIG, dtype=jnp.float64), texts(CONFIG)
 
 
 @functools.cache
 def on_one(swept: Swept) -> jax.Array:
-    """What one device finds."""
+    """Return the numbers of one device."""
     return swept(*given())
 
 
@@ -72,9 +72,9 @@ ALL = mesh(2, 2, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize("swept", [heads, paths])
 def test_a_sweep_on_a_mesh_is_that_of_one_device(swept: Swept, x64):
-    """NaN where there is no path, and nothing of the cells that fill a device's share.
+    """NaN without a path, and no trace of padding cells.
 
-    So is one with a bar, and one of parameters in parts that names no mesh.
+    The same holds with a progress bar, and for sharded parameters without mesh=.
     """
     params, pair = given()
     in_parts, one = placed(CONFIG, params, ALL), on_one(swept)
@@ -86,21 +86,21 @@ def test_a_sweep_on_a_mesh_is_that_of_one_device(swept: Swept, x64):
 
 
 @pytest.mark.slow
-def test_on_a_mesh_of_one_device_not_a_bit_changes(x64):
+def test_a_mesh_of_one_device_gives_the_same_bits(x64):
     np.testing.assert_array_equal(heads(*given(), mesh=mesh(1)), on_one(heads))
 
 
 @pytest.mark.slow
-def test_a_mesh_of_explicit_axes_is_as_good(x64):
-    """As `jax.make_mesh` gives it."""
+def test_a_mesh_with_explicit_axes_gives_the_same(x64):
+    """Explicit axes are the default of `jax.make_mesh`."""
     found = heads(*given(), mesh=mesh(8, kind=AxisType.Explicit))
     np.testing.assert_allclose(found, on_one(heads), **close)
 
 
 @pytest.mark.slow
-def test_a_batch_in_parts_and_places_to_read_and_columns(x64):
+def test_a_sharded_batch_with_logits_at_in_several_chunks(x64):
     params, pair = given()[0], texts(CONFIG, 2)
-    options: Any = {"read": jnp.array([-1, 2]), "memory": 120_000}
+    options: Any = {"logits_at": jnp.array([-1, 2]), "memory": 120_000}
     expected = heads(params, pair, **options)
     batch = jax.device_put(pair, NamedSharding(ALL, PartitionSpec("data")))
     found = heads(placed(CONFIG, params, ALL), batch, mesh=ALL, **options)
@@ -127,34 +127,34 @@ WIDE = dataclasses.replace(CONFIG, d_model=32, d_mlp=128)
 
 
 def long_texts() -> Pair:
-    """Of 30 tokens: then streams are most of what a sweep holds."""
+    """Return texts of 30 tokens, so that streams take most of the memory."""
     clean, corrupted = texts(WIDE)
     return jnp.tile(clean, 6), jnp.tile(corrupted, 6)
 
 
 def streams(params: Any, pair: Pair, **options: Any) -> jax.Array:
-    """Two layers' streams at each of 30 positions."""
+    """Sweep over the streams of two layers at 30 positions."""
     return patch_sweep(params, WIDE, *pair, metric, "resid_pre", **options)
 
 
 def compiled(params: Any, pair: Pair, **options: Any) -> Any:
-    """The program of `streams`, as each device runs it."""
+    """Compile `streams` to the program that each device runs."""
     return jax.jit(partial(streams, **options)).lower(params, pair).compile()
 
 
 @pytest.mark.slow
-def test_the_devices_divide_the_work_and_what_it_takes_to_hold():
+def test_the_devices_divide_the_work_and_the_memory():
     params, pair = random_params(WIDE), long_texts()
     alone, shared = compiled(params, pair), compiled(params, pair, mesh=mesh(8))
     np.testing.assert_allclose(shared(params, pair), alone(params, pair), rtol=1e-4, atol=1e-4)
-    # The two runs to patch between are every device's own.
+    # Every device runs the clean and the corrupted run itself.
     assert shared.cost_analysis()["flops"] < alone.cost_analysis()["flops"] / 5
-    held = [program.memory_analysis().temp_size_in_bytes for program in (shared, alone)]
-    assert held[0] < held[1] / 4
+    memory = [program.memory_analysis().temp_size_in_bytes for program in (shared, alone)]
+    assert memory[0] < memory[1] / 4
 
 
 @pytest.mark.slow
-def test_memory_is_each_device_s():
+def test_memory_is_the_limit_of_each_device():
     params, pair = random_params(WIDE), long_texts()
     with raises(ValueError, "memory=1") as refused:
         streams(params, pair, memory=1, mesh=ALL)
@@ -173,7 +173,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("wrong", "named"), REFUSED)
-def test_what_is_no_mesh_for_patches_is_refused(wrong: Any, named: tuple):
+def test_a_wrong_mesh_is_refused(wrong: Any, named: tuple):
     params, pair = placed(CONFIG, random_params(CONFIG), ALL), texts(CONFIG)
     given = params, CONFIG, *pair, metric
     for swept in (partial(inspect.unwrap(patch_sweep), site="z"), inspect.unwrap(path_patch)):

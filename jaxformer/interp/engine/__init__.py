@@ -1,1 +1,1 @@
-"""How the inside view's sweeps, edits and lenses work; its users need none of these files."""
+"""The internals of sweeps, edits and lenses; users of `jaxformer.interp` do not need these files."""

@@ -1,4 +1,4 @@
-"""Norms with their scale taken for given: then each part of a sum has its own part of the normed sum."""
+"""Norms with a given scale. Such a norm is linear, so each component of a sum has its own part of the normed sum."""
 
 from collections.abc import Mapping
 
@@ -13,20 +13,23 @@ from jaxformer.model.params import Norm
 
 
 def frozen(
-    norm: Norm, config: Config, parts: Float[Array, "*c t d"], scale: Float[Array, "*#c t 1"]
-) -> Float[Array, "*c t d"]:
-    """Parts of a state through a norm whose scale is given: they sum to the normed state less the norm's bias."""
+    norm: Norm,
+    config: Config,
+    components: Float[Array, "*component t d"],
+    scale: Float[Array, "*#component t 1"],
+) -> Float[Array, "*component t d"]:
+    """Apply a norm with a given scale to the components of a state; they sum to the normed state minus its bias."""
     gain = norm_gain(norm.w.astype(scale.dtype), config)
-    return CENTRES[config.norm](parts.astype(scale.dtype)) / scale * gain
+    return CENTRES[config.norm](components.astype(scale.dtype)) / scale * gain
 
 
-def taken_back(
+def pulled_back(
     norm: Norm, config: Config, direction: Float[Array, "*r d"], scale: Float[Array, "t 1"]
 ) -> Float[Array, "t d"]:
-    """What a part is multiplied with before a norm of this scale, for its product with a direction after it."""
-    # The centring is symmetric: centre(x)·y = x·centre(y).
-    gained = direction.astype(scale.dtype) * norm_gain(norm.w.astype(scale.dtype), config)
-    return CENTRES[config.norm](gained) / scale
+    """Pull a direction back through a norm with a given scale: norm(x)·direction = x·pulled_back(direction)."""
+    # Centring is symmetric: centre(x)·y = x·centre(y).
+    weighted = direction.astype(scale.dtype) * norm_gain(norm.w.astype(scale.dtype), config)
+    return CENTRES[config.norm](weighted) / scale
 
 
 def added(
@@ -34,16 +37,16 @@ def added(
     norm: Norm | None,
     config: Config,
     activations: Mapping[str, Array],
-    parts: Float[Array, "l c t d"],
-) -> Float[Array, "l c t d"]:
-    """What the parts of each layer's sum add to the stream, through the norm that may follow the sum."""
+    components: Float[Array, "l component t d"],
+) -> Float[Array, "l component t d"]:
+    """Return what the components of each layer's output add to the stream, through the norm after the layer, if any."""
     if norm is None:
-        return parts
-    layers = len(parts)
+        return components
+    layers = len(components)
     scale = captured(activations, f"{kind}_post_scale")[0][:layers]
     norms = jax.tree.map(lambda stack: stack[:layers], norm)
-    through = jax.vmap(lambda norm, parts, scale: frozen(norm, config, parts, scale))
-    return through(norms, parts, scale).astype(parts.dtype)
+    each = jax.vmap(lambda norm, components, scale: frozen(norm, config, components, scale))
+    return each(norms, components, scale).astype(components.dtype)
 
 
 def added_biases(
@@ -55,13 +58,13 @@ def added_biases(
     layers: int,
     t: int,
 ) -> list[Float[Array, "..."]]:
-    """What the bias of each layer's sum adds to the stream, and the bias of the norm that may follow it."""
-    found = []
+    """Return what each layer's bias, and the bias of the norm after the layer, add to the stream."""
+    biases = []
     if b is not None and norm is None:
-        found.append(b[:layers])
+        biases.append(b[:layers])
     elif b is not None:
         each = jnp.broadcast_to(b[:layers, None, None], (layers, 1, t, b.shape[-1]))
-        found.append(added(kind, norm, config, activations, each)[:, 0])
+        biases.append(added(kind, norm, config, activations, each)[:, 0])
     if norm is not None and norm.b is not None:
-        found.append(norm.b[:layers])
-    return found
+        biases.append(norm.b[:layers])
+    return biases

@@ -1,4 +1,4 @@
-"""Parts of a site's value, by names: which position, head, source or neuron."""
+"""The axes of a site's value, by name, and masks for a position, head, source or neuron."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,40 +9,38 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxformer.model.sites import AXES, WHOLE
+from jaxformer.model.sites import AXES, MODEL_SITES
 
 LETTERS = {"position": "t", "source": "s", "head": "nk", "neuron": "f"}
-"""What an index may name, and the letters of the axes that it can be along."""
+"""The names in an index, and the letters of the axes that each may stand for."""
 
 NAMES = {"layer": "l"} | LETTERS
-"""What one may take a site's activations apart by."""
+"""The names in `by`, which also select layers."""
 
 Index = Mapping[str, Any]
-"""Where to act: names of `LETTERS` to whole numbers, or to one-axis arrays of them; any may be traced."""
+"""The part of a value to change: names of `LETTERS` to integers or one-axis arrays of them, which may be traced."""
 
 
 def checked(site: str, index: Any) -> dict[str, Any]:
-    """An index, its names and types held to what a site has.
+    """Check the names and types of an index for a site.
 
     Raises:
-        ValueError: no mapping, a name without an axis, or what is no whole number.
+        ValueError: not a mapping, a name that the site has no axis for, or a value that is not an integer.
     """
     if index is not None and not isinstance(index, Mapping):
         raise ValueError(
-            f'index={index!r} must name what it is of, as {{"position": 3}}; None: all'
+            f'index={index!r} must be a mapping from names, such as {{"position": 3}}, or None for everything'
         )
     for name, chosen in (index or {}).items():
         if site in AXES:
             axis_of(site, name)
-        if not whole_numbers(chosen, 1):
-            raise ValueError(
-                f"{name}={chosen!r} must be a whole number, or a one-axis array of them"
-            )
+        if not are_integers(chosen, max_axes=1):
+            raise ValueError(f"{name}={chosen!r} must be an integer, or a one-axis array of them")
     return dict(index or {})
 
 
 def part(site: str, shape: tuple[int, ...], index: Index) -> Bool[Array, "..."]:
-    """Where an index is, as a mask that broadcasts to a site's value of this shape.
+    """Return the mask of an index, which broadcasts to a site's value of this shape.
 
     Raises:
         ValueError: an index out of range.
@@ -60,17 +58,17 @@ def part(site: str, shape: tuple[int, ...], index: Index) -> Bool[Array, "..."]:
                 )
         along = [1] * len(shape)
         along[axis] = -1
-        places = jnp.arange(shape[axis], dtype=jnp.int32)
+        numbers = jnp.arange(shape[axis], dtype=jnp.int32)
         chosen = jnp.asarray(chosen).astype(jnp.int32).reshape(-1, 1)
-        mask = mask & (places == chosen).any(axis=0).reshape(along)
+        mask = mask & (numbers == chosen).any(axis=0).reshape(along)
     return mask
 
 
 def axis_of(site: str, name: str) -> int:
-    """The axis of a site's value, as an edit receives it, that a name of `LETTERS` stands for.
+    """Return the axis that a name of `LETTERS` stands for, in a site's value as an edit receives it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the site has no such axis.
 
     >>> axis_of("pattern", "source")
     2
@@ -79,15 +77,15 @@ def axis_of(site: str, name: str) -> int:
 
 
 def letters_of(site: str) -> list[str]:
-    """The axes of a site's activations, where layers are stacked in front."""
-    return ([] if site in WHOLE else ["l"]) + AXES[site].split()
+    """Return the letters of the axes of a site's activations, with layers stacked in front."""
+    return ([] if site in MODEL_SITES else ["l"]) + AXES[site].split()
 
 
 def axes_by(site: str, by: Sequence[str]) -> list[int]:
-    """The axes of a site's activations that names of `NAMES` stand for.
+    """Return the axes that names of `NAMES` stand for, in a site's activations.
 
     Raises:
-        ValueError: a name that the site has no axis for, or one named twice; one string.
+        ValueError: a name that the site has no axis for, or that occurs twice; a string instead of names.
 
     >>> axes_by("z", ("head", "layer"))
     [2, 0]
@@ -97,8 +95,8 @@ def axes_by(site: str, by: Sequence[str]) -> list[int]:
     letters = letters_of(site)
     for name in by:
         if list(by).count(name) > 1:
-            raise ValueError(f"by names {name!r} twice")
-        if name == "layer" and site in WHOLE:
+            raise ValueError(f"by={tuple(by)} names {name!r} twice")
+        if name == "layer" and site in MODEL_SITES:
             raise ValueError(f"{site} belongs to no layer; leave 'layer' out of by={tuple(by)}")
     return [_named(site, name, letters, NAMES) for name in by]
 
@@ -110,22 +108,22 @@ def _named(site: str, name: str, letters: list[str], names: Mapping[str, str]) -
     there = ", ".join(name for name, own in names.items() if set(letters) & set(own))
     raise ValueError(
         f"{site} [{AXES[site]}] has no {name!r}; "
-        + (f"choose from {there}" if there else "it has no parts")
+        + (f"choose from {there}" if there else "it has no named axes")
     )
 
 
-def whole_numbers(numbers: Any, most_axes: int) -> bool:
-    """Whether this is a whole number, or where it may have axes an array of them; it may be traced."""
+def are_integers(numbers: Any, max_axes: int) -> bool:
+    """Whether this is an integer, or an array of integers with at most max_axes axes; it may be traced."""
     if isinstance(numbers, bool | list | tuple | str) or numbers is None:
         return False
     try:
         integer = jnp.issubdtype(jnp.result_type(numbers), jnp.integer)
     except TypeError:
         return False
-    return integer and jnp.ndim(numbers) <= most_axes
+    return integer and jnp.ndim(numbers) <= max_axes
 
 
 def concrete(numbers: Any) -> Int[np.ndarray, "..."]:
-    """The numbers, if they can be looked at; none of traced ones, or of None."""
-    hidden = numbers is None or isinstance(numbers, jax.core.Tracer)
-    return np.zeros(0, int) if hidden else np.asarray(numbers)
+    """Return the numbers if their values are known; an empty array if they are traced or None."""
+    unknown = numbers is None or isinstance(numbers, jax.core.Tracer)
+    return np.zeros(0, int) if unknown else np.asarray(numbers)

@@ -1,4 +1,4 @@
-"""What an edit is made of: where it acts, and what it puts there; `jaxformer.interp.edit` builds them."""
+"""The classes and functions of edits; `jaxformer.interp.edit` builds edits from them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,46 +11,46 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Shaped
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.engine.parts import Index, concrete, part, whole_numbers
-from jaxformer.model.sites import AXES, WHOLE, Layer, Site
+from jaxformer.interp.engine.axes import Index, are_integers, concrete, part
+from jaxformer.model.sites import AXES, MODEL_SITES, Layer, Site
 from jaxformer.model.tap import check_capture
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class At:
-    """An edit of one site, in one layer, or in all where `layer` is None; `change` is called as an edit is."""
+    """An edit of one site, in one layer or (None) in every layer; `change` has the arguments of an edit."""
 
     site: str = dataclasses.field(metadata={"static": True})
     layer: Any
     change: Partial
 
     def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
-        """The value to go on with."""
+        """Return the edited value."""
         if str(site) != self.site:
             return value
         changed = self.change(site, layer, value)
         if self.layer is None:
             return changed
         if jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
-            return changed  # for the pass to refuse
+            return changed  # the pass refuses it
         here = layer == jnp.asarray(self.layer, jnp.int32)
         return jnp.where(here, jnp.asarray(changed).astype(value.dtype), value)
 
     def check(self, config: Config, compute: Compute) -> None:
-        """Refuse a model that never comes to where this acts.
+        """Refuse a model that lacks the site or the layer.
 
         Raises:
-            ValueError: naming the site or the layer, and what there is.
+            ValueError: a site or layer that the model lacks.
         """
         check_capture((self.site,), config, compute)
-        if self.site not in WHOLE and not config.n_layers:
+        if self.site not in MODEL_SITES and not config.n_layers:
             raise ValueError(f"no layer has a {self.site}: this model has n_layers=0")
         if self.change.func is put_own:
             shape = jnp.shape(self.change.args[1])
             if shape[:1] != (config.n_layers,):
                 raise ValueError(
-                    f"values of shape {shape} are not one for each of {config.n_layers} layers"
+                    f"values of shape {shape} do not fit {config.n_layers} layers; give one value for each"
                 )
         for layer in np.ravel(concrete(self.layer)):
             if not 0 <= layer < config.n_layers:
@@ -62,47 +62,47 @@ class At:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
-    """Several edits as one: each gets what the one before it made."""
+    """Several edits, applied one after another."""
 
     edits: tuple[Any, ...]
 
     def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
-        """The value to go on with."""
+        """Return the value after all edits."""
         for edit in self.edits:
             value = edit(site, layer, value)
         return value
 
     def check(self, config: Config, compute: Compute) -> None:
-        """Refuse what any of them refuses."""
+        """Refuse a model that any of the edits refuses."""
         for edit in self.edits:
             if check := getattr(edit, "check", None):
                 check(config, compute)
 
 
 def acting(site: str, layer: Any, change: Partial) -> At:
-    """The edit that makes a change at a site, in a layer.
+    """Return the edit that makes a change at a site, in a layer.
 
     Raises:
-        ValueError: an unknown site, a layer of a site that has none, a layer that is no whole number.
+        ValueError: an unknown site, a layer for a site without layers, a layer that is not an integer.
     """
     if site not in AXES:
         raise ValueError(f"unknown site {site!r}; the sites are {', '.join(AXES)}")
     if layer is not None:
-        if site in WHOLE:
+        if site in MODEL_SITES:
             raise ValueError(f"{site} belongs to no layer; give layer=None, not {layer!r}")
-        if not whole_numbers(layer, 0):
-            raise ValueError(f"layer={layer!r} must be a whole number, or None for every layer")
+        if not are_integers(layer, max_axes=0):
+            raise ValueError(f"layer={layer!r} must be an integer, or None for every layer")
     return At(site, layer, change)
 
 
 def of_value(fn: Callable[[Any], Any], site: Site, layer: Layer, value: Array) -> Any:
-    """What a function makes of the value."""
+    """Apply a function to the value."""
     del site, layer
     return fn(value)
 
 
 def put(index: Index, new: Any, site: Site, layer: Layer, value: Array) -> Array:
-    """A part of another value, which broadcasts, in the place of this one's."""
+    """Replace a part of the value by that of another, which is broadcast."""
     del layer
     new = _fitting(new, site, value)
     return jnp.where(part(str(site), value.shape, index), new, value)
@@ -111,26 +111,26 @@ def put(index: Index, new: Any, site: Site, layer: Layer, value: Array) -> Array
 def add(
     index: Index, direction: Any, strength: Any, site: Site, layer: Layer, value: Array
 ) -> Array:
-    """The value plus so much of a direction, in a part of it."""
+    """Add strength · direction to a part of the value."""
     del layer
     change = jnp.asarray(strength).astype(value.dtype) * _fitting(direction, site, value)
     return jnp.where(part(str(site), value.shape, index), value + change, value)
 
 
 def put_own(index: Index, stacked: Any, site: Site, layer: Layer, value: Array) -> Array:
-    """A part of this layer's own value among those of all layers."""
+    """Replace a part of the value by that of this layer, from a stack of all layers."""
     own = jnp.asarray(stacked)[layer]
-    if own.shape != value.shape:
-        raise _unfitting(own, site, value)  # not spread: a run of one token is no run of many
+    if own.shape != value.shape:  # not broadcast: a run of one token is not a run of many
+        raise _unfitting(own, site, value)
     return put(index, own, site, layer, value)
 
 
 def _fitting(new: Any, site: Site, value: Array) -> Array:
-    """In the dtype and the shape of the site's value."""
+    """Cast and broadcast a new value to the dtype and shape of the site's value."""
     new = jnp.asarray(new)
     sizes = zip(new.shape[::-1], value.shape[::-1], strict=False)
-    spreads = new.ndim <= value.ndim and all(size in (1, own) for size, own in sizes)
-    if not spreads or jnp.iscomplexobj(new):
+    fits = new.ndim <= value.ndim and all(size in (1, own) for size, own in sizes)
+    if not fits or jnp.iscomplexobj(new):
         raise _unfitting(new, site, value)
     return jnp.broadcast_to(new.astype(value.dtype), value.shape)
 
