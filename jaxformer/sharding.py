@@ -1,17 +1,16 @@
-"""Where a model's arrays lie on many devices: rules from the names of axes to the axes of a mesh, as data.
+"""Sharding: rules map the axes of a model's arrays to the axes of a device mesh.
 
-Data parallel, fully sharded, tensor parallel and any mixture of them are sets of rules; none is a code path:
+The kinds of parallelism, and any mixture of them, are rules and need no code of their own:
 
-    {"batch": "data"}                                                  a copy of the model on every device
-    {"batch": "data", "d": "data"}                                     the model in parts, fetched layer by layer
-    {"n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}       heads, neurons and vocabulary in parts
-    {"batch": "data", "t": "sequence"}                                 the positions of a long sequence in parts
+    {"batch": "data"}                                                  data parallel: each device has all parameters
+    {"batch": "data", "d": "data"}                                     fully sharded: parameters gathered per layer
+    {"n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}       tensor parallel: heads, neurons, vocabulary
+    {"batch": "data", "t": "sequence"}                                 sequence parallel: positions
 
-The compiler does the rest: it splits the one program that all devices run, and puts in what they must tell
-each other.
+All devices run one program. The compiler partitions it and inserts the communication.
 
 Source: Xu et al. 2021, "GSPMD"; fully sharded: Rajbhandari et al. 2020, "ZeRO"; tensor: Shoeybi et al. 2019,
-"Megatron-LM", §3; a residual stream in parts along t: Korthikanti et al. 2022, §4.2.2.
+"Megatron-LM", §3; a residual stream sharded along t: Korthikanti et al. 2022, §4.2.2.
 """
 
 import dataclasses
@@ -29,9 +28,9 @@ from jaxformer.model.sites import AXES, Edit, Layer, Site
 from jaxformer.model.spec import Spec, is_spec, path_name
 
 Places = str | tuple[str, ...] | None
-"""An axis of a mesh, several of them, or none: a copy in each of its rows."""
+"""A mesh axis, several mesh axes, or None: not sharded."""
 Rules = Mapping[str, Places]
-"""The mesh axes for an axis: a letter of the dimension key that parameters have, "batch", or "t"."""
+"""The mesh axes of each array axis: a letter of a parameter's axis in the dimension key, "batch" or "t"."""
 
 RULES: Rules = {
     "batch": ("data", "fsdp"),
@@ -42,17 +41,17 @@ RULES: Rules = {
     "f": "tensor",
     "v": "tensor",
 }
-"""What the usual names of mesh axes mean. Of a mesh that has only some of them, only those count."""
+"""Rules for the usual names of mesh axes; `fitting` drops those that a mesh lacks."""
 
 
 def partition(config: Config, rules: Rules) -> Params:
-    """How to lay the parameters on a mesh: Params with a `PartitionSpec` in the place of each array.
+    """Return the `PartitionSpec` of each parameter, as Params.
 
     Args:
-        rules: the mesh axis for each axis; of one that no rule names, every device has the whole.
+        rules: the mesh axis for each axis; an axis without a rule is not sharded.
 
     Raises:
-        ValueError: an axis that no parameter or batch has; a parameter with two axes on one mesh axis.
+        ValueError: a rule for an unknown axis; a parameter with two axes on one mesh axis.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> partition(config, {"n": "tensor"}).blocks.attn.W_Q
@@ -60,7 +59,9 @@ def partition(config: Config, rules: Rules) -> Params:
     """
     known = {*config.sizes, "batch", "t"}
     if unknown := sorted(rules.keys() - known):
-        raise ValueError(f"no axis {unknown[0]!r}; the axes are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"the rules name an unknown axis {unknown[0]!r}; choose from {', '.join(sorted(known))}"
+        )
 
     def places(path: Any, spec: Spec) -> PartitionSpec:
         taken: dict[str, str] = {}
@@ -68,8 +69,8 @@ def partition(config: Config, rules: Rules) -> Params:
             for axis in mesh_axes(rules.get(letter)):
                 if axis in taken:
                     raise ValueError(
-                        f"{path_name(path)} would have both {taken[axis]} and {letter} on the mesh axis "
-                        f"{axis!r}; give one of them another axis, or none"
+                        f"the rules shard both {taken[axis]} and {letter} of {path_name(path)} over the mesh axis "
+                        f"{axis!r}; give one of them another mesh axis, or None"
                     )
                 taken[axis] = letter
         return PartitionSpec(*(rules.get(letter) for letter in spec.axes))
@@ -78,10 +79,10 @@ def partition(config: Config, rules: Rules) -> Params:
 
 
 def shardings(config: Config, mesh: Mesh, rules: Rules) -> Params:
-    """Where each parameter lies on this mesh: Params with a `NamedSharding` in the place of each array.
+    """Return the `NamedSharding` of each parameter on a mesh, as Params.
 
     Raises:
-        ValueError: as `partition`; a rule for an axis that the mesh lacks, a size that its axis does not divide.
+        ValueError: as in `partition`; a rule for an axis that the mesh lacks; a size that the shards do not divide.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> mesh = jax.make_mesh((1,), ("data",))
@@ -97,22 +98,22 @@ def shardings(config: Config, mesh: Mesh, rules: Rules) -> Params:
             parts = parts_of(mesh, rules, letter)
             if size % parts:
                 raise ValueError(
-                    f"{path_name(path)} has {size} along {letter}, which does not divide into {parts} parts "
-                    f"({_named(mesh, rules[letter])}); choose a mesh or a rule that divides it"
+                    f"{path_name(path)} has size {size} along {letter}, which is not a multiple of {parts} shards "
+                    f"({_named(mesh, rules[letter])}); choose another mesh or rule"
                 )
-        # XLA lays what holds nothing everywhere.
+        # XLA replicates empty arrays.
         return NamedSharding(mesh, places if math.prod(spec.shape) else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, specs(config), layout, is_leaf=is_spec)
 
 
 def parts_of(mesh: Mesh, rules: Rules, axis: str) -> int:
-    """How many parts an axis is cut into."""
+    """Return the number of shards of an axis."""
     return math.prod(mesh.shape[name] for name in mesh_axes(rules.get(axis)))
 
 
 def fitting(mesh: Mesh, rules: Rules = RULES) -> Rules:
-    """The rules without the mesh axes that this mesh does not have.
+    """Return the rules without mesh axes that this mesh lacks.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> fitting(mesh)
@@ -126,7 +127,7 @@ def fitting(mesh: Mesh, rules: Rules = RULES) -> Rules:
 
 
 def check_mesh(mesh: Mesh, rules: Rules) -> None:
-    """Refuse rules for mesh axes that are not there, or that name one twice.
+    """Refuse rules that name a mesh axis which does not exist, or one axis twice.
 
     Raises:
         ValueError: naming the rule and the mesh's axes.
@@ -139,27 +140,30 @@ def check_mesh(mesh: Mesh, rules: Rules) -> None:
             )
         for name in names:
             if name not in mesh.shape:
-                has = ", ".join(f"{n}={size}" for n, size in mesh.shape.items())
+                present = ", ".join(f"{n}={size}" for n, size in mesh.shape.items())
                 raise ValueError(
-                    f"the rule {axis}={name} asks for a mesh axis {name}; this has {has}"
+                    f"the rule {axis}={name} names a mesh axis that does not exist; this mesh has {present}"
                 )
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same mesh, its axes left to the compiler: `jax.make_mesh`'s own would want each result's place told."""
+    """Return the mesh with all axes of type Auto: the compiler chooses the sharding of intermediate results.
+
+    Explicit axes, such as those of `jax.make_mesh`, would require the code to state it.
+    """
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
 def constrain(mesh: Mesh, rules: Rules) -> Edit:
-    """An edit that tells the compiler where activations lie; it changes no number.
+    """Return an edit that tells the compiler how to shard activations; it changes no number.
 
-    The stream and what is written to it are whole along d, as parameters are when they are used, whatever
-    their rule; queries, neurons and logits follow the rules of n, k, f and v, and all but keys and values
-    that of t, where no other axis of theirs has its mesh axis. For a batch, `jax.vmap` with
-    `spmd_axis_name`, the batch's mesh axes. An axis that its mesh axis does not divide stays whole.
+    Heads, neurons and logits follow the rules of n, k, f and v. Positions follow the rule of t, except in keys and
+    values and where another axis of the same array uses its mesh axis. Nothing is sharded along d, so that parameters
+    sharded along d are gathered before use. An axis whose size the shards do not divide is not sharded. For a batch,
+    use `jax.vmap` with `spmd_axis_name`, the batch's mesh axes.
 
     Raises:
-        ValueError: as `check_mesh`.
+        ValueError: as in `check_mesh`.
 
     >>> mesh = jax.make_mesh((1,), ("tensor",))
     >>> constrain(mesh, {"f": "tensor"}).places("post", (7, 32))
@@ -173,7 +177,7 @@ PINNED = (
     "embed", "q", "k", "v", "z", "attn_out", "resid_mid", "pre", "pre_linear", "post", "mlp_out",
     "resid_post", "logits",
 )  # fmt: skip
-"""The sites that are told. An edit of head_out would form every head's own part, scores and patterns follow."""
+"""The sites with a constraint. One on head_out would compute every head's output; scores and pattern need none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,16 +196,16 @@ class _Constraint:
         return jax.lax.with_sharding_constraint(value, where)
 
     def places(self, site: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """Where a site's value lies."""
+        """Return the sharding of a site's value."""
         rules = dict(self.rules)
         letters = AXES[site].split()
         taken = set(mesh_axes(rules.get("batch")))
         found: dict[str, Places] = {}
-        # t last: where heads or neurons want its mesh axis, they are in parts and the sequence is whole.
+        # t comes last: heads and neurons have precedence if they use the same mesh axis.
         for letter in sorted(letters, key="t".__eq__):
             names = mesh_axes(rules.get(letter)) if letter in "tnkfv" else ()
             if letter == "t" and site in ("k", "v"):
-                names = ()  # everybody is asked by everybody
+                names = ()  # every query needs all keys and values
             size = shape[letters.index(letter)]
             if taken.isdisjoint(names) and size % math.prod(self.mesh.shape[n] for n in names) == 0:
                 taken |= set(names)
@@ -210,7 +214,7 @@ class _Constraint:
 
 
 def mesh_axes(places: Places) -> tuple[str, ...]:
-    """The mesh axes that a rule names."""
+    """Return the mesh axes that a rule names."""
     if places is None:
         return ()
     return (places,) if isinstance(places, str) else tuple(places)

@@ -1,5 +1,6 @@
-"""How a text goes on: prefill, sampling, streams of tokens, beams.
+"""Text generation: prefill, sampling, streamed tokens and beam search.
 
-Read in this order: `inputs` (prompts as one array), `prefill` (reading them), `sampling`, `loop` (a token at a
-time, as one program), `generate`; then `streaming` and `beam`.
+Read in this order: `inputs` (prompts as one array), `sampling` (logits to a token), `request` (what is static and what
+is traced in a call), `prefill` (prompts into the cache), `loop` (one token at a time), `generate`; then `streaming`
+and `beam`.
 """

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations that can be found by following the best few at every token."""
+"""Beam search: extend the few most probable continuations by every token, and keep the best of the results."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,18 +11,21 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
-from jaxformer.decoding.generate import WHERE_NAN_IS, gather_how
+from jaxformer.decoding.generate import NAN_ADVICE
 from jaxformer.decoding.inputs import bucket, check_room, gather
-from jaxformer.decoding.prefill import How, narrowed, read_on, read_prompts
+from jaxformer.decoding.prefill import cast_params, read_on, read_prompts
+from jaxformer.decoding.request import Program, make_program
+from jaxformer.decoding.unstack import unstack
 from jaxformer.model.cache import Cache, batch_axis
-from jaxformer.model.params import Params, check_params, unstack
-from jaxformer.model.sites import Edit, keep
+from jaxformer.model.checks import check_params
+from jaxformer.model.params import Params
+from jaxformer.model.sites import Edit, identity
 
 
 class Beams(NamedTuple):
-    """Continuations of one prompt, the likeliest first, and the log-probability of each as a whole."""
+    """Continuations of one prompt, the most probable first, and the total log-probability of each."""
 
-    tokens: Int[Array, "w n"]
+    tokens: Int[Array, "w new"]
     log_probs: Float[Array, " w"]
 
 
@@ -33,21 +36,21 @@ def beam_search(
     n_tokens: int,
     width: int,
     *,
-    edit: Edit = keep,
-    compute: Compute = Compute(),  # noqa: B008  frozen
+    edit: Edit = identity,
+    compute: Compute = Compute(),
 ) -> Beams:
-    """The `width` likeliest continuations, n_tokens long, that a beam of that width finds.
+    """Return the `width` most probable continuations of n_tokens tokens that a beam of this width finds.
 
-    A width of 1 is greedy generation, but for near-ties that rounding of the running total decides.
+    A width of 1 is greedy generation, except that rounding of the running total decides near-ties.
 
     Args:
         prompt: token ids `t`.
-        n_tokens: how many to add; compiled anew for each number.
-        width: continuations to follow.
+        n_tokens: the length of the continuations; another number recompiles.
+        width: the number of continuations that are kept at every token.
         edit: as in `forward`.
 
     Raises:
-        ValueError: a width below 1 or above n_vocab, several prompts, and all that `generate` refuses.
+        ValueError: a width below 1 or above n_vocab, several prompts, and what `generate` refuses.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -55,48 +58,50 @@ def beam_search(
     >>> beam_search(params, config, [3, 1], 6, 4).tokens.shape
     (4, 6)
     """
-    how = gather_how(config, edit, (), compute)
+    program = make_program(config, edit, (), compute)
     prompts = gather(prompt, config)
     if not prompts.single:
-        raise ValueError("beam_search takes one prompt at a time")
+        raise ValueError("beam_search takes one prompt; call it once for each prompt of a batch")
     n_tokens = positive_integer("n_tokens", n_tokens)
     width = positive_integer("width", width, most=config.n_vocab)
     check_room(config, prompts.longest, n_tokens)
     check_params(params, config)
-    found = _search(params, how, prompts.tokens, prompts.lengths, n_tokens=n_tokens, width=width)
+    found = _search(
+        params, program, prompts.tokens, prompts.lengths, n_tokens=n_tokens, width=width
+    )
     totals = found.log_probs
     if not isinstance(totals, jax.core.Tracer) and np.isnan(np.asarray(totals)).any():
-        raise ValueError(f"the logits of a beam that was followed are NaN; {WHERE_NAN_IS}")
+        raise ValueError(f"the logits of a beam are NaN; {NAN_ADVICE}")
     return found
 
 
-@partial(jax.jit, static_argnames=("how", "n_tokens", "width"))
+@partial(jax.jit, static_argnames=("program", "n_tokens", "width"))
 def _search(
-    params: Params, how: How, prompts: Any, lengths: Any, *, n_tokens: int, width: int
+    params: Params, program: Program, prompts: Any, lengths: Any, *, n_tokens: int, width: int
 ) -> Beams:
-    params = narrowed(params, how.compute)
-    read = read_prompts(params, how, None, prompts, lengths, room=bucket(n_tokens))
+    params = cast_params(params, program.compute)
+    read = read_prompts(params, program, None, prompts, lengths, room=bucket(n_tokens))
     totals, token = jax.lax.top_k(jax.nn.log_softmax(read.logits[0]), width)
-    cache = _rows(unstack(read.cache), jnp.zeros(width, jnp.int32))
+    cache = _select(unstack(read.cache), jnp.zeros(width, jnp.int32))
     tokens = jnp.zeros((width, n_tokens), jnp.int32).at[:, 0].set(token)
-    layered, n_vocab = unstack(params), how.config.n_vocab
+    unstacked, n_vocab = unstack(params), program.config.n_vocab
 
-    def follow(number: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+    def extend(index: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         totals, tokens, cache = carry
-        last = jax.lax.dynamic_index_in_dim(tokens, number - 1, axis=1)
-        read = read_on(layered, how, None, last, cache, jnp.zeros((), jnp.int32))
-        all_ = totals[:, None] + jax.nn.log_softmax(read.logits)  # [w v]
-        totals, places = jax.lax.top_k(all_.reshape(-1), width)
-        parents = places // n_vocab
-        tokens = tokens[parents].at[:, number].set((places % n_vocab).astype(jnp.int32))
-        return totals, tokens, _rows(read.cache, parents)
+        last = jax.lax.dynamic_index_in_dim(tokens, index - 1, axis=1)
+        read = read_on(unstacked, program, None, last, cache, jnp.zeros((), jnp.int32))
+        extended = totals[:, None] + jax.nn.log_softmax(read.logits)  # [w v]
+        totals, best = jax.lax.top_k(extended.reshape(-1), width)
+        parents = best // n_vocab
+        tokens = tokens[parents].at[:, index].set((best % n_vocab).astype(jnp.int32))
+        return totals, tokens, _select(read.cache, parents)
 
-    totals, tokens, _ = jax.lax.fori_loop(1, n_tokens, follow, (totals, tokens, cache))
+    totals, tokens, _ = jax.lax.fori_loop(1, n_tokens, extend, (totals, tokens, cache))
     return Beams(tokens, totals)
 
 
-def _rows(cache: Cache, parents: Int[Array, " w"]) -> Cache:
-    """The caches of some sequences of a batch."""
+def _select(cache: Cache, parents: Int[Array, " w"]) -> Cache:
+    """Select, for each beam, the cache of the sequence that it extends."""
     axis = batch_axis(cache)
     k, v = jax.tree.map(lambda array: jnp.take(array, parents, axis), cache[:2])
     return cache._replace(k=k, v=v)

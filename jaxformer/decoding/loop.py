@@ -1,59 +1,56 @@
-"""The engine of generation: draw a token of each sequence, read it, draw the next. All of it is traced."""
+"""The decoding loop: sample a token of each sequence, read it, sample the next. Everything here is traced."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.decoding.inputs import NO_TOKEN
-from jaxformer.decoding.prefill import How, Read, read_on, read_prompts
-from jaxformer.decoding.sampling import Sampling, choose
-from jaxformer.model.params import Params, unstack
-
-
-class Wish(NamedTuple):
-    """What may differ from call to call of one program."""
-
-    keys: Key[Array, "*b"]  # one for each sequence; or for all, to be folded with their numbers
-    sampling: Sampling
-    stops: Any  # Int[Array, "stops m"]; shorter ones filled up in front
-    since: Int[Array, "*b"] | None  # the first position to edit
+from jaxformer.decoding.prefill import Read, read_on, read_prompts
+from jaxformer.decoding.request import Program, Request
+from jaxformer.decoding.sampling import choose
+from jaxformer.decoding.unstack import unstack
+from jaxformer.model.params import Params
 
 
 class State(NamedTuple):
-    """A batch of sequences in the middle of their generation."""
+    """A batch of sequences that are being generated."""
 
-    cache: Any  # Cache of unstacked layers; None before anything is read
-    token: Int[Array, " b"]  # the one drawn last, not yet read
-    drawn: Int[Array, ""]  # how many have been drawn
-    tail: Int[Array, "b m"]  # the latest of them, as many as the longest stop sequence has
-    seen: Bool[Array, "b v"] | None  # which tokens occurred, where there is a repetition penalty
+    cache: Any  # Cache of unstacked layers; None before the prefill
+    token: Int[Array, " b"]  # the token sampled last, not yet read
+    drawn: Int[Array, ""]  # the number of tokens sampled
+    tail: Int[Array, "b length"]  # the latest sampled tokens, to compare with the stop sequences
+    seen: (
+        Bool[Array, "b v"] | None
+    )  # tokens that occurred; only where there is a repetition penalty
     done: Bool[Array, " b"]
 
 
-class Drawn(NamedTuple):
-    """One more token of each sequence; with `n` in front, several."""
+class SampledToken(NamedTuple):
+    """One sampled token of each sequence, or several, along a first axis `new`."""
 
-    tokens: Int[Array, "*n b"]  # NO_TOKEN once a sequence is done, or its logits are NaN
-    log_probs: Float[Array, "*n b"]  # in the model's own distribution
-    activations: dict[str, Array]  # of the position whose logits gave it
+    tokens: Int[Array, "*new b"]  # NO_TOKEN once a sequence is done, or where its logits are NaN
+    log_probs: Float[Array, "*new b"]  # under the model's distribution, before any processor
+    activations: dict[str, Array]  # of the position whose logits gave the token
 
 
-def fresh(how: How, wish: Wish, prompts: Int[Array, "b t"], lengths: Int[Array, "..."]) -> State:
-    """The state of texts of which nothing is read yet and nothing drawn."""
+def initial_state(
+    program: Program, request: Request, prompts: Int[Array, "b t"], lengths: Int[Array, "..."]
+) -> State:
+    """Return the state before the prefill."""
     batch, width = prompts.shape
     seen = None
-    if wish.sampling.repetition_penalty is not None:
+    if request.sampling.repetition_penalty is not None:
         real = jnp.arange(width, dtype=jnp.int32) < jnp.broadcast_to(lengths, batch)[:, None]
-        none = jnp.zeros(how.config.n_vocab, bool)
+        none = jnp.zeros(program.config.n_vocab, bool)
         seen = jax.vmap(lambda tokens, real: none.at[tokens].max(real))(prompts, real)
     return State(
         cache=None,
         token=prompts[:, 0],
         drawn=jnp.zeros((), jnp.int32),
-        tail=jnp.full((batch, wish.stops.shape[1]), NO_TOKEN - 1, jnp.int32),
+        tail=jnp.full((batch, request.stops.shape[1]), NO_TOKEN - 1, jnp.int32),
         seen=seen,
         done=jnp.zeros(batch, bool),
     )
@@ -61,75 +58,80 @@ def fresh(how: How, wish: Wish, prompts: Int[Array, "b t"], lengths: Int[Array, 
 
 def prefill(
     params: Params,
-    how: How,
-    wish: Wish,
+    program: Program,
+    request: Request,
     state: State,
     prompts: Int[Array, "b t"],
     lengths: Int[Array, "..."],
     *,
     room: int,
-) -> tuple[State, Drawn]:
-    """Read the texts, or their ends, and draw the next token of each, with room for so many in all."""
-    read = read_prompts(params, how, wish.since, prompts, lengths, room=room)
-    state, drawn = _draw(how, wish, state, read)
-    return state._replace(cache=unstack(read.cache)), drawn
+) -> tuple[State, SampledToken]:
+    """Read the prompts into a new cache with room for `room` further tokens, and sample a token of each."""
+    read = read_prompts(params, program, request.edit_start, prompts, lengths, room=room)
+    state, sampled = _sample(program, request, state, read)
+    return state._replace(cache=unstack(read.cache)), sampled
 
 
 def decode(
     params: Params,
-    how: How,
-    wish: Wish,
+    program: Program,
+    request: Request,
     state: State,
     limit: Int[Array, ""],
     *,
     room: int,
-    first: Drawn | None = None,
-) -> tuple[State, Drawn]:
-    """Draw tokens until there are `limit`, or every sequence is done; `first` counts as one of them.
+    first: SampledToken | None = None,
+) -> tuple[State, SampledToken]:
+    """Sample until there are `limit` tokens, or every sequence is done; `first` counts as one of them.
 
-    The result has `room` in front, NO_TOKEN and zeros where nothing was drawn.
+    The axis `new` of the result has size `room`. Where nothing was sampled it holds NO_TOKEN and zeros.
     """
-    like = first or jax.eval_shape(partial(_step, params, how, wish), state)[1]
-    drawn = jax.tree.map(lambda one: jnp.zeros((room, *one.shape), one.dtype), like)
-    drawn = drawn._replace(tokens=drawn.tokens + NO_TOKEN)
+    like = first or jax.eval_shape(partial(_step, params, program, request), state)[1]
+    sampled = jax.tree.map(lambda one: jnp.zeros((room, *one.shape), one.dtype), like)
+    sampled = sampled._replace(tokens=sampled.tokens + NO_TOKEN)
 
-    def put(drawn: Drawn, one: Drawn, place: Any) -> Drawn:
-        write = partial(jax.lax.dynamic_update_index_in_dim, index=place, axis=0)
-        return jax.tree.map(write, drawn, one)
+    def put(sampled: SampledToken, one: SampledToken, index: Any) -> SampledToken:
+        write = partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
+        return jax.tree.map(write, sampled, one)
 
-    def unfinished(carry: tuple[Array, State, Drawn]) -> Bool[Array, ""]:
-        number, state, _ = carry
-        return (number < limit) & ~state.done.all()
+    def unfinished(carry: tuple[Array, State, SampledToken]) -> Bool[Array, ""]:
+        index, state, _ = carry
+        return (index < limit) & ~state.done.all()
 
-    def body(carry: tuple[Array, State, Drawn]) -> tuple[Array, State, Drawn]:
-        number, state, drawn = carry
-        state, one = _step(params, how, wish, state)
-        return number + 1, state, put(drawn, one, number)
+    def body(carry: tuple[Array, State, SampledToken]) -> tuple[Array, State, SampledToken]:
+        index, state, sampled = carry
+        state, one = _step(params, program, request, state)
+        return index + 1, state, put(sampled, one, index)
 
     if first is not None:
-        drawn = put(drawn, first, 0)
-    number = jnp.asarray(0 if first is None else 1, jnp.int32)
-    _, state, drawn = jax.lax.while_loop(unfinished, body, (number, state, drawn))
-    return state, drawn
+        sampled = put(sampled, first, 0)
+    index = jnp.asarray(0 if first is None else 1, jnp.int32)
+    _, state, sampled = jax.lax.while_loop(unfinished, body, (index, state, sampled))
+    return state, sampled
 
 
-def _step(params: Params, how: How, wish: Wish, state: State) -> tuple[State, Drawn]:
-    """Read the token drawn last, and draw another."""
-    read = read_on(params, how, wish.since, state.token[:, None], state.cache, jnp.int32(0))
-    return _draw(how, wish, state, read)
+def _step(
+    params: Params, program: Program, request: Request, state: State
+) -> tuple[State, SampledToken]:
+    """Read the token sampled last, and sample the next."""
+    tokens, last = state.token[:, None], jnp.int32(0)
+    read = read_on(params, program, request.edit_start, tokens, state.cache, last)
+    return _sample(program, request, state, read)
 
 
-def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]:
-    """The next token of each sequence, by its own key and its number alone."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(wish.keys, state.drawn)
+def _sample(
+    program: Program, request: Request, state: State, read: Read
+) -> tuple[State, SampledToken]:
+    """Sample the next token of each sequence. Randomness comes only from the sequence's key and the token's index."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, state.drawn)
     seen = None if state.seen is None else 0
     token = jax.vmap(choose, in_axes=(0, None, 0, seen))(
-        keys, wish.sampling, read.logits, state.seen
+        keys, request.sampling, read.logits, state.seen
     )
     log_probs = jax.vmap(lambda logits, token: jax.nn.log_softmax(logits)[token])(
         read.logits, token
     )
-    done = state.done  # before this token: one that ends a text still belongs to it
+    done = state.done  # before this token: a token that completes a stop sequence is still returned
     over = done | jnp.isnan(log_probs)
     shown = jnp.where(over, NO_TOKEN, token)
 
@@ -137,9 +139,9 @@ def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]
         return jax.vmap(lambda done, own: jnp.where(done, jnp.zeros_like(own), own))(done, values)
 
     tail = jnp.concatenate([state.tail[:, 1:], shown[:, None]], axis=1)
-    matches = (tail[:, None] == wish.stops) | (wish.stops == NO_TOKEN)  # [b stops m]
+    matches = (tail[:, None] == request.stops) | (request.stops == NO_TOKEN)  # [b stops length]
     if state.seen is not None:
-        occurs = jnp.arange(how.config.n_vocab, dtype=jnp.int32) == shown[:, None]
+        occurs = jnp.arange(program.config.n_vocab, dtype=jnp.int32) == shown[:, None]
         state = state._replace(seen=state.seen | occurs)
     state = state._replace(
         cache=read.cache,
@@ -149,4 +151,4 @@ def _draw(how: How, wish: Wish, state: State, read: Read) -> tuple[State, Drawn]
         done=over | matches.all(axis=-1).any(axis=-1),
     )
     activations = jax.tree.map(unless_done, read.activations)
-    return state, Drawn(shown, unless_done(log_probs), activations)
+    return state, SampledToken(shown, unless_done(log_probs), activations)

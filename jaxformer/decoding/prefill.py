@@ -1,6 +1,5 @@
-"""Reading for generation: a batch of prompts, then further tokens of each, into one cache. All of it is traced."""
+"""Prefill: read a batch of prompts, and later further tokens of each, into one cache. Everything here is traced."""
 
-import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,24 +9,16 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.inputs import bucket
+from jaxformer.decoding.request import Program
+from jaxformer.decoding.unstack import unstack
 from jaxformer.model.cache import Cache, batch_axis, empty_cache
-from jaxformer.model.params import Params, unstack
-from jaxformer.model.sites import READ, Edit, Layer, Site, activation_axis, position_axis
+from jaxformer.model.params import Params
+from jaxformer.model.sites import LOGIT_SITES, Edit, Layer, Site, activation_axis, position_axis
 from jaxformer.model.transformer import forward
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class How:
-    """What a program is compiled for."""
-
-    config: Config
-    edit: Edit
-    capture: tuple[str, ...]
-    compute: Compute
-
-
 class Read(NamedTuple):
-    """What reading on gave: the logits behind one position of each sequence, and its activations."""
+    """The result of reading tokens: logits and activations of one position of each sequence, and the cache."""
 
     logits: Float[Array, "b v"]
     activations: dict[str, Array]
@@ -36,140 +27,142 @@ class Read(NamedTuple):
 
 def read_prompts(
     params: Params,
-    how: How,
-    since: Int[Array, "..."] | None,
+    program: Program,
+    edit_start: Int[Array, "..."] | None,
     prompts: Int[Array, "b t"],
     lengths: Int[Array, "..."],
     *,
     room: int,
 ) -> Read:
-    """Read the prompts into a fresh cache with room for so many tokens more; `since`: the first position to edit."""
+    """Read the prompts into a new cache that also has room for `room` further tokens."""
     batch, width = prompts.shape
-    rows, piece = plan(how.config, width, room)
-    one = empty_cache(how.config, rows, how.compute.cache or how.compute.dtype or params.W_E.dtype)
-    many = jax.tree.map(
+    rows, piece = cache_size(program.config, width, room)
+    one = empty_cache(
+        program.config, rows, program.compute.cache or program.compute.dtype or params.W_E.dtype
+    )
+    k, v = jax.tree.map(
         lambda a: jnp.zeros((a.shape[0], batch, *a.shape[1:]), a.dtype), (one.k, one.v)
     )
-    cache = Cache(many[0], many[1], jnp.zeros_like(lengths))
+    cache = Cache(k, v, jnp.zeros_like(lengths))
     cache = unstack(cache) if isinstance(params.blocks, list) else cache
     if piece == width:
-        read = read_on(params, how, since, prompts, cache, lengths - 1)
+        read = read_on(params, program, edit_start, prompts, cache, lengths - 1)
     else:
-        read = _read_in_pieces(params, how, since, prompts, cache, lengths, piece)
-    # What fills a prompt up is no part of it: the next token takes its row.
+        read = _read_in_pieces(params, program, edit_start, prompts, cache, lengths, piece)
+    # The padding is not a part of the prompt: later tokens overwrite its rows.
     return read._replace(cache=read.cache._replace(length=lengths))
 
 
 def read_on(
     params: Params,
-    how: How,
-    since: Int[Array, "..."] | None,
+    program: Program,
+    edit_start: Int[Array, "..."] | None,
     tokens: Int[Array, "b t"],
     cache: Cache,
     last: Int[Array, "..."],
 ) -> Read:
-    """Read more tokens of each sequence, with an eye on the one at index `last`."""
+    """Read further tokens of each sequence; return logits and activations of the token at index `last`."""
 
-    def one(tokens: Array, cache: Cache, last: Array, since: Array | None) -> tuple[Any, ...]:
-        edit = how.edit
-        if since is not None or len(tokens) > 1:
+    def one(tokens: Array, cache: Cache, last: Array, start: Array | None) -> tuple[Any, ...]:
+        edit = program.edit
+        if start is not None or len(tokens) > 1:
             positions = cache.length + jnp.arange(len(tokens), dtype=jnp.int32)
-            edit = begun(edit, jnp.int32(0) if since is None else since, positions, last)
+            start = jnp.int32(0) if start is None else start
+            edit = edit_from_position(edit, start, positions, last)
         out = forward(
-            params, how.config, tokens, cache,
-            capture=how.capture, edit=edit, read=last[None], compute=how.compute,
+            params, program.config, tokens, cache,
+            capture=program.capture, edit=edit, logits_at=last[None], compute=program.compute,
         )  # fmt: skip
         return out.logits[0], _at(out.activations, last), out.cache
 
-    layered, own = batch_axis(cache), lambda array: 0 if jnp.ndim(array) else None
-    axes: Any = Cache(layered, layered, own(cache.length))  # pyright: ignore[reportArgumentType]
-    in_axes = (0, axes, own(last), None if since is None else own(since))
-    return Read(*jax.vmap(one, in_axes, (0, 0, axes))(tokens, cache, last, since))
+    layers, own = batch_axis(cache), lambda array: 0 if jnp.ndim(array) else None
+    axes: Any = Cache(layers, layers, own(cache.length))  # pyright: ignore[reportArgumentType]
+    in_axes = (0, axes, own(last), None if edit_start is None else own(edit_start))
+    return Read(*jax.vmap(one, in_axes, (0, 0, axes))(tokens, cache, last, edit_start))
 
 
-def begun(
-    edit: Edit, since: Int[Array, ""], positions: Int[Array, " t"], last: Int[Array, ""]
+def edit_from_position(
+    edit: Edit, start: Int[Array, ""], positions: Int[Array, " t"], last: Int[Array, ""]
 ) -> Edit:
-    """The edit, from a position on; earlier ones keep their values, and so does what fills a prompt up.
+    """Restrict the edit to the positions from `start` to the one at index `last`; padding comes after it.
 
-    Nothing reads the filling, but NaN in it would spread: a weight of 0 times NaN is NaN.
+    No position attends to the padding, but NaN in it would spread: a weight of 0 times NaN is NaN.
     """
 
-    def gated(site: Site, layer: Layer, value: Array) -> Any:
+    def restricted(site: Site, layer: Layer, value: Array) -> Any:
         changed: Any = edit(site, layer, value)
         if changed is value or jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
-            return changed  # nothing to hold back, or something for the Tap to refuse
-        here = positions[last][None] if site in READ else positions
-        acts = (here >= since) & (here <= positions[last])
+            return changed  # unchanged, or a value that the Tap refuses
+        here = positions[last][None] if site in LOGIT_SITES else positions
+        acts = (here >= start) & (here <= positions[last])
         shape = [1] * value.ndim
         shape[position_axis(site)] = -1
         return jnp.where(acts.reshape(shape), jnp.asarray(changed, value.dtype), value)
 
-    return gated
+    return restricted
 
 
-def plan(config: Config, width: int, room: int) -> tuple[int, int]:
-    """The rows of the cache, and how many tokens of the prompt are read at once.
+def cache_size(config: Config, width: int, room: int) -> tuple[int, int]:
+    """Return the number of cache rows, and how many tokens of the prompts are read at a time.
 
-    Rows that a window has left behind are used again; a long prompt is then read in pieces.
+    If every layer has a window, the cache is rolling, and long prompts are read in pieces.
     """
     rows = width + room
-    if config.n_context is not None:
-        rows = max(min(rows, config.n_context), width)
-    if config.horizon is None:
+    if config.max_length is not None:
+        rows = max(min(rows, config.max_length), width)
+    if config.max_lookback is None:
         return rows, width
-    piece = min(width, bucket(config.horizon))
+    piece = min(width, bucket(config.max_lookback))
     piece = piece if width % piece == 0 else width
-    return min(rows, config.horizon + piece - 1), piece
+    return min(rows, config.max_lookback + piece - 1), piece
 
 
-def narrowed(params: Params, compute: Compute) -> Params:
-    """The parameters in the dtype to compute in: once, before a loop that would do it at every token."""
+def cast_params(params: Params, compute: Compute) -> Params:
+    """Cast the parameters to the compute dtype, once: inside the loop, every token would cast them."""
     dtype = compute.dtype
     return params if dtype is None else jax.tree.map(lambda array: array.astype(dtype), params)
 
 
 def _read_in_pieces(
     params: Params,
-    how: How,
-    since: Int[Array, "..."] | None,
+    program: Program,
+    edit_start: Int[Array, "..."] | None,
     prompts: Int[Array, "b t"],
     cache: Cache,
     lengths: Int[Array, "..."],
     piece: int,
 ) -> Read:
-    """The prompts so many tokens at a time: no more need to be kept than a window and a piece."""
+    """Read the prompts `piece` tokens at a time into a rolling cache, which holds a window and a piece."""
 
-    def turn(read: Read, start: Array) -> tuple[Read, None]:
+    def step(read: Read, start: Array) -> tuple[Read, None]:
         tokens = jax.lax.dynamic_slice_in_dim(prompts, start, piece, axis=1)
         cache = read.cache._replace(length=jnp.zeros_like(lengths) + start)
-        new = read_on(
-            params, how, since, tokens, cache, jnp.clip(lengths - 1 - start, 0, piece - 1)
-        )
-        goes_on = start < lengths  # a prompt that has ended stays as it is
+        last = jnp.clip(lengths - 1 - start, 0, piece - 1)
+        new = read_on(params, program, edit_start, tokens, cache, last)
+        unfinished = start < lengths  # a prompt that has ended keeps its results and its cache
 
         def newer(axis: int, new: Array, old: Array) -> Array:
             shape = [1] * new.ndim
             shape[axis] = -1
-            return jnp.where(goes_on.reshape(shape) if goes_on.ndim else goes_on, new, old)
+            return jnp.where(unfinished.reshape(shape) if unfinished.ndim else unfinished, new, old)
 
         logits, activations = jax.tree.map(partial(newer, 0), new[:2], read[:2])
         k, v = jax.tree.map(partial(newer, batch_axis(cache)), new.cache[:2], read.cache[:2])
         return Read(logits, activations, Cache(k, v, lengths)), None
 
     shapes = jax.eval_shape(
-        lambda: read_on(params, how, since, prompts[:, :piece], cache, lengths * 0)
+        lambda: read_on(params, program, edit_start, prompts[:, :piece], cache, lengths * 0)
     )
-    start = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    read = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     starts = jnp.arange(0, prompts.shape[1], piece, dtype=jnp.int32)
-    return jax.lax.scan(turn, start._replace(cache=cache._replace(length=lengths)), starts)[0]
+    return jax.lax.scan(step, read._replace(cache=cache._replace(length=lengths)), starts)[0]
 
 
-def _at(activations: dict[str, Array], place: Int[Array, ""]) -> dict[str, Array]:
-    """The activations of one position, without their axis t."""
+def _at(activations: dict[str, Array], index: Int[Array, ""]) -> dict[str, Array]:
+    """Return the activations of one position, without their axis t."""
     return {
         site: jax.lax.dynamic_index_in_dim(
-            value, 0 if site in READ else place, activation_axis(site), keepdims=False
+            value, 0 if site in LOGIT_SITES else index, activation_axis(site), keepdims=False
         )
         for site, value in activations.items()
     }

@@ -1,7 +1,7 @@
-"""From the logits of one position to a token: what is left out, how the rest is weighed, and the draw.
+"""Sampling: from the logits of one position to a token.
 
-A processor is a pure function from logits `v` to logits `v`, -inf where a token is left out; they compose, and
-`jax.vmap` gives them a batch.
+A processor is a pure function from logits `v` to logits `v`; it sets the tokens that it excludes to -inf. Processors
+compose, and `jax.vmap` applies them to a batch.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ Number = Any  # a number or None; traced, where a Sampling is an argument of a c
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose the next token; the fields act in this order: penalty, temperature, k, p, min.
+    """How to choose the next token. The processors act in this order: penalty, temperature, top_k, top_p, min_p.
 
-    A pytree: its numbers may be traced, and in `generate` another number compiles nothing anew. A field that is
-    None is left out of the program.
+    A Sampling is a pytree: its numbers may be traced, and in `generate` another number does not recompile. A field
+    that is None is not a part of the program.
 
     Raises:
         ValueError: a number outside its range, or fields that contradict each other.
@@ -36,30 +36,24 @@ class Sampling:
     """
 
     temperature: Number = 1.0
-    """divides the logits: below 1 the likely become likelier; 0 or None takes the likeliest"""
+    """divides the logits: below 1 sharpens the distribution; 0 or None: greedy, the most probable token"""
     top_k: Number = None
-    """keep the k likeliest tokens, and those as likely as the last of them"""
+    """keep the k most probable tokens, and those that tie with the last of them"""
     top_p: Number = None
-    """keep the likeliest tokens that together have at least this probability"""
+    """keep the fewest most probable tokens that together have at least this probability"""
     min_p: Number = None
-    """keep the tokens at least this many times as likely as the likeliest"""
+    """keep the tokens with at least this fraction of the largest probability"""
     repetition_penalty: Number = None
-    """above 1: a token that occurred before, in the prompt or since, becomes less likely"""
+    """above 1: tokens of the prompt and tokens generated before become less probable"""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # numpy's numbers are as good as Python's
+        for field in dataclasses.fields(self):  # NumPy scalars become Python numbers
             value = getattr(self, field.name)
             if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
                 object.__setattr__(self, field.name, value.item())
         ranges: dict[str, tuple[Callable[[Any], bool], str]] = {
-            "temperature": (
-                lambda x: 0 <= x < math.inf,
-                "0 (the likeliest token) or a positive number",
-            ),
-            "top_k": (
-                lambda x: math.isfinite(x) and x == int(x) >= 1,
-                "a whole number of at least 1",
-            ),
+            "temperature": (lambda x: 0 <= x < math.inf, "0 (greedy) or a positive number"),
+            "top_k": (lambda x: math.isfinite(x) and x == int(x) >= 1, "an integer of at least 1"),
             "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
             "min_p": (lambda x: 0 <= x <= 1, "from 0 to 1"),
             "repetition_penalty": (
@@ -79,19 +73,21 @@ class Sampling:
             for name in ("top_k", "top_p", "min_p"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"temperature=0 takes the likeliest token, so {name}={getattr(self, name)} would change "
-                        "nothing; leave one of the two out"
+                        f"temperature=0 is greedy, so {name}={getattr(self, name)} would change nothing; "
+                        "leave one of the two out"
                     )
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, as far as can be told from values that are not traced."""
+        """Whether the most probable token is taken; False for a traced temperature, whose value is not known."""
         return self.temperature is None or (
             isinstance(self.temperature, int | float) and self.temperature == 0
         )
 
     def fitted(self, config: Config) -> "Sampling":
-        """The same choice for one model's program: temperature=0 as None, other numbers in one type each.
+        """Return this Sampling in the form that `generate` compiles: temperature=0 as None, each field of one type.
+
+        A number of another type would recompile.
 
         Raises:
             ValueError: top_k above n_vocab.
@@ -111,7 +107,7 @@ class Sampling:
 def process(
     sampling: Sampling, logits: Float[Array, " v"], seen: Bool[Array, " v"] | None = None
 ) -> Float[Array, " v"]:
-    """All of the processors that a Sampling names, in its order."""
+    """Apply the processors of a Sampling, in order."""
     if sampling.repetition_penalty is not None and seen is not None:
         logits = penalize(logits, seen, sampling.repetition_penalty)
     if not sampling.greedy:
@@ -125,28 +121,28 @@ def process(
 def choose(
     key: Key[Array, ""], sampling: Sampling, logits: Float[Array, " v"], seen: Any = None
 ) -> Int[Array, ""]:
-    """The next token: drawn from the processed logits, or at temperature 0 the likeliest."""
+    """Choose the next token: sample from the processed logits, or at temperature 0 take the most probable."""
     processed = process(sampling, logits, seen)
-    likeliest = jnp.argmax(processed).astype(jnp.int32)
+    greedy = jnp.argmax(processed).astype(jnp.int32)
     if sampling.greedy:
-        return likeliest
-    drawn = jax.random.categorical(key, processed).astype(jnp.int32)
+        return greedy
+    sampled = jax.random.categorical(key, processed).astype(jnp.int32)
     if isinstance(sampling.temperature, int | float):
-        return drawn
-    return jnp.where(jnp.asarray(sampling.temperature) > 0, drawn, likeliest)
+        return sampled
+    return jnp.where(jnp.asarray(sampling.temperature) > 0, sampled, greedy)
 
 
 def heat(logits: Float[Array, " v"], temperature: Any) -> Float[Array, " v"]:
-    """Logits divided by a temperature, the largest 0; the smallest temperature is a normal float, not 0.
+    """Shift the logits so that the largest is 0, and divide them by the temperature.
 
-    So that a tiny temperature sends none of them to infinity but those that it leaves no chance.
+    Shifted logits cannot overflow to +inf. The temperature is at least the smallest normal float, never 0.
     """
     least = float(jnp.finfo(logits.dtype).tiny)
     return (logits - jnp.max(logits)) / jnp.maximum(jnp.asarray(temperature, logits.dtype), least)
 
 
 def top_k(logits: Float[Array, " v"], k: Any) -> Float[Array, " v"]:
-    """The k largest logits, and those equal to the last of them.
+    """Keep the k largest logits, and those that tie with the last of them.
 
     Source: Fan et al. 2018, "Hierarchical Neural Story Generation", §5.4.
 
@@ -158,9 +154,9 @@ def top_k(logits: Float[Array, " v"], k: Any) -> Float[Array, " v"]:
 
 
 def top_p(logits: Float[Array, " v"], p: Any) -> Float[Array, " v"]:
-    """The fewest likeliest tokens of total probability at least p, and those equal to the last of them.
+    """Keep the fewest most probable tokens with a total of at least p, and those that tie with the last of them.
 
-    At p=1 that is all of them, though fewer may add up to 1 by rounding.
+    p=1 keeps every token, although fewer may add up to 1 after rounding.
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", §3.1.
 
@@ -172,7 +168,7 @@ def top_p(logits: Float[Array, " v"], p: Any) -> Float[Array, " v"]:
 
 
 def min_p(logits: Float[Array, " v"], p: Any) -> Float[Array, " v"]:
-    """The tokens whose probability is at least p times the largest.
+    """Keep the tokens whose probability is at least p times the largest.
 
     Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling", §3.
 
@@ -186,9 +182,9 @@ def min_p(logits: Float[Array, " v"], p: Any) -> Float[Array, " v"]:
 def penalize(
     logits: Float[Array, " v"], seen: Bool[Array, " v"], penalty: Any
 ) -> Float[Array, " v"]:
-    """The logits of tokens seen before, divided by the penalty where positive, else multiplied.
+    """Divide the positive logits of seen tokens by the penalty, and multiply the negative ones by it.
 
-    Source: Keskar et al. 2019, "CTRL", §4.1, as transformers reads it.
+    Source: Keskar et al. 2019, "CTRL", §4.1, as the transformers library implements it.
 
     >>> penalize(jnp.array([2.0, -2.0, 2.0]), jnp.array([True, True, False]), 2.0)
     Array([ 1., -4.,  2.], dtype=float32)
@@ -201,28 +197,28 @@ def penalize(
 def _largest(
     logits: Float[Array, " v"], weights: Shaped[Array, " v"], enough: Shaped[Array, ""]
 ) -> Float[Array, " v"]:
-    """The fewest largest logits whose weights add up to enough; the others -inf.
+    """Keep the fewest largest logits whose weights add up to `enough`; set the others to -inf.
 
-    The least logit to keep is found bit by bit: as many sums over the vocabulary as a float has bits. On CPU
-    that is over ten times faster than sorting 50,000 logits.
+    A binary search finds the smallest logit to keep: one sum over the vocabulary per bit of a float. On CPU this is
+    over ten times faster than sorting 50,000 logits.
     """
     order = _ordered(logits)
     extremes = jnp.iinfo(order.dtype)
 
-    def narrow(_: Array, span: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, span: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = span
-        middle = (low | high) - ((low ^ high) >> 1)  # their mean, rounded up, without overflow
+        middle = (low | high) - ((low ^ high) >> 1)  # the mean, rounded up, without overflow
         fits = jnp.sum(jnp.where(order >= middle, weights, 0), dtype=weights.dtype) >= enough
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle - 1)
 
     span = jnp.full((), extremes.min, order.dtype), jnp.full((), extremes.max, order.dtype)
-    least, _ = jax.lax.fori_loop(0, extremes.bits, narrow, span)
+    least, _ = jax.lax.fori_loop(0, extremes.bits, halve, span)
     return jnp.where(order >= least, logits, -jnp.inf)
 
 
 def _ordered(values: Float[Array, " v"]) -> Int[Array, " v"]:
-    """Whole numbers in the order of the floats: their bits, those of negative floats turned around."""
-    whole = jnp.dtype(f"int{8 * values.dtype.itemsize}")
-    values = jnp.where(values == 0, 0.0, values)  # -0 is equal to 0, its bits are not
-    bits = jax.lax.bitcast_convert_type(values, whole)
-    return bits ^ ((bits >> (jnp.iinfo(whole).bits - 1)) & jnp.iinfo(whole).max)
+    """Return integers in the order of the floats: the bits, flipped for negative floats except for the sign."""
+    integer = jnp.dtype(f"int{8 * values.dtype.itemsize}")
+    values = jnp.where(values == 0, 0.0, values)  # -0 equals 0, but its bits differ
+    bits = jax.lax.bitcast_convert_type(values, integer)
+    return bits ^ ((bits >> (jnp.iinfo(integer).bits - 1)) & jnp.iinfo(integer).max)

@@ -1,5 +1,6 @@
-"""Models on disk: our folders, and the published models of Hugging Face and llama.cpp, read and written.
+"""Models on disk: jaxformer's own folders, and the published models of Hugging Face and llama.cpp.
 
-`load` and `export` are the doors; `checkpoint` is our own folder. `formats` reads files of weights, `families`
-knows what each architecture calls its tensors and settings, `tokenizers` reads vocabularies, `hub` fetches.
+`load` reads any of them; `checkpoint.save` and `export` write them. `formats` reads files of weights, `families` maps
+each architecture's tensor names and config fields to jaxformer's, `tokenizers` reads vocabularies, `locate` and `hub`
+find the files.
 """

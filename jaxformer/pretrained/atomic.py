@@ -1,4 +1,4 @@
-"""Files that are replaced whole: a reader, or a crash, finds the old one or the new one and nothing between."""
+"""Atomic replacement of files: a reader, or a crash, finds the old content or the new, never a mixture."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ from typing import BinaryIO
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file's new bytes; readers see the old ones or the new ones."""
+    """Replace a file's content atomically."""
     with replacement(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def replacement(path: Path) -> Iterator[BinaryIO]:
-    """A file under a temporary name, renamed to its own when all was written, removed if not."""
+    """Open a temporary file that replaces `path` when the block ends, and is deleted if the block fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     file = partial.open("wb")
     try:
@@ -24,14 +24,14 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
         file.close()
         partial.replace(path)
-        with contextlib.suppress(OSError):  # where a folder can be synced, the new name is safe too
+        with contextlib.suppress(OSError):  # make the rename durable, where a folder can be synced
             descriptor = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
     except BaseException:
-        with contextlib.suppress(OSError):  # on a full disk closing fails as writing did
+        with contextlib.suppress(OSError):  # on a full disk, closing fails too
             file.close()
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""A model on disk: one folder that holds config, parameters and tokenizer.
+"""A checkpoint of a model: one folder that holds config, parameters and tokenizer.
 
-`model.json` holds the Config and the tokenizer, and names the safetensors file with the parameters by
-its SHA-256. The parameters are written first, under a name that no older model uses; renaming the new
-`model.json` over the old one is the only moment at which the folder changes from one whole model to the
-other. A crash at any other moment leaves at most a file that the next `save` clears away.
+`model.json` holds the Config and the tokenizer, and the name and SHA-256 of the safetensors file with the parameters.
+The parameters are written first, under a name that no older model uses. Then the new `model.json` is renamed over the
+old one, and only this step replaces the model. A crash at any other moment leaves at most a stray file, which the next
+`save` deletes.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import Config
-from jaxformer.model.params import Params, abstract, check_params
+from jaxformer.model.checks import check_params
+from jaxformer.model.params import Params, abstract
 from jaxformer.model.spec import path_name
 from jaxformer.pretrained.atomic import replace_file
 from jaxformer.pretrained.json_io import explained, read_object
@@ -27,10 +28,10 @@ from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer, from_json
 
 FORMAT = "jaxformer-1"
-OURS = re.compile(
+OWN_FILES = re.compile(
     r"params-[0-9a-f]{16}\.safetensors|\.(params-[0-9a-f]{16}\.safetensors|model\.json)\.\d+\.partial"
 )
-"""The names that only `save` gives: of parameters, and of files that it did not finish."""
+"""Names that only `save` uses: parameter files and unfinished files."""
 
 
 def save(
@@ -39,11 +40,11 @@ def save(
     params: Params,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write a model into a folder, in place of the one that may be there.
+    """Write a model into a folder; an older model in it is replaced.
 
     Raises:
-        ValueError: parts that are not of one model; a model that was there stays whole.
-        OSError: the folder cannot be made or written; a model that was there stays whole.
+        ValueError: parameters or a tokenizer that do not fit the Config; an older model is kept.
+        OSError: the folder cannot be created or written; an older model is kept.
     """
     from safetensors.numpy import save as to_safetensors
 
@@ -68,27 +69,27 @@ def save(
     replace_file(folder / file, data)
     replace_file(folder / "model.json", json.dumps(model, indent=2).encode())
     for old in folder.iterdir():
-        if OURS.fullmatch(old.name) and old.name not in (file, "model.json"):
+        if OWN_FILES.fullmatch(old.name) and old.name not in (file, "model.json"):
             old.unlink(missing_ok=True)
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | None]:
-    """The model in a folder that `save` wrote.
+    """Return the model in a folder that `save` wrote.
 
     Raises:
-        FileNotFoundError: no model is there.
-        ValueError: a file that `save` did not write, or that was cut short or changed since.
+        FileNotFoundError: the folder holds no model.
+        ValueError: a file that `save` did not write, or that was truncated or changed since.
     """
     saved = Saved(folder)
     return saved.config, saved.params(), saved.tokenizer()
 
 
 class Saved:
-    """The model in a folder that `save` wrote: its Config, and the rest when it is asked for.
+    """A model that `save` wrote; its tokenizer and parameters are read when they are needed.
 
     Raises:
-        FileNotFoundError: no model is there.
-        ValueError: a file that `save` did not write, or that was cut short or changed since.
+        FileNotFoundError: the folder holds no model.
+        ValueError: a file that `save` did not write, or that was truncated or changed since.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -99,7 +100,7 @@ class Saved:
         )
 
     def tokenizer(self) -> Tokenizer | None:
-        """Its tokenizer, if it has one."""
+        """Read the tokenizer; None: the model has none."""
         if self.model["tokenizer"] is None:
             return None
         text = json.dumps(self.model["tokenizer"])
@@ -108,59 +109,59 @@ class Saved:
         return tokenizer
 
     def params(self) -> Params:
-        """Its parameters."""
+        """Read the parameters and check them against the Config."""
         return _read_params(self.folder, self.model["parameters"], self.config)
 
 
 def _check_tokenizer(tokenizer: Tokenizer | None, config: Config) -> None:
-    """Published models may have tokens without embeddings; one of ours was made with its tokenizer."""
+    """Refuse a tokenizer with more entries than embeddings, except Subwords: published models may have those."""
     if tokenizer is None or isinstance(tokenizer, Subwords):
         return
     if tokenizer.n_vocab > config.n_vocab:
         raise ValueError(
-            f"the tokenizer has {tokenizer.n_vocab} entries, the Config n_vocab={config.n_vocab}; "
-            "a model needs at least as many as its tokenizer"
+            f"the tokenizer has {tokenizer.n_vocab} entries, but the Config has n_vocab={config.n_vocab}; "
+            "choose n_vocab at least as large"
         )
 
 
 def _read_model(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no model: there is no {path.name} in it")
+        raise FileNotFoundError(f"{path.parent} holds no model: it has no {path.name}")
     model = read_object(path)
     if model.get("format") != FORMAT:
-        raise ValueError(f'{path} is not a model of ours: it lacks "format": "{FORMAT}"')
+        raise ValueError(f'{path} was not written by jaxformer: it lacks "format": "{FORMAT}"')
     if missing := {"config", "tokenizer", "parameters"} - model.keys():
         raise ValueError(f"{path} lacks {min(missing)!r}; it was changed after it was saved")
     return model
 
 
-def _read_params(folder: Path, named: Any, config: Config) -> Params:
+def _read_params(folder: Path, entry: Any, config: Config) -> Params:
     from safetensors import SafetensorError, safe_open
 
-    if not isinstance(named, dict) or not isinstance(named.get("file"), str):
-        raise ValueError(f"{folder / 'model.json'} does not name its parameters' file")
-    path = folder / Path(named["file"]).name
+    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+        raise ValueError(f"{folder / 'model.json'} does not name its parameter file")
+    path = folder / Path(entry["file"]).name
     if not path.is_file():
-        raise ValueError(f"{path} is missing; model.json names it as the parameters' file")
+        raise ValueError(f"{path} is missing; model.json names it as the parameter file")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != named.get("sha256"):
+    if digest != entry.get("sha256"):
         raise ValueError(
-            f"{path} is damaged: its bytes are not those that were saved; save the model again"
+            f"{path} is damaged: its SHA-256 differs from the one in model.json; save the model again"
         )
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
-    return _fit(arrays, config, path)
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    return _to_params(arrays, config, path)
 
 
-def _fit(arrays: dict[str, Any], config: Config, path: Path) -> Params:
-    """The arrays in their places in the tree, every one of them used and of the declared shape."""
+def _to_params(arrays: dict[str, Any], config: Config, path: Path) -> Params:
+    """Return the arrays as Params; refuse missing or extra ones, and wrong shapes."""
     names = jax.tree_util.tree_map_with_path(lambda place, _: path_name(place), abstract(config))
-    if odd := {*jax.tree.leaves(names)} ^ arrays.keys():
-        name = min(odd)
+    if different := {*jax.tree.leaves(names)} ^ arrays.keys():
+        name = min(different)
         raise ValueError(
             f"{path} holds {name}, which its Config does not have"
             if name in arrays

@@ -1,4 +1,4 @@
-"""Models in Hugging Face's hub: the files that are fetched, into the cache of `huggingface_hub`."""
+"""Fetch models from Hugging Face's hub into the cache of `huggingface_hub`."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,10 +6,10 @@ from typing import Literal
 from jaxformer.pretrained.tokenizers.folder import FILES
 
 Part = Literal["a model", "a config", "a tokenizer"]
-"""What is wanted of a repository."""
+"""The part of a repository to fetch."""
 
 CONFIGS = ("model.json", "config.json")
-"""The files that say what model a folder holds: of ours and, where there is none, of Hugging Face's."""
+"""The files that describe a folder's model, in order of preference: jaxformer's, then Hugging Face's."""
 
 WEIGHTS = {
     "safetensors": (
@@ -20,36 +20,37 @@ WEIGHTS = {
     ),
     "bin": ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*-of-*.bin"),
 }
-"""By the ending of the files of weights; pickles are fetched where there is nothing else."""
+"""File patterns of weights, by file ending. Pickles are fetched only if there is no safetensors file."""
 
 
 def fetch(name: str, part: Part) -> Path:
-    """The folder in the hub's cache that has this part of a model; without a network, what it had before.
+    """Fetch part of a repository and return its folder in the hub's cache; offline, the cached files serve.
 
     Raises:
-        FileNotFoundError: the hub does not give it, or it is no model that is known by its folder.
+        FileNotFoundError: the hub cannot be reached or lacks the repository, or that holds no model or no weights.
     """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise FileNotFoundError(
-            f"{name} is not here; to look for it in Hugging Face's hub: pip install 'jaxformer[hf]'"
+            f"{name} does not exist; to search Hugging Face's hub for it: pip install 'jaxformer[hf]'"
         ) from error
 
     def download(*patterns: str) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=[*patterns], ignore_patterns="*/*"))
-        except Exception as error:  # of many kinds
-            said = str(error).splitlines()[0] if str(error) else ""
+        except Exception as error:  # the library raises many types
+            reason = str(error).splitlines()[0] if str(error) else ""
             raise FileNotFoundError(
-                f"{name} is not here, and Hugging Face's hub did not give it: {type(error).__name__}: {said}"
+                f"{name} does not exist, and fetching it from Hugging Face's hub failed: "
+                f"{type(error).__name__}: {reason}"
             ) from error
 
     folder = download(*CONFIGS, *(() if part == "a config" else FILES))
     if not any((folder / file).is_file() for file in CONFIGS):
         raise FileNotFoundError(
-            f"{name} in Hugging Face's hub has no model.json or config.json (or only its cache could be reached); if "
-            f"it has GGUF files, download one and give its path: hf download {name} FILE.gguf"
+            f"{name} in Hugging Face's hub has no model.json or config.json (or only the local cache was "
+            f"available); if it has GGUF files, download one and give its path: hf download {name} FILE.gguf"
         )
     if part == "a model":
         for ending, patterns in WEIGHTS.items():
@@ -58,7 +59,7 @@ def fetch(name: str, part: Part) -> Path:
                 break
         else:
             raise FileNotFoundError(
-                f"{name} in Hugging Face's hub has no {' or '.join(WEIGHTS)} files of weights (or only its cache "
-                "could be reached)"
+                f"{name} in Hugging Face's hub has no weights in {' or '.join(WEIGHTS)} files (or only the local "
+                "cache was available)"
             )
     return folder

@@ -1,4 +1,4 @@
-"""JSON files of models, which may be cut short or damaged: an object, or a sentence with the name of the file."""
+"""Read the JSON files of a model. They may be damaged: every error names the file."""
 
 import json
 from collections.abc import Callable
@@ -7,25 +7,25 @@ from typing import Any
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object that a file holds.
+    """Return the JSON object in a file.
 
     Raises:
-        ValueError: no JSON, no object, or a key twice in one, of which Python alone would let the last win.
+        ValueError: not JSON, not an object, or an object with a duplicate key (Python would keep the last).
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_once)
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is cut short or is no JSON: {error}") from error
+        raise ValueError(f"{path} is truncated or is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must be a JSON object, not {type(value).__name__}")
     return value
 
 
 def explained(path: Path, read: Callable[[], Any]) -> Any:
-    """What was read; an error that does not name the file gets its name.
+    """Return what `read` returns; prefix its errors with the file's name, if they lack it.
 
     Raises:
-        ValueError: as `read`.
+        ValueError: as raised by `read`.
     """
     try:
         return read()
@@ -35,10 +35,10 @@ def explained(path: Path, read: Callable[[], Any]) -> Any:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} is given twice in one object")
+            raise ValueError(f"the key {name!r} occurs twice in one object")
         found[name] = value
     return found

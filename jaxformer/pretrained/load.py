@@ -1,7 +1,6 @@
-"""Models that people have: folders and files of ours, of Hugging Face and of llama.cpp, by one function."""
+"""Load a model saved by jaxformer, by Hugging Face's libraries or for llama.cpp, with one function."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,80 +16,19 @@ from jaxformer.model.spec import path_name
 from jaxformer.pretrained.checkpoint import Saved
 from jaxformer.pretrained.families import find_family
 from jaxformer.pretrained.families.family import Family
-from jaxformer.pretrained.families.fields import Fields
-from jaxformer.pretrained.families.fill import Put, read_params
 from jaxformer.pretrained.families.gguf import read_config
-from jaxformer.pretrained.families.plan import own_dtype, plan
-from jaxformer.pretrained.formats import Source, is_gguf, open_folder, open_gguf
-from jaxformer.pretrained.formats.folder import FORMS
+from jaxformer.pretrained.families.hf_config import Fields
+from jaxformer.pretrained.families.read_params import Put, read_params
+from jaxformer.pretrained.families.tensor_map import own_dtype, plan
+from jaxformer.pretrained.formats import Source, open_folder, open_gguf
 from jaxformer.pretrained.formats.source import copy_checked
-from jaxformer.pretrained.hub import CONFIGS, Part, fetch
 from jaxformer.pretrained.json_io import explained, read_object
+from jaxformer.pretrained.locate import locate
 from jaxformer.pretrained.tokenizers import from_folder, from_gguf
 from jaxformer.sharding import Rules, shardings
 from jaxformer.text.tokenizer import Tokenizer
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-class _Wish(NamedTuple):
-    """What `load` is asked for."""
-
-    dtype: str | None
-    mesh: Mesh | None
-    rules: Rules | None
-    tokenizer: bool
-
-    def check(self) -> None:
-        """Refuse what no model could be asked for, before one is looked for.
-
-        Raises:
-            ValueError: a dtype that is none; rules without a mesh.
-        """
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
-        if self.rules is not None and self.mesh is None:
-            raise ValueError("rules say where on a mesh parameters go; give the mesh too")
-
-    def words(self, read: Callable[[], Tokenizer | None]) -> Tokenizer | None:
-        """The tokenizer, if it is wanted.
-
-        Raises:
-            ValueError: one that cannot be read; the model may be read without it.
-        """
-        if not self.tokenizer:
-            return None
-        try:
-            return read()
-        except ValueError as error:
-            raise ValueError(
-                f"{error}; load(..., tokenizer=False) reads the model without it"
-            ) from error
-
-    def putter(self, config: Config, dtype: str) -> Put:
-        """Where each array goes.
-
-        Raises:
-            ValueError: float64 where JAX has it switched off; rules that do not fit the model or the mesh.
-        """
-        if dtype == "float64" and jnp.result_type(float) != np.float64:
-            raise ValueError(
-                'float64 parameters need 64-bit JAX; call jax.config.update("jax_enable_x64", True) first, '
-                'or give dtype="float32"'
-            )
-        if self.mesh is None:
-            return lambda name, array: jax.device_put(array)
-        places = shardings(config, self.mesh, self.rules or {})
-        layout = {
-            path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places)
-        }
-
-        def put(name: str, array: np.ndarray) -> jax.Array:
-            # By its parts: of a mesh of several processes, each puts those on its own devices.
-            return jax.make_array_from_callback(array.shape, layout[name], array.__getitem__)
-
-        return put
 
 
 def load(
@@ -101,23 +39,23 @@ def load(
     rules: Rules | None = None,
     tokenizer: bool = True,
 ) -> tuple[Config, Params, Tokenizer | None]:
-    """A model: its Config, its parameters and its tokenizer, if it has one.
+    """Return a model's Config, its parameters, and its tokenizer if it has one.
 
-    Every tensor's name and shape is checked before the first is read; then one is read at a time. A tokenizer may
-    have more entries than the model has embeddings; `forward` refuses the ids of those.
+    All tensor names and shapes are checked before the first tensor is read; tensors are then read one at a time. A
+    tokenizer may have more entries than the model has embeddings; `forward` refuses the ids of the extra ones.
 
     Args:
-        path: a folder of ours or of Hugging Face, a GGUF file, or, where nothing of this name is here, an id in
-            Hugging Face's hub, as "gpt2". Of a folder that holds both kinds, ours.
-        dtype: of the parameters, as "bfloat16"; None: the file's own, and float32 for quantised numbers.
-        mesh: the devices to lay the parameters on.
-        rules: for a mesh, the mesh axis for an axis letter, as `partition` takes them; None: all of it everywhere.
-        tokenizer: False: it is not read, and None is in its place.
+        path: a folder written by `save` or by Hugging Face's libraries, a GGUF file, or, if nothing of this name
+            exists, an id in Hugging Face's hub, such as "gpt2". In a folder with both kinds, `save`'s model is read.
+        dtype: of the parameters, such as "bfloat16"; None: the file's own, or float32 for quantised tensors.
+        mesh: the devices to place the parameters on.
+        rules: the mesh axis for each axis letter, as in `partition`; None: every device holds all parameters.
+        tokenizer: False: return None instead of the tokenizer, and do not read it.
 
     Raises:
-        FileNotFoundError: there is nothing to read.
-        ValueError: a file that is damaged, a model that jaxformer cannot compute, a dtype that is none or has no room
-            for the model's numbers.
+        FileNotFoundError: there is no model at this path.
+        ValueError: a damaged file, a model that jaxformer cannot compute, an unknown dtype, or one too narrow for the
+            model's numbers.
 
     >>> import tempfile, jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -126,27 +64,27 @@ def load(
     >>> load(folder, dtype="bfloat16")[1].W_E.dtype
     dtype(bfloat16)
     """
-    wish = _Wish(dtype, mesh, rules, tokenizer)
-    wish.check()
-    place = _model_in(_found(path, "a model"))
+    request = _Request(dtype, mesh, rules, tokenizer)
+    request.check()
+    place = locate(path, "a model")
     if place.name == "model.json":
-        return _load_ours(place.parent, wish)
+        return _load_saved(place.parent, request)
     if place.name == "config.json":
-        return _load_folder(place.parent, wish)
-    return _load_gguf(place, wish)
+        return _load_folder(place.parent, request)
+    return _load_gguf(place, request)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
-    """A model's Config alone: no parameter is read. `abstract` of it tells their shapes.
+    """Return a model's Config without reading its parameters; `abstract(config)` has their shapes.
 
     Args:
-        path: as `load` takes it; of a model in the hub, nothing else is fetched.
+        path: as in `load`; from the hub only the config is fetched.
 
     Raises:
-        FileNotFoundError: there is nothing to read.
-        ValueError: a file that is damaged, a model that jaxformer cannot compute.
+        FileNotFoundError: there is no model at this path.
+        ValueError: a damaged file, or a model that jaxformer cannot compute.
     """
-    place = _model_in(_found(path, "a config"))
+    place = locate(path, "a config")
     if place.name == "model.json":
         return Saved(place.parent).config
     if place.name == "config.json":
@@ -156,16 +94,16 @@ def load_config(path: str | os.PathLike[str]) -> Config:
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
-    """A model's tokenizer alone, if it has one: no parameter is read.
+    """Return a model's tokenizer, if it has one, without reading its parameters.
 
     Args:
-        path: as `load` takes it; of a model in the hub, no weights are fetched.
+        path: as in `load`; from the hub no weights are fetched.
 
     Raises:
-        FileNotFoundError: there is nothing to read.
-        ValueError: a file that is damaged.
+        FileNotFoundError: there is no model at this path.
+        ValueError: a damaged file.
     """
-    place = _model_in(_found(path, "a tokenizer"))
+    place = locate(path, "a tokenizer")
     if place.name == "model.json":
         return Saved(place.parent).tokenizer()
     if place.name == "config.json":
@@ -174,77 +112,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
         return from_gguf(source.fields, place)
 
 
-def _model_in(place: Path) -> Path:
-    """The file that says what model a folder holds; a GGUF file says so itself.
-
-    Raises:
-        FileNotFoundError: the folder holds none, or several.
-        ValueError: a file that says of no model what it is.
-    """
-    if place.is_file():
-        if place.name not in CONFIGS and place.suffix != ".gguf" and not is_gguf(place):
-            raise ValueError(
-                f"{place} is no GGUF file and tells no model by itself; give its folder, {place.parent}"
-            )
-        return place
-    files = sorted(place.glob("*.gguf"))
-    bare = len(files) == 1 and not any((place / name).is_file() for name in FORMS)
-    for name in CONFIGS:
-        if (place / name).is_file() and not (bare and name == "config.json"):
-            return place / name
-    if len(files) == 1:  # that may have a config.json beside it, and its weights in itself
-        return files[0]
-    raise FileNotFoundError(
-        f"{place} holds no model: there is no model.json of ours, no config.json of Hugging Face's"
-        + (f"; name one of its {len(files)} GGUF files" if files else " and no GGUF file in it")
-    )
-
-
-def _load_ours(folder: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer | None]:
-    saved = Saved(folder)
-    config, tokenizer, params = saved.config, wish.words(saved.tokenizer), saved.params()
-    if wish.dtype is None and wish.mesh is None:
-        return config, params, tokenizer
-    put = wish.putter(config, wish.dtype or str(params.W_E.dtype))
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    del params  # each leaf goes as soon as its copy is there
-    moved = []
-    while leaves:
-        path, array = leaves.pop(0)
-        given = np.asarray(array)
-        into = given if wish.dtype is None else np.empty(given.shape, jnp.dtype(wish.dtype))
-        if into is not given:
-            copy_checked(given, into, f"{folder} holds {path_name(path)}")
-        moved.append(put(path_name(path), into))
-    return config, jax.tree_util.tree_unflatten(tree, moved), tokenizer
-
-
-def _load_folder(folder: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer | None]:
-    family, config = read_foreign(folder / "config.json")
-    tokenizer = wish.words(lambda: from_folder(folder))
-    with open_folder(folder) as source:
-        return config, _read(source, family, config, wish), tokenizer
-
-
-def _load_gguf(path: Path, wish: _Wish) -> tuple[Config, Params, Tokenizer | None]:
-    with open_gguf(path) as source:
-        family, config = explained(path, lambda: read_config(source, source.fields))
-        tokenizer = wish.words(lambda: from_gguf(source.fields, path))
-        return config, _read(source, family, config, wish), tokenizer
-
-
-def _read(source: Source, family: Family, config: Config, wish: _Wish) -> Params:
-    found = plan(source, family, config)
-    dtype = wish.dtype or own_dtype(found)
-    return read_params(found, jnp.dtype(dtype), wish.putter(config, dtype))
-
-
 def read_foreign(path: Path) -> tuple[Family, Config]:
-    """The family and our Config of a config.json.
+    """Return the family that a Hugging Face config.json names, and the model's Config.
 
     Raises:
-        ValueError: a file that is no JSON object, or has a field twice; an unknown family, a field that jaxformer
-            cannot compute with.
+        ValueError: not a JSON object, a duplicate field, an unknown family, or a field that jaxformer cannot compute.
     """
     values = read_object(path)
     family = find_family(values.get("model_type"), str(path))
@@ -258,15 +130,98 @@ def read_foreign(path: Path) -> tuple[Family, Config]:
     return family, explained(path, read)
 
 
-def _found(path: str | os.PathLike[str], part: Part) -> Path:
-    """The folder or file, here or fetched.
+class _Request(NamedTuple):
+    """The options of `load`."""
 
-    Raises:
-        FileNotFoundError: neither.
-    """
-    place = Path(path)
-    if place.exists():
-        return place
-    if not HUB_ID.fullmatch(str(path)) or place.suffix == ".gguf":
-        raise FileNotFoundError(f"{path} is not here; give a model's folder or a GGUF file")
-    return fetch(str(path), part)
+    dtype: str | None
+    mesh: Mesh | None
+    rules: Rules | None
+    tokenizer: bool
+
+    def check(self) -> None:
+        """Refuse options that no model can meet, before a model is searched for.
+
+        Raises:
+            ValueError: an unknown dtype; rules without a mesh.
+        """
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
+        if self.rules is not None and self.mesh is None:
+            raise ValueError("rules place parameters on the axes of a mesh; give the mesh too")
+
+    def read_tokenizer(self, read: Callable[[], Tokenizer | None]) -> Tokenizer | None:
+        """Read the tokenizer if it was requested.
+
+        Raises:
+            ValueError: it cannot be read; the error says how to load the model without it.
+        """
+        if not self.tokenizer:
+            return None
+        try:
+            return read()
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; load(..., tokenizer=False) reads the model without it"
+            ) from error
+
+    def putter(self, config: Config, dtype: str) -> Put:
+        """Return the function that places each array on its devices.
+
+        Raises:
+            ValueError: float64 while JAX has it switched off; rules that do not fit the model or the mesh.
+        """
+        if dtype == "float64" and jnp.result_type(float) != np.float64:
+            raise ValueError(
+                'float64 parameters need 64-bit JAX; call jax.config.update("jax_enable_x64", True) first, '
+                'or give dtype="float32"'
+            )
+        if self.mesh is None:
+            return lambda name, array: jax.device_put(array)
+        tree = shardings(config, self.mesh, self.rules or {})
+        by_name = {path_name(path): s for path, s in jax.tree_util.tree_leaves_with_path(tree)}
+
+        def put(name: str, array: np.ndarray) -> jax.Array:
+            # Shard by shard: with several processes, each fills only its own devices.
+            return jax.make_array_from_callback(array.shape, by_name[name], array.__getitem__)
+
+        return put
+
+
+def _load_saved(folder: Path, request: _Request) -> tuple[Config, Params, Tokenizer | None]:
+    saved = Saved(folder)
+    config, tokenizer = saved.config, request.read_tokenizer(saved.tokenizer)
+    params = saved.params()
+    if request.dtype is None and request.mesh is None:
+        return config, params, tokenizer
+    put = request.putter(config, request.dtype or str(params.W_E.dtype))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    del params  # so that each array is freed as soon as its copy exists
+    moved = []
+    while leaves:
+        path, array = leaves.pop(0)
+        given = np.asarray(array)
+        into = given if request.dtype is None else np.empty(given.shape, jnp.dtype(request.dtype))
+        if into is not given:
+            copy_checked(given, into, f"{folder} holds {path_name(path)}")
+        moved.append(put(path_name(path), into))
+    return config, jax.tree_util.tree_unflatten(tree, moved), tokenizer
+
+
+def _load_folder(folder: Path, request: _Request) -> tuple[Config, Params, Tokenizer | None]:
+    family, config = read_foreign(folder / "config.json")
+    tokenizer = request.read_tokenizer(lambda: from_folder(folder))
+    with open_folder(folder) as source:
+        return config, _read(source, family, config, request), tokenizer
+
+
+def _load_gguf(path: Path, request: _Request) -> tuple[Config, Params, Tokenizer | None]:
+    with open_gguf(path) as source:
+        family, config = explained(path, lambda: read_config(source, source.fields))
+        tokenizer = request.read_tokenizer(lambda: from_gguf(source.fields, path))
+        return config, _read(source, family, config, request), tokenizer
+
+
+def _read(source: Source, family: Family, config: Config, request: _Request) -> Params:
+    found = plan(source, family, config)
+    dtype = request.dtype or own_dtype(found)
+    return read_params(found, jnp.dtype(dtype), request.putter(config, dtype))

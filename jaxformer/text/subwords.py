@@ -1,4 +1,4 @@
-"""Subwords: the tokenizers of published checkpoints, as the library `tokenizers` runs them."""
+"""Subword tokenizers of published checkpoints, run by the library `tokenizers`."""
 
 import itertools
 import json
@@ -13,11 +13,11 @@ from jaxformer.checks import check_vocabulary
 
 T = TypeVar("T")
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-"""How a vocabulary with byte fallback spells a byte."""
+"""The name of a byte's token in a vocabulary with byte fallback."""
 
 
 class Subwords:
-    """The tokenizer that a tokenizer.json describes; texts get the special tokens that it adds, as BOS.
+    """The tokenizer that a tokenizer.json describes. It may add special tokens, such as BOS, to every text.
 
     >>> words = Subwords({"model": {"type": "WordLevel", "vocab": {"cat": 0, "?": 1}, "unk_token": "?"}})
     >>> words.encode("cat")
@@ -25,10 +25,10 @@ class Subwords:
     """
 
     def __init__(self, content: Mapping[str, Any]):
-        """A tokenizer from the content of its tokenizer.json; truncation and padding in it are switched off.
+        """Make a tokenizer from the content of a tokenizer.json, with truncation and padding switched off.
 
         Raises:
-            ValueError: a content that is no tokenizer, or whose ids are not 0 to n - 1, each once.
+            ValueError: malformed content, or ids that are not 0 to n - 1, each once.
         """
         _check_model(content.get("model"))
         self.content = {**content, "truncation": None, "padding": None}
@@ -38,8 +38,8 @@ class Subwords:
         for entry in content.get("added_tokens") or ():
             if (given := vocabulary.get(entry["content"])) != entry["id"]:
                 raise ValueError(
-                    f"added_tokens gives {entry['content']!r} the id {entry['id']}; "
-                    f"by its place in the vocabulary it is {given}"
+                    f"added_tokens gives {entry['content']!r} the id {entry['id']}, "
+                    f"but in the vocabulary its id is {given}"
                 )
         falls_back = '"ByteFallback"' in json.dumps(content.get("decoder"))
         self._bytes = np.array(
@@ -48,18 +48,19 @@ class Subwords:
         check_vocabulary(self.encode(""), self.n_vocab)
 
     def encode(self, text: str) -> Int[np.ndarray, " t"]:
-        """The ids of a text, with the special tokens that the tokenizer adds to every text.
+        """Return the ids of a text, with the special tokens that the tokenizer adds to every text.
 
         Raises:
-            ValueError: a text that has no ids, as one with half a surrogate pair.
+            ValueError: a text that cannot be encoded, such as one with half a surrogate pair.
         """
         encoded = _explained(
-            lambda: self._tokenizer.encode(text), f"no ids for a text beginning {text[:40]!r}"
+            lambda: self._tokenizer.encode(text),
+            f"cannot encode the text that begins {text[:40]!r}",
         )
         return np.array(encoded.ids, np.int32)
 
     def decode(self, tokens: Int[np.ndarray, " t"]) -> str:
-        """The text of some ids, special tokens too; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of ids, with special tokens; bytes that are not valid UTF-8 become U+FFFD.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -67,20 +68,21 @@ class Subwords:
         check_vocabulary(tokens, self.n_vocab)
         ids = np.asarray(tokens).tolist()
         return _explained(
-            lambda: self._tokenizer.decode(ids, skip_special_tokens=False), f"no text for {ids[:8]}"
+            lambda: self._tokenizer.decode(ids, skip_special_tokens=False),
+            f"cannot decode the ids that begin {ids[:8]}",
         )
 
     def unfinished(self, tokens: Int[np.ndarray, " t"]) -> int:
-        """How many of the last ids have no certain text yet: bytes, which are read with those that follow.
+        """Return how many of the last ids have a text that later ids may change: byte tokens at the end.
 
-        Where bytes are tokens of their own, a run of them that is no UTF-8 as a whole is U+FFFD for every one
-        of its bytes, so that any byte may change what those before it mean.
+        A run of byte tokens that is not valid UTF-8 is decoded to one U+FFFD per byte, so that each new byte may
+        change the text of the run.
         """
         others = np.flatnonzero(~np.isin(np.asarray(tokens), self._bytes))
         return len(tokens) - (int(others[-1]) + 1 if len(others) else 0)
 
     def to_json(self) -> str:
-        """The content of its tokenizer.json."""
+        """Return the tokenizer as JSON, which `from_json` reads."""
         return json.dumps({"kind": "subwords", "tokenizer": self.content})
 
 
@@ -91,33 +93,35 @@ def _library(content: Mapping[str, Any]) -> Any:
         raise ValueError(
             "a subword tokenizer needs the library `tokenizers`: pip install 'jaxformer[hf]'"
         ) from error
-    return _explained(lambda: Tokenizer.from_str(json.dumps(content)), "no tokenizer that can run")
+    return _explained(
+        lambda: Tokenizer.from_str(json.dumps(content)), "the library `tokenizers` refuses it"
+    )
 
 
-def _explained(work: Callable[[], T], saying: str) -> T:
-    """What some work in the library gives; all that goes wrong there is a ValueError."""
+def _explained(call: Callable[[], T], prefix: str) -> T:
+    """Return the result of a call into the library; raise all its failures as ValueErrors with this prefix."""
     try:
-        return work()
+        return call()
     except BaseException as error:
-        # A panic of its Rust code is no Exception.
+        # A panic of the library's Rust code does not derive from Exception.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ValueError(f"{saying}: {error}") from error
+            raise ValueError(f"{prefix}: {error}") from error
         raise
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what the library would take silently, or panic at."""
+    """Refuse a model that the library would accept without an error, or panic at."""
     if not isinstance(model, Mapping) or not isinstance(model.get("vocab"), (Mapping, Sequence)):
-        raise ValueError("model is not there, or has no vocab; a tokenizer.json has both")
+        raise ValueError("a tokenizer.json must have a model with a vocab; one of them is missing")
     if model.get("dropout"):
         raise ValueError(
-            f"model.dropout={model['dropout']} would cut the same text differently each time; set it to null"
+            f"model.dropout={model['dropout']} makes the tokens of a text random; set it to null"
         )
     vocab = model["vocab"]
     if isinstance(vocab, Mapping):
         if odd := [token for token, i in vocab.items() if type(i) is not int or i < 0]:
             raise ValueError(
-                f"model.vocab gives {odd[0]!r} the id {vocab[odd[0]]!r}; ids count from 0"
+                f"model.vocab gives {odd[0]!r} the id {vocab[odd[0]]!r}; ids must be integers from 0"
             )
         if len(set(vocab.values())) != len(vocab):
             raise ValueError(f"model.vocab has two tokens of id {_repeated(vocab.values())}")
@@ -125,29 +129,29 @@ def _check_model(model: Any) -> None:
 
 
 def check_merges(merges: Any, vocab: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse merges that are not two tokens of the vocabulary that make a third.
+    """Check that each merge joins two tokens of the vocabulary to a third.
 
     Raises:
-        ValueError: naming the first such merge.
+        ValueError: naming the first merge that does not.
     """
     if not isinstance(merges, (list, tuple)):
-        raise ValueError(f"merges is {type(merges).__name__}, no list")
+        raise ValueError(f"merges is {type(merges).__name__}; it must be a list")
     for i, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError(f"merges[{i}] is {merge!r}, not a pair of tokens")
+            raise ValueError(f"merges[{i}] is {merge!r}; it must be a pair of tokens")
         left, right = pair
         if not isinstance(left, str) or not isinstance(right, str):
-            raise ValueError(f"merges[{i}] is {merge!r}, not a pair of tokens")
+            raise ValueError(f"merges[{i}] is {merge!r}; it must be a pair of tokens")
         for token in (left, right, left + right.removeprefix(prefix)):
             if token not in vocab:
                 raise ValueError(
-                    f"merges[{i}] is {merge!r}, and {token!r} is not in the vocabulary"
+                    f"merges[{i}] is {merge!r}, but {token!r} is not in the vocabulary"
                 )
 
 
 def _check_ids(vocabulary: Mapping[str, int]) -> int:
-    """The number of ids, when they are 0 to that number, each once."""
+    """Return the number of ids n; refuse ids that are not 0 to n - 1, each once."""
     if not vocabulary:
         raise ValueError("the vocabulary is empty")
     ids = set(vocabulary.values())
@@ -155,7 +159,9 @@ def _check_ids(vocabulary: Mapping[str, int]) -> int:
         raise ValueError(f"the vocabulary has two tokens of id {_repeated(vocabulary.values())}")
     if max(ids) + 1 != len(ids):
         hole = next(i for i in range(len(ids)) if i not in ids)
-        raise ValueError(f"the vocabulary has no token of id {hole}, but one of id {max(ids)}")
+        raise ValueError(
+            f"the vocabulary has no token with id {hole}, but one with id {max(ids)}; ids must be 0 to n - 1"
+        )
     return len(ids)
 
 
@@ -170,7 +176,7 @@ def bpe(
     added: Sequence[Mapping[str, Any]],
     **parts: Any,
 ) -> dict[str, Any]:
-    """The tokenizer.json of a byte-pair encoding; parts are its pipeline, and flags of its model."""
+    """Return the tokenizer.json of a byte-pair encoding; `parts` are its pipeline and options of its model."""
     pipeline = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
     return {
         "version": "1.0",
@@ -181,7 +187,7 @@ def bpe(
 
 
 def added_token(content: str, number: int, *, special: bool = True) -> dict[str, Any]:
-    """A token that is found in a text before the text is cut, in whatever it stands."""
+    """Return an added token, which is recognised anywhere in a text before the text is split."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     return {
         "id": number,
@@ -193,7 +199,7 @@ def added_token(content: str, number: int, *, special: bool = True) -> dict[str,
 
 
 def template(before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """The post-processor that puts these tokens before and after every text."""
+    """Return the post-processor that adds these tokens before and after every text."""
     single = [
         *({"SpecialToken": {"id": token, "type_id": 0}} for token, _ in before),
         {"Sequence": {"id": "A", "type_id": 0}},
@@ -205,13 +211,13 @@ def template(before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]
 
 
 def byte_level(splits: Sequence[str] = ()) -> dict[str, Any]:
-    """The pipeline over the 256 bytes of UTF-8: GPT-2's, or one that cuts a text at other patterns."""
+    """Return the pipeline of a byte-level encoding, with GPT-2's pattern or with other patterns to split a text."""
     step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    cuts = [
-        {"type": "Split", "pattern": {"Regex": s}, "behavior": "Isolated", "invert": False}
-        for s in splits
+    split_steps = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in splits
     ]
-    steps = [*cuts, {**step, "use_regex": not splits}]
+    steps = [*split_steps, {**step, "use_regex": not splits}]
     return {
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": {**step, "use_regex": True},
@@ -219,11 +225,11 @@ def byte_level(splits: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def sentencepiece(scheme: str) -> dict[str, Any]:
-    """The pipeline of SentencePiece, with `▁` for a blank, and bytes for unknown characters.
+    """Return the pipeline of SentencePiece, which writes spaces as `▁` and unknown characters as bytes.
 
     Args:
-        scheme: what gets a blank of its own before it: the text ("first"), every part of it between special
-            tokens ("always"), or nothing ("never").
+        scheme: where a space is added. first: before the text; always: before each part between special tokens;
+            never: nowhere.
     """
     steps: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},

@@ -1,4 +1,4 @@
-"""Between text and token ids: characters, words and bytes; `subwords` has those of published checkpoints."""
+"""Tokenizers of characters, words and bytes; `subwords` has those of published checkpoints."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,28 +15,28 @@ Tokens = Int[np.ndarray, " t"]
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer."""
+    """The interface of all tokenizers."""
 
     @property
     def n_vocab(self) -> int:
-        """The number of ids: 0 to n_vocab - 1."""
+        """The number of ids, which are 0 to n_vocab - 1."""
         ...
 
     def encode(self, text: str) -> Tokens:
-        """The ids of a text."""
+        """Return the ids of a text."""
         ...
 
     def decode(self, tokens: Tokens) -> str:
-        """The text of some ids."""
+        """Return the text of ids."""
         ...
 
     def to_json(self) -> str:
-        """What `from_json` needs to make the same tokenizer."""
+        """Return the tokenizer as JSON, which `from_json` reads."""
         ...
 
 
-class _Listed:
-    """One id for each entry of a vocabulary, in its order: what `Characters` and `Words` have in common."""
+class _VocabularyTokenizer:
+    """The common part of `Characters` and `Words`: one id per entry of a vocabulary, in its order."""
 
     unit = ""
     joint = ""
@@ -51,14 +51,14 @@ class _Listed:
         return len(self.vocabulary)
 
     def split(self, text: str) -> Sequence[str]:
-        """The entries that a text is made of."""
+        """Split a text into entries."""
         raise NotImplementedError
 
     def encode(self, text: str) -> Tokens:
-        """The ids of a text.
+        """Return the ids of a text.
 
         Raises:
-            ValueError: something that is not in the vocabulary, with its place.
+            ValueError: an entry that is not in the vocabulary; the error gives its position.
         """
         entries = self.split(text)
         try:
@@ -72,7 +72,7 @@ class _Listed:
             ) from None
 
     def decode(self, tokens: Tokens) -> str:
-        """The text of some ids.
+        """Return the text of ids.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -81,7 +81,7 @@ class _Listed:
         return self.joint.join(self.vocabulary[int(token)] for token in tokens)
 
 
-class Characters(_Listed):
+class Characters(_VocabularyTokenizer):
     """One id per character of an alphabet, in the alphabet's order.
 
     >>> Characters.of("banana").encode("nab")
@@ -93,29 +93,29 @@ class Characters(_Listed):
     def __init__(self, alphabet: str):
         if not alphabet or len(set(alphabet)) != len(alphabet):
             raise ValueError(
-                "an alphabet is one or more characters, each once; Characters.of(text) finds it"
+                "an alphabet must be one or more different characters; Characters.of(text) collects them from a text"
             )
         super().__init__(alphabet)
         self.alphabet = alphabet
 
     @classmethod
     def of(cls, text: str) -> "Characters":
-        """The tokenizer whose alphabet is the characters of this text, sorted."""
+        """Return the tokenizer whose alphabet is the sorted characters of a text."""
         if not text:
-            raise ValueError("no characters to make an alphabet of: the text is empty")
+            raise ValueError("the text is empty; an alphabet needs at least one character")
         return cls("".join(sorted(set(text))))
 
     def split(self, text: str) -> str:
-        """The text itself."""
+        """Return the text, whose entries are its characters."""
         return text
 
     def to_json(self) -> str:
-        """The alphabet."""
+        """Return the tokenizer as JSON, which `from_json` reads."""
         return json.dumps({"kind": "characters", "alphabet": self.alphabet})
 
 
-class Words(_Listed):
-    """One id per word of a vocabulary, in the vocabulary's order; white space parts the words.
+class Words(_VocabularyTokenizer):
+    """One id per word of a vocabulary, in the vocabulary's order; white space separates words.
 
     >>> Words(["the", "cat", "sat"]).encode("the cat  sat")
     array([0, 1, 2], dtype=int32)
@@ -124,32 +124,32 @@ class Words(_Listed):
     unit, joint = "word", " "
 
     def __init__(self, vocabulary: Sequence[str]):
-        whole = all(word.split() == [word] for word in vocabulary)
-        if not vocabulary or not whole or len(set(vocabulary)) != len(vocabulary):
+        valid = all(word.split() == [word] for word in vocabulary)
+        if not vocabulary or not valid or len(set(vocabulary)) != len(vocabulary):
             raise ValueError(
-                "a vocabulary is one or more words without white space in them, each once; "
-                "Words.of(text) finds it"
+                "a vocabulary must be one or more different words without white space; "
+                "Words.of(text) collects them from a text"
             )
         super().__init__(tuple(vocabulary))
 
     @classmethod
     def of(cls, text: str) -> "Words":
-        """The tokenizer whose vocabulary is the words of this text, sorted."""
+        """Return the tokenizer whose vocabulary is the sorted words of a text."""
         if not text.split():
-            raise ValueError("no words to make a vocabulary of: the text is empty")
+            raise ValueError("the text has no words; a vocabulary needs at least one")
         return cls(sorted(set(text.split())))
 
     def split(self, text: str) -> list[str]:
-        """The words of a text."""
+        """Split a text at white space."""
         return text.split()
 
     def to_json(self) -> str:
-        """The vocabulary."""
+        """Return the tokenizer as JSON, which `from_json` reads."""
         return json.dumps({"kind": "words", "vocabulary": self.vocabulary})
 
 
 class Bytes:
-    """The 256 bytes of UTF-8: every text has ids, and no alphabet has to be kept.
+    """One id per byte of UTF-8: every text can be encoded, with 256 ids.
 
     >>> Bytes().encode("é")
     array([195, 169], dtype=int32)
@@ -158,28 +158,28 @@ class Bytes:
     n_vocab = 256
 
     def encode(self, text: str) -> Tokens:
-        """The bytes of a text."""
+        """Return the bytes of a text."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def decode(self, tokens: Tokens) -> str:
-        """The text of some bytes; what is no UTF-8 becomes U+FFFD.
+        """Return the text of bytes; what is not valid UTF-8 becomes U+FFFD.
 
         Raises:
-            ValueError: an id that is no byte.
+            ValueError: an id outside 0 to 255.
         """
         check_vocabulary(tokens, 256)
         return np.asarray(tokens).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def to_json(self) -> str:
-        """Its name is all there is to know."""
+        """Return the tokenizer as JSON, which `from_json` reads."""
         return json.dumps({"kind": "bytes"})
 
 
 def stream_text(tokenizer: Tokenizer, pieces: Iterable[Int[np.ndarray, " _"]]) -> Iterator[str]:
-    """The text of tokens that come piece by piece, as far as it is certain; joined it is `decode` of them all.
+    """Yield the text of tokens that arrive in pieces. Joined, the parts equal `decode` of all tokens.
 
-    A U+FFFD at the end may be a character whose other bytes are still to come: it waits for the next piece,
-    as do tokens that Subwords call unfinished.
+    Text that later tokens may change is held back: a U+FFFD at the end, which may be an incomplete character, and
+    the tokens that Subwords report as unfinished.
 
     >>> cut = Bytes().encode("né!")
     >>> list(stream_text(Bytes(), [cut[:2], cut[2:]]))
@@ -199,16 +199,16 @@ def stream_text(tokenizer: Tokenizer, pieces: Iterable[Int[np.ndarray, " _"]]) -
 
 
 UNKNOWN = "\ufffd"
-"""What stands in a decoded text for bytes that are no character."""
+"""The replacement for invalid bytes in a decoded text."""
 LONGEST = 4
-"""The most tokens that may share a character: it has no more bytes."""
+"""The most tokens that one character can span, since UTF-8 has at most 4 bytes per character."""
 
 
 def from_json(text: str) -> Tokenizer:
-    """The tokenizer that `to_json` wrote.
+    """Return the tokenizer that `to_json` wrote.
 
     Raises:
-        ValueError: text that no tokenizer of ours wrote.
+        ValueError: text that no `to_json` wrote.
 
     >>> from_json(Characters.of("banana").to_json()).alphabet
     'abn'
@@ -217,7 +217,8 @@ def from_json(text: str) -> Tokenizer:
         fields = json.loads(text)
         return KINDS[fields["kind"]](fields)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a tokenizer of ours ({', '.join(KINDS)}): {text[:80]!r}") from error
+        kinds = ", ".join(KINDS)
+        raise ValueError(f"not a jaxformer tokenizer ({kinds}): {text[:80]!r}") from error
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""Beam search: greedy at width 1, exhaustive where it is wide enough."""
+"""Beam search is greedy at width 1, and exhaustive if the beam is wide enough."""
 
 import dataclasses
 import inspect
@@ -24,15 +24,15 @@ MODELS = LONG | {"no layers": dataclasses.replace(SEED, n_layers=0)}
 def test_a_beam_of_one_is_greedy(name: str):
     config, params = MODELS[name], random_params(MODELS[name])
     greedy = generate(params, config, PROMPT, 8, jax.random.key(0), sampling=GREEDY)
-    door: Any = inspect.unwrap(beam_search)  # without the tests' own type checks, as users have it
-    found = door(params, config, PROMPT, np.int64(8), np.int64(1))
+    unchecked: Any = inspect.unwrap(beam_search)  # without the type checks that only tests have
+    found = unchecked(params, config, PROMPT, np.int64(8), np.int64(1))
     np.testing.assert_array_equal(found.tokens[0], greedy.tokens)
     np.testing.assert_allclose(found.log_probs[0], greedy.log_probs.sum(), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_beam_as_wide_as_the_vocabulary_finds_the_likeliest_pairs(x64):
-    """Of two tokens: every first one is followed, so nothing can be missed."""
+def test_a_beam_as_wide_as_the_vocabulary_finds_the_most_probable_pairs(x64):
+    """The beam keeps every first token, so it cannot miss a continuation of two tokens."""
     params = random_params(SEED, dtype=jnp.float64)
     pairs = np.array(list(itertools.product(range(SEED.n_vocab), repeat=2)))
     texts = jnp.array([[*PROMPT, *pair] for pair in pairs], jnp.int32)
@@ -63,7 +63,7 @@ def test_each_log_probability_is_the_score_of_its_text(name: str):
         ({"prompt": [[1], [2]]}, ("beam_search", "prompt")), ({"n_tokens": 0}, ("n_tokens=0", 1)),
     ],
 )  # fmt: skip
-def test_what_cannot_be_searched_is_refused(change: dict, named: tuple):
+def test_invalid_arguments_are_refused(change: dict, named: tuple):
     arguments = {"prompt": PROMPT, "n_tokens": 3, "width": 2} | change
     with raises(ValueError, *named):
         beam_search(random_params(SEED), SEED, **arguments)

@@ -1,4 +1,4 @@
-"""What must hold of every text that `generate` writes."""
+"""The laws of `generate`: it equals uncached forward passes, for any batch, length and Compute."""
 
 import dataclasses
 from functools import lru_cache, partial
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Compute, Config, Sampling, forward, generate, score, shown
+from jaxformer import Compute, Config, Sampling, available_sites, forward, generate, score
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, NAMED, SEED, every_model, random_params, random_tokens
 from tests.helpers.texts import GREEDY, close, full_pass, model, naive_text, prompts, sliced
@@ -21,15 +21,17 @@ FREE = Sampling(temperature=0.8, top_k=7, top_p=0.95, min_p=0.01, repetition_pen
 
 @lru_cache
 def batch(name: str):
-    """With all that can be seen; 64-bit JAX is on where this is called."""
+    """Generate with every site captured. The caller has switched 64-bit JAX on."""
     params, config = model(name)
-    return generate(params, config, prompts(config), N, KEY, sampling=FREE, capture=shown(config))
+    return generate(
+        params, config, prompts(config), N, KEY, sampling=FREE, capture=available_sites(config)
+    )
 
 
 def by_position(config: Config, site: str, value: Any, length: int) -> np.ndarray:
-    """The weight of each position, where a window lets the cache's rows go round."""
+    """Return scores or pattern by position instead of by row of a rolling cache; other sites unchanged."""
     value, known = np.asarray(value), site in ("scores", "pattern")
-    if not known or config.horizon is None:
+    if not known or config.max_lookback is None:
         return value[..., :length] if known else value
     rows, missing = value.shape[-1], -np.inf if site == "scores" else 0.0
     placed = np.full((*value.shape[:-1], length), missing)
@@ -42,12 +44,14 @@ def by_position(config: Config, site: str, value: Any, length: int) -> np.ndarra
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed", "classic", "gemma", "windowed"])
-def test_each_prompt_of_a_batch_goes_on_as_it_would_alone(name: str, x64):
+def test_each_prompt_of_a_batch_gives_the_same_as_alone(name: str, x64):
     params, config = model(name)
     together = batch(name)
     for i, prompt in enumerate(prompts(config)):
         key = jax.random.fold_in(KEY, i)
-        alone = generate(params, config, prompt, N, key, sampling=FREE, capture=shown(config))
+        alone = generate(
+            params, config, prompt, N, key, sampling=FREE, capture=available_sites(config)
+        )
         np.testing.assert_array_equal(together.tokens[i], alone.tokens)
         close(together.log_probs[i], alone.log_probs)
         for site, value in alone.activations.items():
@@ -60,12 +64,12 @@ def test_each_prompt_of_a_batch_goes_on_as_it_would_alone(name: str, x64):
 def test_activations_and_log_probs_are_those_of_a_full_forward_pass(name: str, x64):
     params, config = model(name)
     together = batch(name)
-    assert set(together.activations) == set(shown(config))
+    assert set(together.activations) == set(available_sites(config))
     for i, prompt in enumerate(prompts(config)):
         text = jnp.array([*prompt, *together.tokens[i].tolist()], jnp.int32)
         if name == "modern":
             close(together.log_probs[i], score(params, config, text)[len(prompt) - 1 :])
-        full = full_pass(params, config, text[:-1], shown(config))
+        full = full_pass(params, config, text[:-1], available_sites(config))
         for site, value in sliced(full, slice(len(prompt) - 1, None)).items():
             found = by_position(config, site, together.activations[site][i], len(text) - 1)
             close(found, value, err_msg=site)
@@ -74,9 +78,10 @@ def test_activations_and_log_probs_are_those_of_a_full_forward_pass(name: str, x
 @pytest.mark.slow(unless=("greedy-gemma", "free-seed", "free-classic"))
 @every_model
 @pytest.mark.parametrize("sampling", [GREEDY, FREE], ids=["greedy", "free"])
-def test_a_text_is_what_forward_alone_would_write(name: str, sampling: Sampling, x64):
+def test_a_text_is_that_of_uncached_forward_passes(name: str, sampling: Sampling, x64):
     params, config = model(name)
-    capture = shown(config) if sampling is FREE else ()  # the program of the other tests
+    # With these sites, it is the program that the other tests have compiled.
+    capture = available_sites(config) if sampling is FREE else ()
     found = generate(params, config, prompts(config), N, KEY, sampling=sampling, capture=capture)
     assert found.lengths.tolist() == [N] * 3
     for i, prompt in enumerate(prompts(config)):
@@ -86,21 +91,21 @@ def test_a_text_is_what_forward_alone_would_write(name: str, sampling: Sampling,
 
 @pytest.mark.slow
 def test_a_layer_without_a_window_never_forgets(x64):
-    """Far more tokens than the other layers' window holds: the first still matters, as in a pass anew."""
+    """After more tokens than the other layers' window holds, the first token still changes the logits."""
     config = dataclasses.replace(NAMED["gemma"], window=2)
     params, prompt = random_params(config, dtype=jnp.float64), [[3, 1, 4, 1, 5], [2, 1, 4, 1, 5]]
     found = generate(params, config, prompt, 20, KEY, sampling=GREEDY)
     for i, text in enumerate(prompt):
-        whole = jnp.array([*text, *found.tokens[i].tolist()])
+        full = jnp.array([*text, *found.tokens[i].tolist()])
         assert found.tokens[i].tolist() == naive_text(params, config, text, 20, KEY, GREEDY)
-        close(found.log_probs[i], score(params, config, whole)[len(text) - 1 :])
+        close(found.log_probs[i], score(params, config, full)[len(text) - 1 :])
     end = jnp.array([*prompt[0], *found.tokens[0].tolist()])
     logits = [forward(params, config, end.at[0].set(first)).logits[-1] for first in (3, 2)]
     assert np.abs(logits[0] - logits[1]).max() > 1e-6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", [Sampling(), GREEDY], ids=["drawn", "greedy"])
+@pytest.mark.parametrize("sampling", [Sampling(), GREEDY], ids=["sampled", "greedy"])
 def test_a_batch_is_single_prompts_under_vmap_and_jit(sampling: Sampling, x64):
     params, config = model("modern")
     array = jnp.stack([random_tokens(config, 5, seed) for seed in range(3)])
@@ -128,8 +133,8 @@ def test_many_texts_of_one_prompt_by_vmap_over_keys():
 def test_few_programs_serve_all_lengths():
     params, seen = random_params(SEED), []
 
-    def fresh(site, layer, value):  # a new function: programs that no other test compiled
-        seen.append(site)  # an edit runs while a program is made, and at no other time
+    def new_edit(site, layer, value):  # a new function, so no other test has compiled its programs
+        seen.append(site)  # an edit runs only while a program is traced
         return value
 
     def programs(prompts, numbers) -> int:
@@ -137,7 +142,7 @@ def test_few_programs_serve_all_lengths():
         for prompt, number in zip(prompts, numbers, strict=True):
             seen.clear()
             sampling = Sampling(temperature=0.1 * number)
-            generate(params, SEED, prompt, number, KEY, sampling=sampling, edit=fresh)
+            generate(params, SEED, prompt, number, KEY, sampling=sampling, edit=new_edit)
             made += bool(seen)
         return made
 
@@ -158,10 +163,10 @@ COMPUTES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", COMPUTES)
-def test_every_compute_writes_with_the_same_logits(how: str, standard_promotion):
-    """Against a full forward pass over its own text."""
-    config, (compute, tolerance) = NAMED["windowed"], COMPUTES[how]
+@pytest.mark.parametrize("name", COMPUTES)
+def test_every_compute_has_the_logits_of_a_full_forward_pass(name: str, standard_promotion):
+    """The forward pass runs over the text that was generated."""
+    config, (compute, tolerance) = NAMED["windowed"], COMPUTES[name]
     params, both = random_params(config), prompts(config)[1:3]
     found = generate(params, config, both, N, KEY, capture=("logits",), compute=compute)
     for i, prompt in enumerate(both):
@@ -174,7 +179,7 @@ def test_every_compute_writes_with_the_same_logits(how: str, standard_promotion)
 @pytest.mark.slow(unless=("seed-0",))
 @pytest.mark.parametrize("n_layers", [0, 1])
 @pytest.mark.parametrize("name", ["seed", "windowed"])
-def test_shallow_models_write_too(n_layers: int, name: str, x64):
+def test_models_with_no_or_one_layer_generate(n_layers: int, name: str, x64):
     config = dataclasses.replace(NAMED[name], n_layers=n_layers)
     params = random_params(config, dtype=jnp.float64)
     found = generate(params, config, [3, 1], N, KEY, sampling=FREE, capture=("resid_post", "embed"))
@@ -198,7 +203,7 @@ def test_a_position_table_can_be_filled_but_not_overrun(x64):
     config = NAMED["classic"]
     params = random_params(config, dtype=jnp.float64)
     both = [random_tokens(config, n).tolist() for n in (4, 2)]
-    found = generate(params, config, both, 6, KEY)  # the tenth token is not read
+    found = generate(params, config, both, 6, KEY)  # the tenth token is never read
     for i, prompt in enumerate(both):
         key = jax.random.fold_in(KEY, i)
         assert found.tokens[i].tolist() == naive_text(params, config, prompt, 6, key, Sampling())

@@ -1,4 +1,4 @@
-"""Where a text ends, and what `generate` refuses to begin."""
+"""Stop sequences, refused arguments and NaN in `generate`."""
 
 import dataclasses
 import inspect
@@ -23,7 +23,7 @@ write = partial(generate, PARAMS, SEED, n_tokens=N, key=KEY, capture=("resid_pos
 
 
 def ended(text: list[int], stops: list[list[int]]) -> list[int]:
-    """The text up to the first place where a stop sequence is complete."""
+    """Cut the text after the first complete stop sequence."""
     for end in range(1, len(text) + 1):
         if any(end >= len(stop) and text[end - len(stop) : end] == stop for stop in stops):
             return text[:end]
@@ -50,7 +50,7 @@ FREE = np.asarray(write(BATCH).tokens).tolist()
 @pytest.mark.slow(unless=("several",))
 @pytest.mark.parametrize("kind", stops_of(FREE[0]))
 def test_a_text_ends_with_its_first_stop_sequence(kind: str):
-    """And one that has stopped changes nothing for its neighbours."""
+    """A prompt that is done does not change the other prompts of its batch."""
     stop, plain = stops_of(FREE[0])[kind]
     found, free = write(BATCH, stop=stop), write(BATCH)
     for i, text in enumerate(FREE):
@@ -58,17 +58,19 @@ def test_a_text_ends_with_its_first_stop_sequence(kind: str):
         assert found.tokens[i].tolist() == kept + [-1] * (N - len(kept))
         assert int(found.lengths[i]) == len(kept)
         new, old = (
-            (out.log_probs[i], *out.activations["resid_post"][i])  # each of them by position
+            (out.log_probs[i], *out.activations["resid_post"][i])  # each has an axis of positions
             for out in (found, free)
         )
-        for ours, theirs in zip(new, old, strict=True):
-            np.testing.assert_allclose(ours[: len(kept)], theirs[: len(kept)], rtol=1e-5, atol=1e-5)
-            assert not np.asarray(ours[len(kept) :]).any()
+        for stopped, full in zip(new, old, strict=True):
+            np.testing.assert_allclose(
+                stopped[: len(kept)], full[: len(kept)], rtol=1e-5, atol=1e-5
+            )
+            assert not np.asarray(stopped[len(kept) :]).any()
 
 
 @pytest.mark.slow
 def test_only_generated_tokens_end_a_text():
-    """A stop sequence that lies partly in the prompt, and nowhere behind it, changes nothing."""
+    """A stop sequence that begins in the prompt, and occurs nowhere after it, has no effect."""
     across = [PROMPT[-1], FREE[0][0]]
     assert ended(FREE[0], [across]) == FREE[0]
     assert write(BATCH, stop=across).tokens[0].tolist() == FREE[0]
@@ -103,17 +105,23 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_is_refused(kind: str):
+def test_invalid_arguments_are_refused(kind: str):
     change, named = REFUSED[kind]
-    door = inspect.unwrap(generate)  # without the tests' own type checks, as users have it
-    wish = {"params": PARAMS, "config": SEED, "prompt": [1], "n_tokens": 3, "key": KEY} | change
+    unchecked = inspect.unwrap(generate)  # without the type checks that only tests have
+    arguments = {
+        "params": PARAMS,
+        "config": SEED,
+        "prompt": [1],
+        "n_tokens": 3,
+        "key": KEY,
+    } | change
     with raises(ValueError, *named):
-        door(**wish)
+        unchecked(**arguments)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed", "windowed"])
-def test_nan_parameters_are_told_by_the_first_token_they_spoil(name: str):
+def test_nan_parameters_are_reported_at_the_first_token_with_nan_logits(name: str):
     config = NAMED[name]
     params = random_params(config)
     broken = params._replace(W_E=jnp.full_like(params.W_E, jnp.nan))
@@ -127,13 +135,13 @@ def test_nan_parameters_are_told_by_the_first_token_they_spoil(name: str):
 
 
 @pytest.mark.slow
-def test_numpy_s_numbers_are_numbers():
+def test_numpy_numbers_are_taken():
     def half(site, layer, value):
         return value / 2 if site == "resid_post" else value
 
     plain = write(BATCH, edit_from=2, edit=half).tokens
-    door: Any = partial(inspect.unwrap(generate), edit=half, capture=("resid_post",))
-    found = door(PARAMS, SEED, BATCH, np.int64(N), KEY, edit_from=np.int32(2))
+    unchecked: Any = partial(inspect.unwrap(generate), edit=half, capture=("resid_post",))
+    found = unchecked(PARAMS, SEED, BATCH, np.int64(N), KEY, edit_from=np.int32(2))
     np.testing.assert_array_equal(found.tokens, plain)
     each = write(BATCH, edit_from=[0, 2, 12], edit=half).tokens
     np.testing.assert_array_equal(each[1], plain[1])
@@ -141,24 +149,24 @@ def test_numpy_s_numbers_are_numbers():
 
 
 @pytest.mark.slow
-def test_what_an_edit_does_behind_the_prompt_is_undone():
-    """Behind it lies what fills it up to a power of two."""
+def test_an_edit_of_the_padding_is_undone():
+    """The prompt is padded at the end to a power of two."""
 
     def spoil(site, layer, value):
-        behind = jnp.arange(len(value))[:, None] >= len(PROMPT)
-        return jnp.where(behind, jnp.nan, value) if site == "resid_post" else value
+        padding = jnp.arange(len(value))[:, None] >= len(PROMPT)
+        return jnp.where(padding, jnp.nan, value) if site == "resid_post" else value
 
     assert write(PROMPT, edit=spoil).tokens.tolist() == write(PROMPT).tokens.tolist()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("since", [0, 4])
-def test_nan_from_an_edit_is_told_by_the_step_where_it_begins(since: int):
+@pytest.mark.parametrize("first", [0, 4])
+def test_nan_from_an_edit_is_reported_at_the_first_edited_token(first: int):
     def spoil(site, layer, value):
         return value * jnp.nan if site == "resid_post" else value
 
-    with raises(ValueError, "NaN", since, 0):
-        write(BATCH, edit=spoil, edit_from=since)
+    with raises(ValueError, "NaN", first, 0):
+        write(BATCH, edit=spoil, edit_from=first)
 
 
 def test_inside_traced_code_nan_ends_a_text():

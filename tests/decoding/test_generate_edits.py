@@ -1,4 +1,4 @@
-"""Edits while a text is generated: as in a full forward pass over it."""
+"""Edits during generation act as in a full forward pass over the generated text."""
 
 from functools import partial
 
@@ -37,16 +37,16 @@ def scale_keys(site, layer, value):
     return value * 2.0 if site == "k" else value
 
 
-def held(edit, since: int):
-    """The edit, acting from a position on."""
+def from_position(edit, start: int):
+    """Restrict the edit to the positions from `start` on."""
 
-    def gated(site, layer, value):
+    def restricted(site, layer, value):
         axis = position_axis(site)
         shape = [-1 if i == axis else 1 for i in range(value.ndim)]
-        late = jnp.arange(value.shape[axis]) >= since
+        late = jnp.arange(value.shape[axis]) >= start
         return jnp.where(late.reshape(shape), edit(site, layer, value), value)
 
-    return gated
+    return restricted
 
 
 @pytest.mark.slow(unless=("seed-forbid-0",))
@@ -63,23 +63,23 @@ def test_an_edit_acts_as_in_a_full_forward_pass(name: str, edit, edit_from: int 
     run = partial(generate, params, config, both, N, KEY, sampling=GREEDY, capture=capture)
     found = run(edit=edit, edit_from=edit_from)
     plain = run()
-    begin = edit_from or 0
+    first = edit_from or 0
     for i, prompt in enumerate(both):
         text = jnp.array([*prompt, *found.tokens[i].tolist()], jnp.int32)
-        since = 0 if edit_from is None else len(prompt) - 1 + edit_from
-        full = full_pass(params, config, text[:-1], capture, held(edit, since))
+        start = 0 if edit_from is None else len(prompt) - 1 + edit_from
+        full = full_pass(params, config, text[:-1], capture, from_position(edit, start))
         rows = sliced(full, slice(len(prompt) - 1, None))
         for site in capture:
             close(found.activations[site][i], rows[site], err_msg=site)
         assert found.tokens[i].tolist() == rows["logits"].argmax(axis=-1).tolist()
-        np.testing.assert_array_equal(found.tokens[i, :begin], plain.tokens[i, :begin])
+        np.testing.assert_array_equal(found.tokens[i, :first], plain.tokens[i, :first])
         assert np.isfinite(found.log_probs[i]).all()
-        edited, unedited = (out.activations["logits"][i, begin] for out in (found, plain))
+        edited, unedited = (out.activations["logits"][i, first] for out in (found, plain))
         assert not np.array_equal(edited, unedited)
 
 
 @pytest.mark.slow
-def test_a_number_far_beyond_the_text_stands_for_never(x64):
+def test_an_edit_from_far_beyond_the_text_never_acts(x64):
     params, config = model("modern")
     run = partial(generate, params, config, [[3, 1], [2, 4, 1]], 4, KEY, sampling=GREEDY)
     plain = run()

@@ -1,4 +1,4 @@
-"""Texts piece by piece: the same tokens, whatever the pieces, and longer than what is seen at once."""
+"""Streaming: the tokens do not depend on the pieces, and texts may be longer than the context."""
 
 import dataclasses
 import inspect
@@ -22,7 +22,7 @@ FREE = Sampling(temperature=0.9, repetition_penalty=1.5)
 
 def joined(pieces: Any) -> list[int]:
     pieces = list(pieces)
-    assert all(len(piece) for piece in pieces)  # an empty piece would tell a reader nothing
+    assert all(len(piece) for piece in pieces)  # no piece is empty
     return np.concatenate(pieces).tolist()
 
 
@@ -31,23 +31,23 @@ def joined(pieces: Any) -> list[int]:
 def test_the_pieces_are_the_tokens_of_generate(name: str, x64):
     config = LONG[name]
     params = random_params(config, dtype=jnp.float64)
-    whole = generate(params, config, PROMPT, 20, KEY, sampling=FREE).tokens.tolist()
+    full = generate(params, config, PROMPT, 20, KEY, sampling=FREE).tokens.tolist()
     for chunk in (1, 16):
         stream = stream_tokens(params, config, PROMPT, 20, KEY, sampling=FREE, chunk=chunk)
         pieces = [piece.tolist() for piece in stream]
-        assert sum(pieces, []) == whole  # noqa: RUF017
+        assert sum(pieces, []) == full  # noqa: RUF017
         assert [len(piece) for piece in pieces[:2]] == [1, min(chunk, 19)]
     short = stream_tokens(params, config, PROMPT, 3, KEY, sampling=FREE)
     assert [len(piece) for piece in short] == [1, 2]
     one = stream_tokens(params, config, PROMPT, 1, KEY, sampling=FREE)
-    assert joined(one) == whole[:1]
+    assert joined(one) == full[:1]
 
 
 @pytest.mark.slow(unless=("8-13-3", "7-8-1", "1-13-3"))
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize(("context", "length"), [(1, 1), (1, 13), (7, 1), (7, 8), (8, 8), (8, 13)])
-def test_a_full_context_goes_on_from_its_latest_half(context: int, length: int, chunk: int, x64):
-    """Token by token: a text longer than the context is cut to its last context // 2 tokens, at least one."""
+def test_a_full_context_keeps_its_latest_half(context: int, length: int, chunk: int, x64):
+    """A text longer than the context is cut to its last context // 2 tokens, at least one."""
     params, prompt = random_params(SEED, dtype=jnp.float64), random_tokens(SEED, length).tolist()
     stream = partial(stream_tokens, params, SEED, prompt, 21, KEY, context=context, chunk=chunk)
     for sampling in (GREEDY, FREE):
@@ -67,7 +67,7 @@ def test_no_position_table_limits_a_stream(context: int | None, x64):
 
 @pytest.mark.slow(unless=("15", "9"))
 @pytest.mark.parametrize("end", [0, 3, 4, 9, 15])
-def test_a_stop_sequence_may_lie_across_pieces_and_contexts(end: int):
+def test_a_stop_sequence_may_span_pieces_and_contexts(end: int):
     params = random_params(SEED)
     stream = partial(stream_tokens, params, SEED, PROMPT, 20, KEY, context=8, chunk=4)
     free = joined(stream())
@@ -78,8 +78,8 @@ def test_a_stop_sequence_may_lie_across_pieces_and_contexts(end: int):
         assert joined(stream(stop=[stop])) == free[: first + 1]
 
 
-def test_a_penalty_remembers_the_whole_prompt():
-    """Also the tokens that the context has no room for."""
+def test_a_penalty_applies_to_the_tokens_of_the_prompt_before_the_context():
+    """The context has no room for the first tokens of this prompt."""
     params = random_params(SEED)._replace(W_U=jnp.zeros((8, 11)))
 
     def prefer_late_tokens(site, layer, value):
@@ -96,27 +96,27 @@ def test_a_penalty_remembers_the_whole_prompt():
 def test_a_model_without_layers_streams_too():
     config = dataclasses.replace(SEED, n_layers=0)
     params = random_params(config)
-    whole = generate(params, config, PROMPT, 20, KEY).tokens.tolist()
-    door: Any = inspect.unwrap(stream_tokens)
-    # No more is seen than the last token anyway.
-    assert joined(door(params, config, PROMPT, np.int64(20), KEY, context=np.int64(4))) == whole
+    full = generate(params, config, PROMPT, 20, KEY).tokens.tolist()
+    unchecked: Any = inspect.unwrap(stream_tokens)  # without the type checks that only tests have
+    # Without layers, the context does not matter: only the last token does.
+    assert joined(unchecked(params, config, PROMPT, np.int64(20), KEY, context=np.int64(4))) == full
 
 
-def test_a_context_larger_than_the_text_takes_no_room():
+def test_a_huge_context_allocates_no_more_than_the_text_needs():
     params = random_params(SEED)
-    whole = joined(stream_tokens(params, SEED, PROMPT, 20, KEY))
-    assert joined(stream_tokens(params, SEED, PROMPT, 20, KEY, context=10**12)) == whole
+    full = joined(stream_tokens(params, SEED, PROMPT, 20, KEY))
+    assert joined(stream_tokens(params, SEED, PROMPT, 20, KEY, context=10**12)) == full
 
 
 @pytest.mark.slow
-def test_nan_in_the_middle_is_named_by_its_place_in_the_text():
+def test_nan_is_reported_at_its_index_in_the_text():
     params = random_params(SEED)
     free = joined(stream_tokens(params, SEED, PROMPT, 30, KEY))
     token = next(token for token in free[8:] if token not in PROMPT)
-    place = free.index(token) + 1  # the token is drawn, then read
+    index = free.index(token) + 1  # the token is sampled, then read
     broken = params._replace(W_E=params.W_E.at[token].set(jnp.nan))
     for chunk in (1, 4, 16):
-        with raises(ValueError, "NaN", place, 0):
+        with raises(ValueError, "NaN", index, 0):
             list(stream_tokens(broken, SEED, PROMPT, 30, KEY, chunk=chunk))
 
 
@@ -131,9 +131,9 @@ def test_nan_in_the_middle_is_named_by_its_place_in_the_text():
         ({"config": SEED}, ("W_U", (8, 11), None)),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_at_the_call(change: dict, named: tuple):
+def test_invalid_arguments_are_refused_at_the_call(change: dict, named: tuple):
     config = NAMED["classic"]
-    door = inspect.unwrap(stream_tokens)  # without the tests' own type checks, as users have it
-    wish = {"config": config, "prompt": [1], "n_tokens": 3, "key": KEY} | change
+    unchecked = inspect.unwrap(stream_tokens)  # without the type checks that only tests have
+    arguments = {"config": config, "prompt": [1], "n_tokens": 3, "key": KEY} | change
     with raises(ValueError, *named):
-        door(random_params(config), **wish)
+        unchecked(random_params(config), **arguments)

@@ -1,4 +1,4 @@
-"""A model on disk: the old one or the new one, never half, never another."""
+"""Checkpoints: `load` returns what was saved, and a crash or damage never leaves another model."""
 
 import json
 import os
@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from jaxformer import Bytes, Characters, load, save
+from jaxformer.config import Config
+from jaxformer.config_checks import flat_fields
 from tests.helpers.crashes import crashes
 from tests.helpers.damage import damaged, write
 from tests.helpers.errors import raises
@@ -32,7 +34,7 @@ from tests.helpers.models import (
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", [*THREE, "olmo"])
-def test_load_gives_back_what_was_saved_bit_for_bit(tmp_path: Path, name: str, dtype):
+def test_load_returns_what_was_saved_bit_for_bit(tmp_path: Path, name: str, dtype):
     params = random_params(NAMED[name], dtype=dtype)
     save(tmp_path / "a" / "model", NAMED[name], params, Characters.of("abc"))
     config, loaded, tokenizer = load(tmp_path / "a" / "model")
@@ -43,11 +45,12 @@ def test_load_gives_back_what_was_saved_bit_for_bit(tmp_path: Path, name: str, d
     same(loaded, params)
 
 
-def test_a_folder_from_before_a_choice_was_there_is_loaded_without_it(tmp_path: Path):
+def test_a_checkpoint_without_the_later_config_fields_is_loaded(tmp_path: Path):
     params = random_params(WINDOWED)
     save(tmp_path, WINDOWED, params)
     path = tmp_path / "model.json"
     model = json.loads(path.read_text(encoding="utf-8"))
+    model["config"] = flat_fields(Config.from_dict(model["config"]))
     for late in LATE:
         del model["config"][late]
     path.write_text(json.dumps(model), encoding="utf-8")
@@ -75,7 +78,7 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_model(
     config, params, _ = load(tmp_path)
     assert crashed or config == MODERN
     same(params, old if config == SEED else new)
-    save(tmp_path, CLASSIC, random_params(CLASSIC))  # and the next save clears what was left
+    save(tmp_path, CLASSIC, random_params(CLASSIC))  # the next save deletes stray files
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors"]
 
 
@@ -102,16 +105,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @given(data=st.data())
 @examples(50)
-def test_a_damaged_file_is_a_clear_error_or_the_right_model(saved, tmp_path: Path, data):
+def test_a_damaged_file_is_refused_or_loads_the_right_model(saved, tmp_path: Path, data):
     name = data.draw(st.sampled_from(sorted(saved)))
     write(tmp_path, saved | {name: data.draw(damaged(saved[name]))})
     try:
         config, params, _ = load(tmp_path)
-    except TypeCheckError:  # the tests' own type checks spoke before Config's: refused as well
+    except TypeCheckError:  # the tests' type checks refuse a value before Config does
         assert name == "model.json"
     except (ValueError, FileNotFoundError) as error:
         assert str(tmp_path) in str(error)
-    else:  # a flip inside the JSON can leave another valid Config or alphabet
+    else:  # a changed byte in the JSON can give another valid Config or alphabet
         assert name == "model.json"
         assert params.W_E.shape == (config.n_vocab, config.d_model)
         same(params, random_params(SEED))
@@ -137,7 +140,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_a_foreign_model_is_a_clear_error(tmp_path: Path, what: str):
+def test_a_changed_model_json_is_refused(tmp_path: Path, what: str):
     change, named = FOREIGN[what]
     save(tmp_path, SEED, random_params(SEED))
     edit_json(tmp_path, change)
@@ -145,18 +148,18 @@ def test_a_foreign_model_is_a_clear_error(tmp_path: Path, what: str):
         load(tmp_path)
 
 
-def test_a_folder_without_a_model_is_a_clear_error(tmp_path: Path):
+def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     with raises(FileNotFoundError, tmp_path, "model.json"):
         load(tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_is_an_oserror(tmp_path: Path):
+def test_a_folder_that_cannot_be_created_is_an_oserror(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         save(tmp_path / "file" / "model", SEED, random_params(SEED))
 
 
-def test_parts_of_two_models_are_not_saved_over_a_good_one(tmp_path: Path):
+def test_parameters_or_tokenizers_of_another_config_are_not_saved(tmp_path: Path):
     save(tmp_path, SEED, random_params(SEED))
     with raises(ValueError, "blocks.attn_norm.w", (2, 8)):
         save(tmp_path, MODERN, random_params(SEED))
@@ -165,7 +168,7 @@ def test_parts_of_two_models_are_not_saved_over_a_good_one(tmp_path: Path):
     same(load(tmp_path)[1], random_params(SEED))
 
 
-def test_files_of_others_in_the_folder_are_left_alone(tmp_path: Path):
+def test_other_files_in_the_folder_are_kept(tmp_path: Path):
     for name in ("params-mine.safetensors", ".thesis.partial"):
         (tmp_path / name).write_text("years of work")
     save(tmp_path, SEED, random_params(SEED))

@@ -1,7 +1,8 @@
-"""`export` leaves the old model, the new one or none, and nothing of another beside it."""
+"""`export` leaves the old model, the new one or none, never a mixture of two."""
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -38,7 +39,7 @@ def words(letters: str) -> Subwords:
     return Subwords(bpe({letter: i for i, letter in enumerate(letters)}, [], (), **byte_level()))
 
 
-def test_what_was_exported_is_what_the_library_of_its_format_reads(tmp_path: Path):
+def test_the_safetensors_library_reads_exported_weights(tmp_path: Path):
     params = random_params(CONFIG, dtype=jnp.bfloat16)
     export(tmp_path, CONFIG, params, None, "llama")
     with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
@@ -46,17 +47,17 @@ def test_what_was_exported_is_what_the_library_of_its_format_reads(tmp_path: Pat
         np.testing.assert_array_equal(file.get_tensor("model.embed_tokens.weight"), params.W_E)
     same(load(tmp_path)[1], params)
     size = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
-    assert size % 8 == 0  # the numbers are aligned
+    assert size % 8 == 0  # the tensors are aligned
 
 
-@pytest.mark.skipif(os.name != "posix", reason="modes of files")
-def test_files_are_as_readable_as_any_other(tmp_path: Path):
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX file permissions")
+def test_files_have_the_default_permissions(tmp_path: Path):
     (tmp_path / "plain").touch()
     export(tmp_path, CONFIG, random_params(CONFIG), words("abc"), "llama")
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
-def test_a_folder_with_a_model_of_ours_is_refused(tmp_path: Path):
+def test_a_folder_with_a_jaxformer_checkpoint_is_refused(tmp_path: Path):
     save(tmp_path, SEED, random_params(SEED))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with raises(ValueError, tmp_path, "model.json"):
@@ -64,7 +65,7 @@ def test_a_folder_with_a_model_of_ours_is_refused(tmp_path: Path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_parameters_of_two_dtypes_are_refused(tmp_path: Path):
+def test_mixed_and_unsupported_dtypes_are_refused(tmp_path: Path):
     params = random_params(CONFIG)
     mixed = params._replace(W_E=params.W_E.astype(jnp.bfloat16))
     with raises(ValueError, "W_E", "bfloat16", "float32"):
@@ -76,29 +77,29 @@ def test_parameters_of_two_dtypes_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("tokenizer", [True, False])
-def test_nothing_of_an_older_model_stays_and_files_of_others_do(tokenizer: bool, tmp_path: Path):
+def test_files_of_an_older_model_are_deleted_and_other_files_kept(tokenizer: bool, tmp_path: Path):
     for name in (*STALE, *FILES, *OTHERS, "model.safetensors", "config.json"):
         (tmp_path / name).write_text("old")
     params = random_params(CONFIG)
     export(tmp_path, CONFIG, params, words("abc") if tokenizer else None, "llama")
     written = {"model.safetensors", "config.json"} | (set(FILES[:2]) if tokenizer else set())
     assert {path.name for path in tmp_path.iterdir()} == written | set(OTHERS)
-    config, loaded, spoken = load(tmp_path)
+    config, loaded, read = load(tmp_path)
     assert config == CONFIG
     same(loaded, params)
-    assert (spoken is not None) == tokenizer
+    assert (read is not None) == tokenizer
 
 
 def test_a_tokenizer_that_cannot_be_exported_leaves_the_old_model(tmp_path: Path):
     params = random_params(CONFIG)
     export(tmp_path, CONFIG, params, words("abc"), "llama")
-    wide = Config(**{**vars(CONFIG), "n_vocab": 256})
+    wide = replace(CONFIG, n_vocab=256)
     with raises(ValueError, "Bytes", "tokenizer.json", "None"):
         export(tmp_path, wide, random_params(wide), Bytes(), "llama")
-    config, loaded, spoken = load(tmp_path)
+    config, loaded, tokenizer = load(tmp_path)
     assert config == CONFIG
     same(loaded, params)
-    assert spoken is not None
+    assert tokenizer is not None
 
 
 @pytest.mark.parametrize("moment", range(14))
@@ -106,7 +107,7 @@ def test_a_tokenizer_that_cannot_be_exported_leaves_the_old_model(tmp_path: Path
 def test_a_crash_at_any_moment_leaves_the_old_the_new_or_no_model(
     tmp_path: Path, call: str, moment: int
 ):
-    other = Config(**{**vars(CONFIG), "bias": "qkv"})
+    other = replace(CONFIG, bias="qkv")
     old, new = random_params(CONFIG, 0), random_params(other, 1)
     export(tmp_path, CONFIG, old, words("abc"), "llama")
     (tmp_path / "added_tokens.json").write_text('{"d": 3}')
@@ -121,7 +122,7 @@ def test_a_crash_at_any_moment_leaves_the_old_the_new_or_no_model(
         same(params, old if config == CONFIG else new)
         assert tokenizer is not None
         assert tokenizer.encode("c").tolist() == ([2] if config == CONFIG else [0])
-    export(tmp_path, CONFIG, old, None, "llama")  # and the next export clears what was left
+    export(tmp_path, CONFIG, old, None, "llama")  # the next export deletes stray files
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
@@ -143,7 +144,7 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.peers
 @pytest.mark.parametrize("case", ONE_EACH)
-def test_no_token_ends_a_text_unasked(case: str, tmp_path: Path):
+def test_an_exported_config_has_no_default_token_ids(case: str, tmp_path: Path):
     golden(case).write(tmp_path / "in")
     config, params, _ = load(tmp_path / "in")
     export(tmp_path / "out", config, params, None, golden(case).config["model_type"])
@@ -158,9 +159,9 @@ def test_no_token_ends_a_text_unasked(case: str, tmp_path: Path):
 
 def test_a_tokenizer_with_more_entries_than_embeddings_is_exported_and_saved(tmp_path: Path):
     params, many = random_params(CONFIG), words("abcdefg")
-    export(tmp_path / "theirs", CONFIG, params, many, "llama")
-    save(tmp_path / "ours", CONFIG, params, many)
-    for folder in ("theirs", "ours"):
+    export(tmp_path / "exported", CONFIG, params, many, "llama")
+    save(tmp_path / "saved", CONFIG, params, many)
+    for folder in ("exported", "saved"):
         config, loaded, tokenizer = load(tmp_path / folder)
         assert tokenizer is not None
         assert (config.n_vocab, tokenizer.n_vocab) == (5, 7)

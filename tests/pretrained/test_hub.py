@@ -1,4 +1,4 @@
-"""What is not here is looked for in the Hugging Face hub: of a repository what is read, and one sentence if not."""
+"""A path that does not exist locally is fetched from the Hugging Face hub: only the files that are read."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ from tests.helpers.runs import ROOT
 
 
 class Hub:
-    """`huggingface_hub` with one repository: `files` are fetched from `folder`, or made empty, into `cache`."""
+    """A fake `huggingface_hub` with one repository: it copies the files of `folder`, and empty ones, to `cache`."""
 
     def __init__(self, cache: Path, folder: Path | None = None, *more: str):
         self.cache, self.folder = cache, folder
@@ -45,9 +45,9 @@ class Hub:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], Any]:
-    """Put this in the place of `huggingface_hub`, while the folder that we are in holds nothing."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    """Replace `huggingface_hub`, in an empty working directory."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
 
     def put(library: Any) -> Any:
         monkeypatch.setitem(sys.modules, "huggingface_hub", library)
@@ -56,7 +56,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], 
     return put
 
 
-def test_a_path_that_is_not_here_is_looked_for_in_the_hub(install, tmp_path: Path):
+def test_a_path_that_does_not_exist_is_fetched_from_the_hub(install, tmp_path: Path):
     golden("gpt2-plain").write(tmp_path / "gpt2")
     hub = install(Hub(tmp_path / "cache", tmp_path / "gpt2"))
     for name in ("gpt2", "openai-community/gpt2"):
@@ -84,7 +84,7 @@ REPOSITORIES = {
 
 
 @pytest.mark.parametrize("what", REPOSITORIES)
-def test_of_a_repository_only_what_is_read_is_fetched(what: str, install, tmp_path: Path):
+def test_only_the_files_that_are_read_are_fetched(what: str, install, tmp_path: Path):
     others, weights = REPOSITORIES[what]
     files = [*others, *weights, *SIDE, "README.md", "onnx/config.json"]
     parts: dict[Part, set[str]] = {
@@ -96,11 +96,11 @@ def test_of_a_repository_only_what_is_read_is_fetched(what: str, install, tmp_pa
         assert hub.fetched() == wanted
 
 
-def test_a_model_of_ours_in_the_hub(install, tmp_path: Path):
-    save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
-    hub = install(Hub(tmp_path / "cache", tmp_path / "ours", "other.safetensors"))
+def test_a_jaxformer_checkpoint_in_the_hub_is_loaded(install, tmp_path: Path):
+    save(tmp_path / "saved", SEED, random_params(SEED), Characters.of("abc"))
+    hub = install(Hub(tmp_path / "cache", tmp_path / "saved", "other.safetensors"))
     same(load("a/b")[1], random_params(SEED))
-    assert hub.fetched() == {path.name for path in (tmp_path / "ours").iterdir()}
+    assert hub.fetched() == {path.name for path in (tmp_path / "saved").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_model_of_ours_in_the_hub(install, tmp_path: Path):
         (["config.json", "tf_model.h5"], ("safetensors", "bin")),
     ],
 )
-def test_a_repository_without_a_model_in_a_folder_says_what_to_do(
+def test_a_repository_without_a_readable_model_is_an_error_with_a_repair(
     files: list[str], named: Any, install, tmp_path: Path
 ):
     install(Hub(tmp_path / "cache", None, *files))
@@ -118,12 +118,12 @@ def test_a_repository_without_a_model_in_a_folder_says_what_to_do(
         load("a/b")
 
 
-def test_a_hub_that_does_not_answer_is_one_sentence(install):
-    class Lost:
+def test_a_hub_that_cannot_be_reached_is_an_error_of_one_line(install):
+    class Unreachable:
         def snapshot_download(self, name: str, **options: Any) -> str:
             raise ConnectionError("no network\nand much more")
 
-    install(Lost())
+    install(Unreachable())
     for read in (load, load_config, load_tokenizer):
         with raises(FileNotFoundError, "gpt2", "ConnectionError", "no network") as caught:
             read("gpt2")
@@ -139,9 +139,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(install):
 @pytest.mark.processes
 @pytest.mark.peers
 @pytest.mark.parametrize("cached", [False, True])
-def test_without_a_network_the_hub_s_own_library_answers_within_two_seconds(
-    cached: bool, tmp_path: Path
-):
+def test_offline_huggingface_hub_returns_within_two_seconds(cached: bool, tmp_path: Path):
     assert importlib.util.find_spec("huggingface_hub")
     if cached:
         home = tmp_path / "hub" / "models--gpt2"
@@ -159,7 +157,7 @@ def test_without_a_network_the_hub_s_own_library_answers_within_two_seconds(
         [sys.executable, "-c", code], env=os.environ | nowhere, cwd=ROOT,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    said, seconds = out.stdout.splitlines()
-    assert (said == "3") == cached
-    assert cached or "gpt2" in said
+    printed, seconds = out.stdout.splitlines()
+    assert (printed == "3") == cached
+    assert cached or "gpt2" in printed
     assert float(seconds) < 2

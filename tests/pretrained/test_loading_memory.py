@@ -1,4 +1,4 @@
-"""Loading reads slab by slab, holds little more than the parameters, and knows the dtype that a model has."""
+"""Loading reads slab by slab, needs little more memory than the parameters, and finds a model's dtype."""
 
 import sys
 import threading
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxformer import Config, abstract, export, load
-from jaxformer.pretrained.families import fill
+from jaxformer import Config, Rotary, abstract, export, load
+from jaxformer.pretrained.families import read_params
 from tests.helpers import ggufs
 from tests.helpers.errors import raises
 from tests.helpers.families import ONE_EACH, golden
@@ -27,7 +27,7 @@ MODELS = {
     ),
     "gpt_neox": Config(
         n_layers=6, d_model=512, n_heads=8, d_head=64, d_mlp=2048, n_vocab=50304, position="rotary",
-        rotary_fraction=0.25, norm="layer", activation="gelu", bias="all", parallel=True,
+        rotary=Rotary(fraction=0.25), norm="layer", activation="gelu", bias="all", parallel=True,
     ),
     "gpt_neo": Config(
         n_layers=8, d_model=256, n_heads=16, d_head=16, d_mlp=1024, n_vocab=50257, position="learned",
@@ -41,13 +41,13 @@ EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 def anonymous() -> int:
-    """Bytes of this process that are no file's."""
+    """Bytes of this process's memory that do not map a file."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
 def peak(run: Callable[[], Any]) -> tuple[Any, int]:
-    """What a call gives, and the most bytes that were added meanwhile."""
+    """The result of a call, and the peak memory that it added."""
     start, most, done = anonymous(), [0], threading.Event()
 
     def watch() -> None:
@@ -73,7 +73,7 @@ def test_loading_holds_little_more_than_the_parameters(family: str, dtype: str, 
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), abstract(config))
     export(tmp_path, config, params, None, family)
     del params
-    if config.tied:  # the head is there a second time, as some who save models write it
+    if config.tied:  # store the unembedding too, as some published files do
         tensors = load_file(path)
         save_file(tensors | {HEAD: tensors[EMBEDDING].copy()}, path)
         del tensors
@@ -83,19 +83,19 @@ def test_loading_holds_little_more_than_the_parameters(family: str, dtype: str, 
 
 
 @pytest.mark.parametrize("case", ONE_EACH)
-def test_slabs_make_the_parameters_that_whole_tensors_make(
+def test_reading_in_slabs_gives_the_same_parameters(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     record = golden(case)
     record.write(tmp_path)
     whole = load(tmp_path)[1]
-    for slab in (1, 200):  # one row at a time; several, with fewer at the end
-        monkeypatch.setattr(fill, "SLAB", slab)
+    for slab in (1, 200):  # one row at a time; several rows, with fewer in the last slab
+        monkeypatch.setattr(read_params, "SLAB", slab)
         same(load(tmp_path)[1], whole)
 
 
 def test_every_row_of_a_tied_head_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fill, "SLAB", 200)
+    monkeypatch.setattr(read_params, "SLAB", 200)
     record = golden("gpt2-plain")
     embedding = record.tensors[EMBEDDING].copy()
     embedding[3, 2] = np.nan
@@ -108,7 +108,7 @@ def test_every_row_of_a_tied_head_is_compared(tmp_path: Path, monkeypatch: pytes
         load(tmp_path)
 
 
-def test_a_tied_model_may_keep_its_head_alone(tmp_path: Path):
+def test_a_tied_model_may_store_only_its_unembedding(tmp_path: Path):
     record = golden("gpt2-plain")
     record.write(tmp_path / "plain")
     tensors = dict(record.tensors)
@@ -149,7 +149,7 @@ def test_the_dtype_of_a_file_is_that_of_its_matrices(
         assert leaf.dtype == jnp.dtype(expected)
 
 
-def test_norms_that_a_gguf_file_keeps_wide_do_not_widen_the_model(tmp_path: Path):
+def test_float32_norms_in_a_gguf_file_do_not_change_the_model_s_dtype(tmp_path: Path):
     record = golden("llama-plain")
     tensors = {n: t.astype(F16) if t.ndim > 1 else t for n, t in record.tensors.items()}
     ggufs.write(tmp_path / "m.gguf", record._replace(tensors=tensors))

@@ -1,4 +1,4 @@
-"""`load` finds what a path holds, and reads nothing before all of it fits."""
+"""`load` finds the model at a path, and checks all tensors before it reads one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +13,8 @@ from jaxtyping import TypeCheckError
 
 from jaxformer import Characters, abstract, load, load_config, save
 from jaxformer.pretrained.families import FAMILIES
-from jaxformer.pretrained.families.fill import read_params
-from jaxformer.pretrained.families.plan import plan, wanted
+from jaxformer.pretrained.families.read_params import read_params
+from jaxformer.pretrained.families.tensor_map import plan, wanted
 from jaxformer.pretrained.formats import Tensor
 from jaxformer.pretrained.load import load_tokenizer
 from tests.helpers import ggufs
@@ -26,7 +26,7 @@ from tests.helpers.models import MODERN, SEED, random_params, same
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_a_folder_of_ours_in_another_dtype(dtype: str, tmp_path: Path):
+def test_a_checkpoint_is_loaded_in_another_dtype(dtype: str, tmp_path: Path):
     params = random_params(MODERN)
     save(tmp_path, MODERN, params)
     with jax.enable_x64(dtype == "float64"):
@@ -49,23 +49,23 @@ def test_a_config_is_read_without_its_weights(tmp_path: Path):
     assert load_config(tmp_path / "a.gguf") == load_config(tmp_path / "llama-plain")
 
 
-class Watched:
-    """A Source that says what is read of it."""
+class Recorder:
+    """A Source that records which tensors are read."""
 
     def __init__(self, tensors: dict[str, np.ndarray]):
-        self.path, self.held, self.asked = Path("watched"), tensors, []
+        self.path, self.held, self.reads = Path("recorder"), tensors, []
         self.tensors: Mapping[str, Tensor] = {
             name: Tensor(t.shape, t.dtype, self.path) for name, t in tensors.items()
         }
 
     def read(self, name: str) -> np.ndarray:
-        self.asked.append(name)
+        self.reads.append(name)
         return self.held[name]
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         return self.read(name)[start:stop]
 
-    def __enter__(self) -> "Watched":
+    def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *error: object) -> None: ...
@@ -80,18 +80,18 @@ def test_each_tensor_is_read_once_and_none_before_all_of_them_fit(case: str, tmp
     def put(name: str, array: np.ndarray) -> jax.Array:
         return jnp.asarray(array)
 
-    good = Watched(record.tensors)
+    good = Recorder(record.tensors)
     params = read_params(plan(good, family, config), jnp.dtype("float32"), put)
-    assert sorted(good.asked) == sorted(record.tensors)
+    assert sorted(good.reads) == sorted(record.tensors)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, abstract(config))
     last = wanted(family, config)[-1].tensors[-1]
-    bad = Watched(record.tensors | {last: record.tensors[last][..., :-1]})
+    bad = Recorder(record.tensors | {last: record.tensors[last][..., :-1]})
     with raises(ValueError, last, record.tensors[last].shape, bad.tensors[last].shape):
         read_params(plan(bad, family, config), jnp.dtype("float32"), put)
-    assert bad.asked == []
+    assert bad.reads == []
 
 
-def test_a_dtype_that_is_none(tmp_path: Path):
+def test_an_unknown_or_disabled_dtype_is_refused(tmp_path: Path):
     golden("llama-plain").write(tmp_path)
     for dtype in ("int8", "float", "bf16"):
         with raises(ValueError, f"dtype='{dtype}'", "'float16'"):
@@ -100,22 +100,22 @@ def test_a_dtype_that_is_none(tmp_path: Path):
         load(tmp_path, dtype="float64")
 
 
-def test_a_tokenizer_that_cannot_be_read_costs_no_weights(tmp_path: Path):
-    golden("gpt2-plain").write(tmp_path / "theirs")
-    weights = load(tmp_path / "theirs")[1]
-    (tmp_path / "theirs" / "tokenizer.json").write_text("{}")
-    save(tmp_path / "ours", SEED, random_params(SEED), Characters.of("abc"))
-    assert load(tmp_path / "ours", tokenizer=False)[2] is None
-    path = tmp_path / "ours" / "model.json"
+def test_a_model_with_a_damaged_tokenizer_can_be_loaded_without_it(tmp_path: Path):
+    golden("gpt2-plain").write(tmp_path / "hugging_face")
+    weights = load(tmp_path / "hugging_face")[1]
+    (tmp_path / "hugging_face" / "tokenizer.json").write_text("{}")
+    save(tmp_path / "saved", SEED, random_params(SEED), Characters.of("abc"))
+    assert load(tmp_path / "saved", tokenizer=False)[2] is None
+    path = tmp_path / "saved" / "model.json"
     path.write_text(path.read_text().replace('"characters"', '"runes"'))
     for folder, expected in (
-        (tmp_path / "theirs", weights),
-        (tmp_path / "ours", random_params(SEED)),
+        (tmp_path / "hugging_face", weights),
+        (tmp_path / "saved", random_params(SEED)),
     ):
         config, params, tokenizer = load(folder, tokenizer=False)
         assert (config, tokenizer) == (load_config(folder), None)
         same(params, expected)
-        for file in folder.glob("*.safetensors"):  # nothing is asked of them
+        for file in folder.glob("*.safetensors"):  # the tokenizer is read before the weights
             file.unlink()
         with raises(ValueError, folder, "tokenizer=False"):
             load(folder)
@@ -126,7 +126,7 @@ def test_a_tokenizer_that_cannot_be_read_costs_no_weights(tmp_path: Path):
         load(path)
 
 
-def test_a_dtype_without_room_for_the_numbers_of_ours_is_refused(tmp_path: Path):
+def test_loading_a_checkpoint_refuses_overflow(tmp_path: Path):
     params = random_params(SEED)
     large = params._replace(W_E=params.W_E.at[0, 0].set(1e5))
     save(tmp_path, SEED, large)
@@ -137,7 +137,7 @@ def test_a_dtype_without_room_for_the_numbers_of_ours_is_refused(tmp_path: Path)
     assert load(tmp_path, dtype="float16")[1].W_E[0, 0] == jnp.inf  # as it was saved
 
 
-def test_a_file_of_a_folder_leads_to_the_folder(tmp_path: Path):
+def test_the_path_of_a_config_file_loads_its_folder(tmp_path: Path):
     golden("llama-plain").write(tmp_path)
     same(load(tmp_path / "config.json")[1], load(tmp_path)[1])
     (tmp_path / "notes.txt").write_text("")
@@ -151,11 +151,11 @@ def test_a_file_of_a_folder_leads_to_the_folder(tmp_path: Path):
     ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
     (tmp_path / "a.gguf").rename(tmp_path / "weights")
     same(load(tmp_path / "weights")[1], load(tmp_path)[1])
-    save(tmp_path / "ours", SEED, random_params(SEED))
-    assert load(tmp_path / "ours" / "model.json")[0] == SEED
+    save(tmp_path / "saved", SEED, random_params(SEED))
+    assert load(tmp_path / "saved" / "model.json")[0] == SEED
 
 
-def test_a_field_that_is_given_twice_is_refused_and_a_mark_of_utf8_is_not(tmp_path: Path):
+def test_a_duplicate_field_is_refused_and_a_byte_order_mark_is_accepted(tmp_path: Path):
     golden("llama-plain").write(tmp_path)
     path, config = tmp_path / "config.json", load_config(tmp_path)
     text = path.read_text(encoding="utf-8")
@@ -175,12 +175,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @given(data=st.data())
 @examples(50)
-def test_a_damaged_folder_is_a_clear_error_or_a_model_of_its_config(whole, tmp_path: Path, data):
+def test_a_damaged_folder_is_refused_or_loads_a_model_of_its_config(whole, tmp_path: Path, data):
     name = data.draw(st.sampled_from(sorted(whole)))
     write(tmp_path, whole | {name: data.draw(damaged(whole[name], within=4000))})
     try:
         config, params, _ = load(tmp_path)
-    except TypeCheckError:  # the tests' own type checks spoke before Config's: refused as well
+    except TypeCheckError:  # the tests' type checks refuse a value before Config does
         assert name == "config.json"
     except (ValueError, FileNotFoundError) as error:
         assert str(tmp_path) in str(error)

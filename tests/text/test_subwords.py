@@ -1,4 +1,4 @@
-"""Subwords: the ids and texts of `transformers`, from the same folder or GGUF file; what is damaged is named."""
+"""Subwords give the ids and texts of `transformers` for the same folder."""
 
 import functools
 import json
@@ -68,7 +68,7 @@ def test_a_folder_gives_the_ids_of_transformers(folders: dict[str, Path], name: 
     "beside",
     [{"tokenizer_config": {"add_bos_token": True, "bos_token": END}}, {"special_tokens_map": {"pad_token": "<pad>"}}],
 )  # fmt: skip
-def test_older_files_give_the_ids_of_transformers(
+def test_older_formats_give_the_ids_of_transformers(
     model: str, beside: dict[str, Any], folders: dict[str, Path], tmp_path: Path
 ):
     content = json.loads((folders[model] / "tokenizer.json").read_text())["model"]
@@ -81,7 +81,7 @@ def test_older_files_give_the_ids_of_transformers(
 
 
 @pytest.mark.peers
-def test_older_files_that_transformers_cannot_read_are_named(tmp_path: Path):
+def test_older_formats_that_transformers_cannot_read_are_refused(tmp_path: Path):
     pytest.importorskip("transformers")
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
     write(tmp_path, config={"model_type": "llama"})
@@ -89,7 +89,7 @@ def test_older_files_that_transformers_cannot_read_are_named(tmp_path: Path):
         from_folder(tmp_path)
 
 
-def test_older_files_without_transformers_say_what_to_install(
+def test_older_formats_without_transformers_are_an_error_that_names_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -101,7 +101,7 @@ def test_older_files_without_transformers_say_what_to_install(
 
 @pytest.mark.peers
 @pytest.mark.parametrize("name", KINDS)
-def test_what_is_saved_is_read_again_by_us_and_by_transformers(
+def test_jaxformer_and_transformers_read_a_saved_tokenizer(
     folders: dict[str, Path], name: str, tmp_path: Path
 ):
     tokenizer = ours(folders[name])
@@ -120,10 +120,12 @@ PIPELINES = {name: str(pipeline) for name, (pipeline, *_) in KINDS.items()}
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, said in PIPELINES.items() if "ByteLevel" in said and "NFC" not in said]
+    "name", [name for name, text in PIPELINES.items() if "ByteLevel" in text and "NFC" not in text]
 )
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_bytes_come_back(folders: dict[str, Path], name: str, text: str):
+def test_byte_level_tokenizers_decode_what_they_encode(
+    folders: dict[str, Path], name: str, text: str
+):
     tokenizer = cached(folders[name])
     assert tokenizer.decode(tokenizer.encode(text)) == "".join(KINDS[name][2]) + text
 
@@ -131,7 +133,7 @@ def test_bytes_come_back(folders: dict[str, Path], name: str, text: str):
 @pytest.mark.parametrize("name", KINDS)
 @given(data=st.data())
 @examples(40)
-def test_a_streamed_text_joined_is_the_text_of_all_tokens(
+def test_the_parts_of_a_streamed_text_join_to_the_text_of_all_tokens(
     folders: dict[str, Path], name: str, data: st.DataObject
 ):
     tokenizer = cached(folders[name])
@@ -145,7 +147,7 @@ def test_a_streamed_text_joined_is_the_text_of_all_tokens(
     assert "".join(stream_text(tokenizer, np.split(ids, sorted(places)))) == tokenizer.decode(ids)
 
 
-def test_a_streamed_text_waits_for_the_bytes_of_a_word_and_no_longer(folders: dict[str, Path]):
+def test_streaming_holds_back_only_trailing_byte_tokens(folders: dict[str, Path]):
     tokenizer = cached(folders["llama 2"])
     ids = tokenizer.encode("the 🙂é cat")
     parts = list(stream_text(tokenizer, np.split(ids, len(ids))))
@@ -155,14 +157,16 @@ def test_a_streamed_text_waits_for_the_bytes_of_a_word_and_no_longer(folders: di
     assert tokenizer.unfinished(tokenizer.encode("the 🙂")) == 4
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_tokenizers_library_the_error_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with raises(ValueError, "tokenizers", "jaxformer[hf]"):
         Subwords(small())
 
 
 @pytest.mark.processes
-def test_the_library_is_not_imported_before_it_is_needed():
+def test_optional_libraries_are_not_imported_before_they_are_needed():
     heavy = ("tokenizers", "gguf", "transformers")
     code = f"import sys, jaxformer.pretrained.tokenizers; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Tokenizers: what goes in comes out, and what cannot go in is named."""
+"""Tokenizers decode what they encode, stream text correctly, and refuse unknown entries."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ LETTERS = st.characters(exclude_categories=["Cs"])
 
 
 def check(tokenizer: Tokenizer, text: str, decoded: str) -> None:
-    """Ids are in the vocabulary, they give the text again, and so do those of a tokenizer saved and read."""
+    """The ids are in the vocabulary and decode to the text, and a saved tokenizer gives the same ids."""
     assert isinstance(tokenizer, Tokenizer)
     tokens = tokenizer.encode(text)
     assert ((tokens >= 0) & (tokens < tokenizer.n_vocab)).all()
@@ -40,7 +40,7 @@ def test_words_come_back_with_one_space_between_them(words: list[str], gap: str)
 
 
 def cut(data: st.DataObject, tokens: np.ndarray) -> list[np.ndarray]:
-    """In pieces, some of them perhaps empty."""
+    """Cut tokens into pieces, some of which may be empty."""
     places = data.draw(st.lists(st.integers(0, len(tokens)), max_size=12))
     return np.split(tokens, sorted(places))
 
@@ -57,25 +57,25 @@ BYTES = st.lists(
 
 @examples(50)
 @given(content=BYTES, data=st.data())
-def test_streamed_bytes_joined_are_the_text_of_them_all(content: bytes, data: st.DataObject):
+def test_the_parts_of_streamed_bytes_join_to_the_text_of_all(content: bytes, data: st.DataObject):
     tokens = np.frombuffer(content, np.uint8).astype(np.int32)
     pieces = cut(data, tokens)
     assert "".join(stream_text(Bytes(), pieces)) == Bytes().decode(tokens)
     whole = content.decode("utf-8", errors="ignore")
-    if whole.encode() == content:  # then no half of a character is ever shown
+    if whole.encode() == content:  # valid UTF-8: no part contains an incomplete character
         assert all(part in whole for part in stream_text(Bytes(), pieces))
 
 
 @pytest.mark.parametrize("tokenizer", [Characters("ab\ufffdé"), Words(["a", "the", "é", "\ufffd"])])
 @given(tokens=st.lists(st.integers(0, 3)), data=st.data())
-def test_a_streamed_text_joined_is_the_text_of_all_tokens(
+def test_the_parts_of_a_streamed_text_join_to_the_text_of_all_tokens(
     tokenizer: Tokenizer, tokens: list[int], data: st.DataObject
 ):
     ids = np.array(tokens, np.int32)
     assert "".join(stream_text(tokenizer, cut(data, ids))) == tokenizer.decode(ids)
 
 
-def test_a_streamed_text_lags_behind_by_one_character_at_most():
+def test_streaming_holds_back_at_most_one_character():
     content = "né€😀!".encode()
     seen = []
     for end in range(len(content) + 1):
@@ -84,7 +84,7 @@ def test_a_streamed_text_lags_behind_by_one_character_at_most():
     assert seen == [content[:end].decode(errors="ignore") for end in range(len(content) + 1)]
 
 
-def test_an_unknown_word_is_named_with_its_place():
+def test_an_unknown_word_is_an_error_with_its_position():
     with raises(ValueError, "'dog'", 1, 3, "'cat sat the'"):
         Words.of("the cat sat").encode("the dog sat")
 
@@ -94,18 +94,18 @@ def test_an_unknown_word_is_named_with_its_place():
     [(Words, []), (Words, ["a", "b", "a"]), (Words, ["a b"]), (Words, [""]), (Words, ["a\n"]),
      (Characters, "aba"), (Characters, "")],
 )  # fmt: skip
-def test_a_vocabulary_has_each_entry_once(kind: Any, vocabulary: Any):
+def test_a_malformed_vocabulary_is_refused(kind: Any, vocabulary: Any):
     with raises(ValueError, f"{kind.__name__}.of"):
         kind(vocabulary)
 
 
 @pytest.mark.parametrize(("kind", "text"), [(Words, " \n"), (Characters, "")])
-def test_a_text_without_entries_gives_no_vocabulary(kind: Any, text: str):
+def test_a_text_without_entries_is_refused(kind: Any, text: str):
     with raises(ValueError):
         kind.of(text)
 
 
-def test_an_unknown_character_is_named_with_its_place():
+def test_an_unknown_character_is_an_error_with_its_position():
     with raises(ValueError, "'x'", 2, 3, "'abn'"):
         Characters.of("banana").encode("baxa")
 
@@ -121,6 +121,6 @@ def test_an_id_outside_the_vocabulary_is_refused(tokens: list[int]):
     "text",
     ["{", "[]", "null", '{"kind": "bpe"}', '{"kind": "characters"}', '{"kind": "words", "vocabulary": [1, 2]}'],
 )  # fmt: skip
-def test_json_of_no_tokenizer_is_refused(text: str):
+def test_json_that_is_not_a_tokenizer_is_refused(text: str):
     with raises(ValueError, "characters", "subwords", repr(text)):
         from_json(text)

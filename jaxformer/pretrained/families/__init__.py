@@ -1,7 +1,7 @@
-"""Families of real models: a file each, with a table of tensor names and a function from their config to ours.
+"""Families of published models. Each has a file with its table of tensor names and its conversion of configs.
 
-`family` says what one is, `fields` and `rotary` read their configs, `layout` turns their axes into ours, `plan`
-checks what a file holds, `fill` reads it.
+`family` defines a Family; `hf_config`, `rotary` and `windows` read config fields; `layout` converts the axes of
+tensors; `tensor_map` checks the tensors of a file; `read_params` reads them; `gguf` reads the families' GGUF files.
 """
 
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ FAMILIES: Mapping[str, Family] = {
         GPT2, GPT_NEO, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2,
     )
 }  # fmt: skip
-"""By transformers' `model_type`."""
+"""The families by transformers' `model_type`."""
 
 
 def find_family(name: Any, where: str) -> Family:
-    """The family of this name.
+    """Return the family of this name.
 
     Raises:
-        ValueError: an unknown one, as are those that mix experts, and Gemma 3 with pictures.
+        ValueError: an unknown family, such as a mixture of experts or Gemma 3 with image input.
     """
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
-    raise ValueError(f"{where} has model_type={name!r}; jaxformer has {', '.join(FAMILIES)}")
+    raise ValueError(f"{where} has model_type={name!r}; jaxformer supports {', '.join(FAMILIES)}")

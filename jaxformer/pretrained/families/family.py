@@ -1,55 +1,55 @@
-"""What a family is: how its config reads, and which of its tensors holds which of our arrays."""
+"""The definition of a family: how its config is converted, and which tensors hold which parameters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxformer.config import Config
-from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.hf_config import Fields
 
 
 class Weight(NamedTuple):
-    """One foreign tensor, or one of every layer.
+    """A row of a family's table: one tensor of a file, or one per layer.
 
-    `layout` names its axes by the letters of the dimension key: those joined by dots are one axis of the tensor,
-    `*` counts several places that share the tensor, and `h~` is a head's width whose two halves were shuffled
-    into pairs. `d *.n.h` is a matrix that reads the stream and gives Q, K and V of all heads, side by side.
+    `layout` names the tensor's axes by the letters of the dimension key. Letters joined by dots are merged into one
+    axis; `*` is an axis over several parameters in the same tensor; `h~` is the head width with its two halves
+    interleaved. For example, `d *.n.h` is a matrix that computes Q, K and V of all heads from the stream.
     """
 
     name: str
-    """`{l}` stands for the layer"""
+    """with `{l}` for the layer's index"""
     layout: str
     places: tuple[str, ...]
-    """of our arrays, as `blocks.attn.W_Q`; a model that lacks them lacks the tensor"""
+    """the parameters in the tensor, such as `blocks.attn.W_Q`; a model without them lacks the tensor"""
     plus: float = 0.0
-    """what the file has added to our numbers"""
+    """what the file adds to the parameters' values"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """A kind of model as `transformers` keeps it."""
+    """An architecture of `transformers`: how its files differ from jaxformer's."""
 
     name: str
-    """its `model_type`"""
+    """`model_type` in config.json"""
     architecture: str
-    """the class in transformers that has logits"""
+    """the class in transformers that computes logits"""
     prefix: str
-    """before the names of all weights but the head's; models saved without their head lack it"""
+    """prefix of all tensor names except the unembedding's; models saved without an unembedding lack the prefix"""
     weights: tuple[Weight, ...]
     head: str = "lm_head.weight"
-    """the unembedding, [v d]; where it is tied, files may hold it a second time"""
+    """the unembedding, [v d]; if it is tied, a file may still hold it, as a copy of the embedding"""
     other_head: str = ""
-    """another name that files may have for it"""
+    """another name that some files use for the unembedding"""
     buffers: str = r"(?!)"
-    """a pattern of names that old files hold besides weights: masks, rotary frequencies"""
+    """a pattern for tensors of old files that are not parameters: masks, rotary frequencies"""
     read: Callable[[Fields], Config]
-    """our Config of theirs"""
+    """converts a config.json to a Config"""
     write: Callable[[Config], Mapping[str, Any]]
-    """theirs of ours, as well as it can: whoever writes it reads it again to see"""
+    """converts a Config to config.json, which may not express all of the Config: read it back to check"""
 
 
 def linear(name: str, layout: str, weight: str, bias: str) -> tuple[Weight, Weight]:
-    """A linear map's two tensors; the bias has the axes that the weight writes, which its layout names first."""
+    """Return the rows of a linear map's weight and bias. The layout's first axis is the output, the bias's axis."""
     return (
         Weight(f"{name}.weight", layout, (weight,)),
         Weight(f"{name}.bias", layout.split()[0], (bias,)),
@@ -57,7 +57,7 @@ def linear(name: str, layout: str, weight: str, bias: str) -> tuple[Weight, Weig
 
 
 def normed(name: str, place: str) -> tuple[Weight, Weight]:
-    """A norm's two tensors."""
+    """Return the rows of a LayerNorm's weight and bias."""
     return (
         Weight(f"{name}.weight", "d", (f"{place}.w",)),
         Weight(f"{name}.bias", "d", (f"{place}.b",)),

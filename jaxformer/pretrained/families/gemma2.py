@@ -1,4 +1,4 @@
-"""Gemma 2: soft caps, norms before and after each layer that multiply by 1 + w, a scaled embedding, windows in turn.
+"""Gemma 2: soft caps, norms before and after each layer that multiply by 1 + w, a scaled embedding, some windows.
 
 Source: Gemma Team 2024, "Gemma 2: Improving Open Language Models at a Practical Size", §2.
 """
@@ -9,7 +9,7 @@ from typing import Any
 from jaxformer.config import Config
 from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
-from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.hf_config import Fields
 from jaxformer.pretrained.families.rotary import take_rotary
 from jaxformer.pretrained.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
 
@@ -29,13 +29,13 @@ BOTH = {
 def take_gemma(
     fields: Fields, n_vocab: int, pattern: int, caps: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    """Our fields of what Gemma 2 and 3 share.
+    """Return the Config's fields that Gemma 2 and 3 share.
 
     Args:
         fields: of the config.
         n_vocab: the default of vocab_size.
-        pattern: every so many layers one has no window, unless layer_types says otherwise.
-        caps: the names and defaults of the caps on scores and on logits.
+        pattern: without layer_types, every pattern-th layer has no window.
+        caps: names and defaults of the soft caps on scores and on logits.
     """
     shape = llama.take_shape(
         fields,
@@ -43,43 +43,45 @@ def take_gemma(
         act=("hidden_activation", "gelu_pytorch_tanh"),
         tied=True,
     )
-    fields.ignore("hidden_act")  # transformers does not read it here
+    fields.ignore("hidden_act")  # transformers' Gemma does not read it
     n_layers, d_head = shape["n_layers"], shape["d_head"]
     scalar = fields.take("query_pre_attn_scalar", "number", 256)
     if not scalar > 0:
         raise ValueError(f"{fields.where} has query_pre_attn_scalar={scalar}; it must be positive")
     usual = [GLOBAL if (i + 1) % pattern == 0 else LOCAL for i in range(n_layers)]
     window = fields.optional("sliding_window", "int", 4096)
-    attention_cap, logit_cap = (fields.optional(name, "number", cap) for name, cap in caps.items())
+    attention_soft_cap, logit_soft_cap = (
+        fields.optional(name, "number", cap) for name, cap in caps.items()
+    )
     return shape | {
         "bias": llama.BIASES[fields.take("attention_bias", "bool", False), False],
         "norm_place": "both",
         "norm_plus_one": True,
         "embedding_scale": float(shape["d_model"] ** 0.5),
         "attention_scale": None if scalar == d_head else float(scalar) ** -0.5,
-        "attention_cap": None if attention_cap is None else float(attention_cap),
-        "logit_cap": None if logit_cap is None else float(logit_cap),
+        "attention_soft_cap": None if attention_soft_cap is None else float(attention_soft_cap),
+        "logit_soft_cap": None if logit_soft_cap is None else float(logit_soft_cap),
         **take_layer_types(fields, window, usual),
     }
 
 
 def write_gemma(config: Config) -> dict[str, Any]:
-    """The same of ours."""
+    """Return the fields of config.json that Gemma 2 and 3 share."""
     scale = config.score_scale
     scalar = config.d_head if config.attention_scale is None else max(round(scale**-2), 1)
     if config.attention_scale is not None and scalar**-0.5 != scale:
-        raise ValueError(f"attention_scale={scale} is not 1 over the root of a whole number")
-    no_window = 4096  # read, and then by no layer
+        raise ValueError(f"attention_scale={scale} is not 1/√n for any integer n")
+    unused_window = 4096  # without a window: transformers needs a number, but no layer uses it
     return llama.write_shape(config, "hidden_activation") | {
         "attention_bias": config.has_bias("qkv"), "query_pre_attn_scalar": scalar,
-        "sliding_window": config.window or no_window, "layer_types": write_layer_types(config),
-        "attn_logit_softcapping": config.attention_cap, "final_logit_softcapping": config.logit_cap,
+        "sliding_window": config.window or unused_window, "layer_types": write_layer_types(config),
+        "attn_logit_softcapping": config.attention_soft_cap, "final_logit_softcapping": config.logit_soft_cap,
     }  # fmt: skip
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of a Gemma2Config."""
-    return Config(**take_gemma(fields, 256_000, 2, CAPS), **take_rotary(fields))
+    """Convert a Gemma2Config to a Config."""
+    return Config.from_dict({**take_gemma(fields, 256_000, 2, CAPS), **take_rotary(fields)})
 
 
 GEMMA2 = Family(

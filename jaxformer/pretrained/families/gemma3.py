@@ -1,4 +1,4 @@
-"""Gemma 3, its text model: Gemma 2 with norms on queries and keys in place of caps, and two rotary bases.
+"""Gemma 3 (text only): Gemma 2 with norms on queries and keys instead of soft caps, and two rotary bases.
 
 Source: Gemma Team 2025, "Gemma 3 Technical Report", §2.
 """
@@ -8,49 +8,51 @@ from typing import Any
 
 from jaxformer.config import Config
 from jaxformer.pretrained.families.family import Family
-from jaxformer.pretrained.families.fields import Fields
 from jaxformer.pretrained.families.gemma2 import BOTH, take_gemma, write_gemma
+from jaxformer.pretrained.families.hf_config import Fields
 from jaxformer.pretrained.families.llama import BUFFERS, head_norms, weights
 from jaxformer.pretrained.families.rotary import take_scaling, write_rotary
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of a Gemma3TextConfig."""
-    every = fields.take("sliding_window_pattern", "int", 6)
+    """Convert a Gemma3TextConfig to a Config."""
+    period = fields.take("sliding_window_pattern", "int", 6)
     fields.ignore("_sliding_window_pattern")  # transformers writes it and does not read it
-    # Of caps on scores, transformers' Gemma 3 reads the field and does not use it: nobody knows what it would mean.
+    # transformers' Gemma 3 reads this field but does not use it, so its meaning is undefined.
     fields.demand("attn_logit_softcapping", None)
     caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-    shape = take_gemma(fields, 262_208, max(every, 1), caps)
-    return Config(**shape, qk_norm="head", **take_bases(fields, windowed="window" in shape))
+    shape = take_gemma(fields, 262_208, max(period, 1), caps)
+    return Config.from_dict(
+        {**shape, "qk_norm": "head", **take_bases(fields, windowed="window" in shape)}
+    )
 
 
 def take_bases(fields: Fields, *, windowed: bool) -> dict[str, Any]:
-    """Our fields of the two kinds of rotary positions: layers with a window have a base of their own, unscaled."""
+    """Return the Config's rotary fields. Windowed layers have a separate base, without scaling."""
     both = fields.nested("rope_parameters")
-    whole, local = both.nested("full_attention"), both.nested("sliding_attention")
+    full, local = both.nested("full_attention"), both.nested("sliding_attention")
     both.finish()
     old = fields.nested("rope_scaling")
     old_base = fields.take("rope_theta", "number", 1_000_000.0)
     old_local = fields.take("rope_local_base_freq", "number", 10_000.0)
     if old.values:
-        whole = Fields(whole.values | old.values, old.where)
-    base = float(whole.take("rope_theta", "number", old_base))
+        full = Fields(full.values | old.values, old.where)
+    base = float(full.take("rope_theta", "number", old_base))
     local_base = float(local.take("rope_theta", "number", old_local))
     local.demand("rope_type", "default")
     local.finish()
-    chosen = {"position": "rotary", "rotary_base": base}
+    chosen = {"position": "rotary", "rotary.base": base}
     if windowed and local_base != base:
-        chosen["local_rotary_base"] = local_base
-    scaling = take_scaling(whole, fields.take("max_position_embeddings", "int", None))
+        chosen["rotary.local_base"] = local_base
+    scaling = take_scaling(full, fields.take("max_position_embeddings", "int", None))
     if windowed and scaling:
-        chosen["local_rotary_base"] = local_base
+        chosen["rotary.local_base"] = local_base
     return chosen | scaling
 
 
 def write(config: Config) -> Mapping[str, Any]:
-    """A Gemma3TextConfig of ours."""
-    local = config.rotary_base if config.local_rotary_base is None else config.local_rotary_base
+    """Convert a Config to the fields of a Gemma3TextConfig."""
+    local = config.rotary.base if config.rotary.local_base is None else config.rotary.local_base
     return write_gemma(config) | {
         "rope_parameters": {
             "full_attention": write_rotary(config),

@@ -1,4 +1,4 @@
-"""GGUF's own names: of config fields, of tensors, of architectures, to those of our families.
+"""GGUF's names of config fields, tensors and architectures, mapped to those of transformers.
 
 Source: the GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -25,14 +25,14 @@ COMMON = {
     "final_logit_softcapping": "final_logit_softcapping",
     "vocab_size": "vocab_size",
 }
-"""A GGUF field, behind the name of its architecture, to transformers' name."""
+"""A GGUF field, without the architecture before it, to the field of transformers."""
 
 GPT = {
     "block_count": "n_layer", "embedding_length": "n_embd", "feed_forward_length": "n_inner",
     "attention.head_count": "n_head", "attention.layer_norm_epsilon": "layer_norm_epsilon",
     "context_length": "n_positions", "vocab_size": "vocab_size",
 }  # fmt: skip
-"""The same of GPT-2."""
+"""The fields of GPT-2."""
 
 NAMES = {
     "token_embd": "embed_tokens",
@@ -49,7 +49,7 @@ NAMES = {
     "blk.{l}.ffn_up": "layers.{l}.mlp.up_proj",
     "blk.{l}.ffn_down": "layers.{l}.mlp.down_proj",
 }
-"""A GGUF tensor to transformers' name, for the families that grew from Llama."""
+"""A GGUF tensor to transformers' name, for Llama and the families derived from it."""
 
 POST_NORMS = {
     "blk.{l}.post_attention_norm": "layers.{l}.post_attention_layernorm",
@@ -67,20 +67,20 @@ GPT_NAMES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """One architecture of GGUF."""
+    """A GGUF architecture: how its files differ from those of the family in transformers."""
 
     family: Family
     fields: Mapping[str, str]
     names: Mapping[str, str]
     paired: bool = False
-    """llama.cpp turns neighbouring coordinates where we turn halves: rows of Q and K lie in its order"""
+    """the rows of Q and K are interleaved, because llama.cpp rotates neighbouring coordinates instead of halves"""
     largest: int = 0
-    """Gemma's scores are scaled by the width of a head, but in the model of so many layers, the largest of its kind,
-    by that of the stream per head: llama.cpp knows it, and files do not say so"""
-    unsaid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """transformers' fields that llama.cpp takes for given"""
+    """Gemma: the number of layers of its largest model, which scales scores by d_model / n_heads instead of d_head;
+    llama.cpp applies this rule and files do not record it"""
+    implied: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """transformers' fields that llama.cpp has fixed values for"""
     transposed: bool = False
-    """the family's files have matrices as [in out], GGUF as [out in]"""
+    """transformers stores the family's matrices as [in out], GGUF as [out in]"""
 
 
 DIALECTS = {
@@ -90,7 +90,7 @@ DIALECTS = {
         fields=GPT,
         names=GPT_NAMES,
         transposed=True,
-        unsaid={"activation_function": "gelu_new"},
+        implied={"activation_function": "gelu_new"},
     ),
     "qwen2": Dialect(family=FAMILIES["qwen2"], fields=COMMON, names=NAMES),
     "qwen3": Dialect(family=FAMILIES["qwen3"], fields=COMMON, names=NAMES),
@@ -105,4 +105,4 @@ DIALECTS = {
     ),
     "olmo2": Dialect(family=FAMILIES["olmo2"], fields=COMMON, names=NAMES | POST_NORMS),
 }
-"""By `general.architecture`; files of Mistral's models say llama."""
+"""The architectures by `general.architecture`. Files of Mistral's models have llama there."""

@@ -1,6 +1,6 @@
-"""GPT-2: learned positions, layer norms, biases everywhere, a tied unembedding.
+"""GPT-2: learned positions, LayerNorms, biases everywhere, a tied unembedding.
 
-Its matrices are [in out], Q, K and V side by side in one.
+Its matrices are stored as [in out], with Q, K and V side by side in one.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
@@ -10,20 +10,20 @@ from typing import Any
 
 from jaxformer.config import Config
 from jaxformer.pretrained.families.family import Family, Weight, normed
-from jaxformer.pretrained.families.fields import Fields, name_of
+from jaxformer.pretrained.families.hf_config import Fields, name_of
 
 SUMMARY = (
     "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
     "summary_first_dropout",
 )  # fmt: skip
-"""Fields of models that classify."""
+"""Fields of classification models."""
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of a GPT2Config."""
+    """Convert a GPT2Config to a Config."""
     d, n = fields.heads("n_embd", 768, "n_head", 12)
     scaled = fields.take("scale_attn_weights", "bool", True)
-    # Computes attention in float32, as jaxformer always does.
+    # The first computes attention in float32, as jaxformer always does.
     fields.ignore("reorder_and_upcast_attn", "n_ctx")
     fields.ignore("resid_pdrop", "embd_pdrop", "attn_pdrop", *SUMMARY)
     return Config(
@@ -41,12 +41,12 @@ def read(fields: Fields) -> Config:
         bias="all",
         tied=fields.take("tie_word_embeddings", "bool", True),
         attention_scale=None if scaled else 1.0,
-        scale_by_depth=fields.take("scale_attn_by_inverse_layer_idx", "bool", False),
+        scale_scores_by_layer=fields.take("scale_attn_by_inverse_layer_idx", "bool", False),
     )
 
 
 def write(config: Config) -> Mapping[str, Any]:
-    """A GPT2Config of ours."""
+    """Convert a Config to the fields of a GPT2Config."""
     return {
         "n_embd": config.d_model, "n_head": config.n_heads, "n_layer": config.n_layers,
         "n_inner": config.d_mlp, "vocab_size": config.n_vocab, "n_positions": config.n_context,
@@ -54,7 +54,7 @@ def write(config: Config) -> Mapping[str, Any]:
         "activation_function": name_of(config.activation, "gelu_new"),
         "tie_word_embeddings": config.tied,
         "scale_attn_weights": config.attention_scale is None,
-        "scale_attn_by_inverse_layer_idx": config.scale_by_depth,
+        "scale_attn_by_inverse_layer_idx": config.scale_scores_by_layer,
     }  # fmt: skip
 
 

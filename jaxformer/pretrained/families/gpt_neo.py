@@ -1,6 +1,6 @@
 """GPT-Neo: unscaled attention, a window in every other layer, no biases on queries, keys and values.
 
-Source: Black et al. 2021, "GPT-Neo"; TinyStories' models (Eldan & Li 2023) are of this family.
+Source: Black et al. 2021, "GPT-Neo". The TinyStories models (Eldan & Li 2023) belong to this family.
 """
 
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from typing import Any
 
 from jaxformer.config import Config
 from jaxformer.pretrained.families.family import Family, Weight, linear, normed
-from jaxformer.pretrained.families.fields import Fields, name_of
 from jaxformer.pretrained.families.gpt2 import SUMMARY
+from jaxformer.pretrained.families.hf_config import Fields, name_of
 from jaxformer.pretrained.families.windows import windows
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of a GPTNeoConfig."""
+    """Convert a GPTNeoConfig to a Config."""
     d, n = fields.heads("hidden_size", 2048, "num_heads", 16)
     n_layers = fields.layers("num_layers", 24)
     window = fields.size("window_size", 256)
@@ -40,7 +40,7 @@ def read(fields: Fields) -> Config:
 
 
 def layer_types(fields: Fields, n_layers: int) -> list[str]:
-    """What each layer is, of `[[["global", "local"], 12]]`: so many times these in turn.
+    """Return the type of each layer from `[[["global", "local"], 12]]`: these two alternate, 12 times.
 
     Raises:
         ValueError: another form, or another number of layers.
@@ -55,18 +55,16 @@ def layer_types(fields: Fields, n_layers: int) -> list[str]:
         ) from error
     if len(types) != n_layers:
         raise ValueError(
-            f"{fields.where} has attention_types for {len(types)} layers, and num_layers={n_layers}"
+            f"{fields.where} has attention_types for {len(types)} layers, but num_layers={n_layers}"
         )
     listed = fields.take("attention_layers", "list", types)
     if listed != types:
-        raise ValueError(
-            f"{fields.where} has attention_layers that are not those of attention_types"
-        )
+        raise ValueError(f"{fields.where} has attention_layers that contradict its attention_types")
     return types
 
 
 def write(config: Config) -> Mapping[str, Any]:
-    """A GPTNeoConfig of ours."""
+    """Convert a Config to the fields of a GPTNeoConfig."""
     kinds = ["local" if local else "global" for local in config.local_layers]
     return {
         "hidden_size": config.d_model, "num_heads": config.n_heads, "num_layers": config.n_layers,

@@ -1,8 +1,8 @@
-"""GPT-NeoX: rotary on a part of each head, attention and MLP side by side.
+"""GPT-NeoX: rotary positions on part of each head, attention and MLP in parallel.
 
-Each head's Q, K and V lie together in one matrix.
+One matrix holds Q, K and V, head by head.
 
-Source: Black et al. 2022, "GPT-NeoX-20B"; Pythia (Biderman et al. 2023) is of this family.
+Source: Black et al. 2022, "GPT-NeoX-20B". Pythia (Biderman et al. 2023) belongs to this family.
 """
 
 from collections.abc import Mapping
@@ -10,36 +10,36 @@ from typing import Any
 
 from jaxformer.config import Config
 from jaxformer.pretrained.families.family import Family, Weight, linear, normed
-from jaxformer.pretrained.families.fields import Fields, name_of
+from jaxformer.pretrained.families.hf_config import Fields, name_of
 from jaxformer.pretrained.families.rotary import take_rotary, write_rotary
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of a GPTNeoXConfig."""
+    """Convert a GPTNeoXConfig to a Config."""
     d, n = fields.heads("hidden_size", 6144, "num_attention_heads", 64)
     fields.ignore("attention_dropout", "hidden_dropout", "classifier_dropout")
     fields.ignore("attention_probs_dropout_prob", "hidden_dropout_prob")
     biased = fields.take("attention_bias", "bool", True)
     rotary = take_rotary(fields, part=(d // n, 0.25))
-    return Config(
-        n_layers=fields.layers("num_hidden_layers", 44),
-        d_model=d,
-        n_heads=n,
-        d_head=d // n,
-        d_mlp=fields.size("intermediate_size", 24576),
-        n_vocab=fields.size("vocab_size", 50432),
-        norm="layer",
-        norm_epsilon=float(fields.take("layer_norm_eps", "number", 1e-5)),
-        activation=fields.activation("hidden_act", "gelu"),
-        bias="all" if biased else "all_but_attention",
-        parallel=fields.take("use_parallel_residual", "bool", True),
-        tied=fields.take("tie_word_embeddings", "bool", False),
+    return Config.from_dict({
+        "n_layers": fields.layers("num_hidden_layers", 44),
+        "d_model": d,
+        "n_heads": n,
+        "d_head": d // n,
+        "d_mlp": fields.size("intermediate_size", 24576),
+        "n_vocab": fields.size("vocab_size", 50432),
+        "norm": "layer",
+        "norm_epsilon": float(fields.take("layer_norm_eps", "number", 1e-5)),
+        "activation": fields.activation("hidden_act", "gelu"),
+        "bias": "all" if biased else "all_but_attention",
+        "parallel": fields.take("use_parallel_residual", "bool", True),
+        "tied": fields.take("tie_word_embeddings", "bool", False),
         **rotary,
-    )
+    })  # fmt: skip
 
 
 def write(config: Config) -> Mapping[str, Any]:
-    """A GPTNeoXConfig of ours."""
+    """Convert a Config to the fields of a GPTNeoXConfig."""
     return {
         "hidden_size": config.d_model, "num_attention_heads": config.n_heads,
         "num_hidden_layers": config.n_layers, "intermediate_size": config.d_mlp,
@@ -47,7 +47,7 @@ def write(config: Config) -> Mapping[str, Any]:
         "hidden_act": name_of(config.activation, "gelu_pytorch_tanh"),
         "attention_bias": config.has_bias("qkv"), "use_parallel_residual": config.parallel,
         "tie_word_embeddings": config.tied,
-        "rope_parameters": {**write_rotary(config), "partial_rotary_factor": config.rotary_fraction},
+        "rope_parameters": {**write_rotary(config), "partial_rotary_factor": config.rotary.fraction},
     }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ GPT_NEOX = Family(
         *normed("final_layer_norm", "final_norm"),
     ),
     head="embed_out.weight",
-    other_head="lm_head.weight",  # of a state_dict from transformers 5
+    other_head="lm_head.weight",  # in a state_dict of transformers 5
     buffers=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
     read=read,
     write=write,

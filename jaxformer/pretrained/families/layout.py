@@ -1,4 +1,4 @@
-"""Between the axes of a foreign tensor and those of our arrays."""
+"""Conversion between the axes of a published model's tensors and those of jaxformer's parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ Tensor = Shaped[np.ndarray, "..."]
 
 
 def foreign_shape(layout: str, sizes: Mapping[str, int], places: int) -> tuple[int, ...]:
-    """The shape of a tensor of this layout that holds so many of our arrays.
+    """Return the shape of a tensor with this layout that holds this number of parameters.
 
     >>> foreign_shape("d *.n.h", {"d": 8, "n": 2, "h": 4}, 3)
     (8, 24)
@@ -22,31 +22,31 @@ def foreign_shape(layout: str, sizes: Mapping[str, int], places: int) -> tuple[i
 def to_ours(
     tensor: Tensor, layout: str, axes: str, sizes: Mapping[str, int], places: int
 ) -> list[Tensor]:
-    """Each of our arrays that a tensor holds, with our axes: a view where numpy can give one.
+    """Return the parameters in a tensor, each with jaxformer's axes, as views where numpy can.
 
     >>> [part.tolist() for part in to_ours(np.arange(4), "*.h", "h", {"h": 2}, 2)]
     [[0, 1], [2, 3]]
     """
     letters, shape = _split(layout, sizes, places)
     tensor = tensor.reshape(shape)
-    order = ["*", *_ours(axes, letters)]
+    order = ["*", *_split_head(axes, letters)]
     if "*" not in letters:
         tensor, letters = tensor[None], ["*", *letters]
     tensor = tensor.transpose([letters.index(letter) for letter in order])
-    whole = tuple(sizes[axis] for axis in axes.split())
-    return [part.reshape(whole) for part in tensor]
+    own_shape = tuple(sizes[axis] for axis in axes.split())
+    return [part.reshape(own_shape) for part in tensor]
 
 
 def to_theirs(arrays: Sequence[Tensor], layout: str, axes: str, sizes: Mapping[str, int]) -> Tensor:
-    """The tensor that holds these arrays: what `to_ours` takes apart.
+    """Return the tensor that holds these parameters; the inverse of `to_ours`.
 
     >>> to_theirs([np.array([0, 1]), np.array([2, 3])], "h.*", "h", {"h": 2}).tolist()
     [0, 2, 1, 3]
     """
     letters, _ = _split(layout, sizes, len(arrays))
-    own = _ours(axes, letters)
-    halves = {**sizes, "2": 2, "i": sizes.get("h", 2) // 2}
-    stack = np.stack([array.reshape([halves[letter] for letter in own]) for array in arrays])
+    own = _split_head(axes, letters)
+    known = {**sizes, **_pair_sizes(sizes)}
+    stack = np.stack([array.reshape([known[letter] for letter in own]) for array in arrays])
     if "*" not in letters:
         letters = ["*", *letters]
     order = ["*", *own]
@@ -59,18 +59,22 @@ def _axes(layout: str) -> list[list[str]]:
 
 
 def _split(layout: str, sizes: Mapping[str, int], places: int) -> tuple[list[str], tuple[int, ...]]:
-    """The letters of a tensor with every axis apart, and their sizes; `h~` is pairs of two."""
+    """Return the unmerged axes of a tensor and their sizes; `h~` becomes `pair half`."""
     letters: list[str] = []
     for axis in _axes(layout):
         for letter in axis:
-            letters += ["i", "2"] if letter == "h~" else [letter]
-    known = {**sizes, "*": places, "2": 2, "i": sizes.get("h", 2) // 2}
+            letters += ["pair", "half"] if letter == "h~" else [letter]
+    known = {**sizes, "*": places, **_pair_sizes(sizes)}
     return letters, tuple(known[letter] for letter in letters)
 
 
-def _ours(axes: str, letters: list[str]) -> list[str]:
-    """Our axes, where a head's width may be two halves."""
+def _pair_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    return {"half": 2, "pair": sizes.get("h", 2) // 2}
+
+
+def _split_head(axes: str, letters: list[str]) -> list[str]:
+    """Return a parameter's axes, with h as `half pair` where the tensor interleaves the halves."""
     own: list[str] = []
     for letter in axes.split():
-        own += ["2", "i"] if letter == "h" and "i" in letters else [letter]
+        own += ["half", "pair"] if letter == "h" and "pair" in letters else [letter]
     return own

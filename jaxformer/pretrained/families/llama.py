@@ -1,7 +1,7 @@
-"""Llama 1 to 3, and what the families that grew from it share: RMS norms, rotary positions, gated MLPs.
+"""Llama 1 to 3, and what the families derived from it share: RMSNorms, rotary positions, gated MLPs.
 
 Source: Touvron et al. 2023, "LLaMA"; Grattafiori et al. 2024, "The Llama 3 Herd of Models". SmolLM2 and
-TinyLlama are of this family.
+TinyLlama belong to this family.
 """
 
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ from typing import Any
 
 from jaxformer.config import Bias, Config
 from jaxformer.pretrained.families.family import Family, Weight, linear
-from jaxformer.pretrained.families.fields import Fields, name_of
+from jaxformer.pretrained.families.hf_config import Fields, name_of
 from jaxformer.pretrained.families.rotary import take_rotary, write_rotary
 
 BIASES: dict[tuple[bool, bool], Bias] = {
     (False, False): "none", (True, False): "attention",
     (False, True): "all_but_attention", (True, True): "all",
 }  # fmt: skip
-"""By whether attention has them, and the MLP; RMS norms never do."""
+"""Config.bias, by whether attention has biases and whether the MLP has; RMSNorms never do."""
 
 
 SIZES: dict[str, int | None] = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000,
     "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None,
 }  # fmt: skip
-"""Transformers' defaults for Llama; the others have some of their own."""
+"""transformers' defaults for Llama; the derived families change some."""
 
 
 def take_shape(
@@ -34,24 +34,24 @@ def take_shape(
     epsilon: float = 1e-6,
     tied: bool = False,
 ) -> dict[str, Any]:
-    """Our fields of what all these families have in common, each with transformers' default.
+    """Return the Config's fields that all these families share, with transformers' defaults.
 
     Args:
         fields: of the config.
         sizes: the defaults of the sizes.
-        act: the name of the nonlinearity's field, and its default.
+        act: the name of the activation's field, and its default.
         epsilon: the default of rms_norm_eps.
         tied: the default of tie_word_embeddings.
 
     Raises:
-        ValueError: a width that the heads do not divide.
+        ValueError: a width that is not a multiple of the number of heads, without head_dim.
     """
     apart = ("num_hidden_layers", "num_key_value_heads")
     size = {name: fields.size(name, own) for name, own in sizes.items() if name not in apart}
     d, n = size["hidden_size"], size["num_attention_heads"]
     if size["head_dim"] is None and d % n:
         raise ValueError(
-            f"{fields.where} has hidden_size={d}, which is not a multiple of num_attention_heads={n}, and no head_dim"
+            f"{fields.where} has hidden_size={d}, which is not a multiple of num_attention_heads={n}; give head_dim"
         )
     kv = fields.optional("num_key_value_heads", "int", sizes["num_key_value_heads"])
     fields.ignore("attention_dropout")
@@ -72,7 +72,7 @@ def take_shape(
 
 
 def write_shape(config: Config, act: str = "hidden_act") -> dict[str, Any]:
-    """The same fields of ours, with `head_dim`."""
+    """Return the shared fields of config.json, with `head_dim` written out."""
     return {
         "hidden_size": config.d_model, "intermediate_size": config.d_mlp,
         "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads,
@@ -84,7 +84,7 @@ def write_shape(config: Config, act: str = "hidden_act") -> dict[str, Any]:
 
 
 def weights(**norms: str) -> tuple[Weight, ...]:
-    """The tensors of these families; norms as name in a layer = our place."""
+    """Return the tensors of these families. `norms` maps a norm's name in a layer to its parameter."""
     attention = (
         *linear("layers.{l}.self_attn.q_proj", "n.h d", "blocks.attn.W_Q", "blocks.attn.b_Q"),
         *linear("layers.{l}.self_attn.k_proj", "k.h d", "blocks.attn.W_K", "blocks.attn.b_K"),
@@ -105,7 +105,7 @@ def weights(**norms: str) -> tuple[Weight, ...]:
 
 
 def head_norms(queries: str = "h", keys: str = "h") -> tuple[Weight, Weight]:
-    """The norms on queries and keys, by the axes that their weights have."""
+    """Return the norms on queries and keys, whose weights have these axes."""
     return (
         Weight("layers.{l}.self_attn.q_norm.weight", queries, ("blocks.attn.norm_Q",)),
         Weight("layers.{l}.self_attn.k_norm.weight", keys, ("blocks.attn.norm_K",)),
@@ -113,20 +113,20 @@ def head_norms(queries: str = "h", keys: str = "h") -> tuple[Weight, Weight]:
 
 
 BEFORE = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
-"""Llama's norms."""
+"""The norms of Llama, which has them before each layer."""
 BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of a LlamaConfig."""
+    """Convert a LlamaConfig to a Config."""
     shape = take_shape(fields)
     fields.demand("rope_interleaved", False)
     biased = fields.take("attention_bias", "bool", False), fields.take("mlp_bias", "bool", False)
-    return Config(**shape, bias=BIASES[biased], **take_rotary(fields))
+    return Config.from_dict({**shape, "bias": BIASES[biased], **take_rotary(fields)})
 
 
 def write(config: Config) -> Mapping[str, Any]:
-    """A LlamaConfig of ours."""
+    """Convert a Config to the fields of a LlamaConfig."""
     biased = {"attention_bias": config.has_bias("qkv"), "mlp_bias": config.has_bias("mlp")}
     return write_shape(config) | biased
 

@@ -9,20 +9,20 @@ from typing import Any
 from jaxformer.config import Config
 from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
-from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.hf_config import Fields
 from jaxformer.pretrained.families.rotary import take_rotary
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of a MistralConfig."""
+    """Convert a MistralConfig to a Config."""
     own = {"intermediate_size": 14336, "num_key_value_heads": 8}
     shape = llama.take_shape(fields, sizes=llama.SIZES | own)
     window = fields.optional("sliding_window", "int", 4096)
-    return Config(**shape, window=window, **take_rotary(fields))
+    return Config.from_dict({**shape, "window": window, **take_rotary(fields)})
 
 
 def write(config: Config) -> Mapping[str, Any]:
-    """A MistralConfig of ours."""
+    """Convert a Config to the fields of a MistralConfig."""
     return llama.write_shape(config) | {"sliding_window": config.window}
 
 

@@ -1,4 +1,4 @@
-"""OLMo 2: Llama with norms on what layers write in place of what they read, and on all queries and keys together.
+"""OLMo 2: Llama with norms after the layers, not before, and norms over the queries and keys of all heads together.
 
 Source: OLMo Team 2025, "2 OLMo 2 Furious", §3.
 """
@@ -9,7 +9,7 @@ from typing import Any
 from jaxformer.config import Config
 from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
-from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.hf_config import Fields
 from jaxformer.pretrained.families.rotary import take_rotary
 
 AFTER = {
@@ -19,14 +19,16 @@ AFTER = {
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of an Olmo2Config."""
+    """Convert an Olmo2Config to a Config."""
     shape = llama.take_shape(fields, sizes=llama.SIZES | {"vocab_size": 50304}, epsilon=1e-5)
     bias = llama.BIASES[fields.take("attention_bias", "bool", False), False]
-    return Config(**shape, bias=bias, norm_place="after", qk_norm="all", **take_rotary(fields))
+    return Config.from_dict(
+        {**shape, "bias": bias, "norm_place": "after", "qk_norm": "all", **take_rotary(fields)}
+    )
 
 
 def write(config: Config) -> Mapping[str, Any]:
-    """An Olmo2Config of ours."""
+    """Convert a Config to the fields of an Olmo2Config."""
     return llama.write_shape(config) | {"attention_bias": config.has_bias("qkv")}
 
 

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: Llama with biases on queries, keys and values, and windows in the later layers if asked for.
+"""Qwen 2 and 2.5: Llama with biases on queries, keys and values, and optional windows in the later layers.
 
 Source: Yang et al. 2024, "Qwen2 Technical Report".
 """
@@ -9,7 +9,7 @@ from typing import Any
 from jaxformer.config import Config
 from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
-from jaxformer.pretrained.families.fields import Fields
+from jaxformer.pretrained.families.hf_config import Fields
 from jaxformer.pretrained.families.rotary import take_rotary
 from jaxformer.pretrained.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
 
@@ -21,7 +21,7 @@ QWEN_SIZES = llama.SIZES | {
 
 
 def take_late_windows(fields: Fields, n_layers: int) -> dict[str, Any]:
-    """Windows in all layers from max_window_layers on, or in those that layer_types names."""
+    """Return the Config's windows: in the layers that layer_types names, or from max_window_layers on."""
     window = fields.optional("sliding_window", "int", 4096)
     window = window if fields.take("use_sliding_window", "bool", False) else None
     first = fields.take("max_window_layers", "int", 28)
@@ -30,7 +30,7 @@ def take_late_windows(fields: Fields, n_layers: int) -> dict[str, Any]:
 
 
 def write_windows(config: Config) -> dict[str, Any]:
-    """The same of ours."""
+    """Return the fields of config.json about windows."""
     return {
         "use_sliding_window": config.window is not None, "sliding_window": config.window,
         "layer_types": write_layer_types(config), "max_window_layers": config.n_layers,
@@ -38,15 +38,15 @@ def write_windows(config: Config) -> dict[str, Any]:
 
 
 def read(fields: Fields) -> Config:
-    """Our Config of a Qwen2Config."""
+    """Convert a Qwen2Config to a Config."""
     fields.demand("use_mrope", False)
     shape = llama.take_shape(fields, sizes=QWEN_SIZES)
     windows = take_late_windows(fields, shape["n_layers"])
-    return Config(**shape, bias="qkv", **windows, **take_rotary(fields))
+    return Config.from_dict({**shape, "bias": "qkv", **windows, **take_rotary(fields)})
 
 
 def write(config: Config) -> Mapping[str, Any]:
-    """A Qwen2Config of ours."""
+    """Convert a Config to the fields of a Qwen2Config."""
     return llama.write_shape(config) | write_windows(config)
 
 

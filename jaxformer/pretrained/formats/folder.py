@@ -1,4 +1,4 @@
-"""A folder of weights as Hugging Face's libraries write it: one file, or shards and their index."""
+"""Reader of a folder of weights written by Hugging Face's libraries: one file, or shards with an index."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxformer.pretrained.formats.pickled import Pickled
-from jaxformer.pretrained.formats.safe import Safetensors
+from jaxformer.pretrained.formats.pytorch_file import Pickled
+from jaxformer.pretrained.formats.safetensors_file import Safetensors
 from jaxformer.pretrained.formats.source import Source, Tensor
 from jaxformer.pretrained.json_io import read_object
 
@@ -18,11 +18,11 @@ FORMS: dict[str, Callable[[Path], Source]] = {
     "pytorch_model.bin": Pickled,
     "pytorch_model.bin.index.json": Pickled,
 }
-"""The files by which weights are found, the preferred first, and how one file of each form is opened."""
+"""The files to search for, in order of preference, and the reader of each format."""
 
 
 def open_folder(folder: str | os.PathLike[str]) -> Source:
-    """The weights in a folder; of several whole sets, safetensors first and unsharded first.
+    """Open the weights in a folder. Safetensors are preferred to pickles, and a single file to shards.
 
     >>> import tempfile, numpy as np
     >>> from safetensors.numpy import save_file
@@ -33,8 +33,8 @@ def open_folder(folder: str | os.PathLike[str]) -> Source:
     ((2, 3), np.float16(6.0))
 
     Raises:
-        FileNotFoundError: no weights are there, or no set of them is whole.
-        ValueError: a file that is not what its name says, or an index that its shards contradict.
+        FileNotFoundError: the folder holds no weights, or only sets with missing shards.
+        ValueError: a damaged file, or an index that its shards contradict.
     """
     folder = Path(folder)
     missing = None
@@ -43,7 +43,7 @@ def open_folder(folder: str | os.PathLike[str]) -> Source:
             continue
         try:
             return Folder(folder, name, opener)
-        except FileNotFoundError as error:  # a set that is not whole: another may be
+        except FileNotFoundError as error:  # a missing shard: try the next format
             missing = missing or error
     raise missing or FileNotFoundError(
         f"{folder} holds no weights: expected {', '.join(list(FORMS)[:-1])} or {list(FORMS)[-1]}"
@@ -51,7 +51,7 @@ def open_folder(folder: str | os.PathLike[str]) -> Source:
 
 
 class Folder:
-    """The files of one set of weights as a Source."""
+    """One file or set of shards as a Source."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -59,7 +59,7 @@ class Folder:
     def __init__(self, folder: Path, name: str, opener: Callable[[Path], Source]) -> None:
         self.path = folder
         self._source: dict[str, Source] = {}
-        with contextlib.ExitStack() as stack:  # where one file is refused, the others are closed
+        with contextlib.ExitStack() as stack:  # if one file is refused, the others are closed
             if name.endswith(".json"):
                 index = read_index(folder / name)
                 for shard in sorted(set(index.values())):
@@ -73,11 +73,11 @@ class Folder:
         self.tensors = {name: source.tensors[name] for name, source in self._source.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, from the file that holds it."""
+        """Read one tensor from its file."""
         return self._holder(name).read(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Some rows of a tensor, from the file that holds it."""
+        """Read some rows of a tensor from its file."""
         return self._holder(name).read_rows(name, start, stop)
 
     def _holder(self, name: str) -> Source:
@@ -94,16 +94,16 @@ class Folder:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Each tensor's shard, a file that is beside the index.
+    """Return each tensor's shard, a file in the index's folder.
 
     Raises:
         FileNotFoundError: a shard is missing.
-        ValueError: no such index, or a shard that would lie elsewhere.
+        ValueError: a malformed index, or a shard in another folder.
     """
     index = read_object(path)
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise ValueError(f'{path} has no "weight_map" from the names of tensors to files')
+        raise ValueError(f'{path} has no "weight_map" from tensor names to files')
     beside = {file.name for file in path.parent.iterdir() if file.is_file()}
     for name, shard in shards.items():
         if (
@@ -113,17 +113,19 @@ def read_index(path: Path) -> dict[str, str]:
             or shard in (".", "..")
         ):
             raise ValueError(
-                f"{path} places {name!r} in {shard!r}; expected the name of a file beside it"
+                f"{path} places {name!r} in {shard!r}; expected the name of a file in the same folder"
             )
     if lost := set(shards.values()) - beside:
-        raise FileNotFoundError(f"{path} names the shard {min(lost)!r}, which is not beside it")
+        raise FileNotFoundError(
+            f"{path} names the shard {min(lost)!r}, which is not in the same folder"
+        )
     return shards
 
 
 def check_shard(
     index_path: Path, index: Mapping[str, str], shard: str, held: Mapping[str, Tensor]
 ) -> None:
-    """Refuse a shard that does not hold just the tensors that the index places in it."""
+    """Refuse a shard that holds more or fewer tensors than the index places in it."""
     placed = {name for name, file in index.items() if file == shard}
     if lost := placed - held.keys():
         raise ValueError(f"{index_path} places {min(lost)!r} in {shard!r}, which does not hold it")
@@ -131,5 +133,5 @@ def check_shard(
         name = min(extra)
         place = f"in {index[name]!r}" if name in index else "in no shard"
         raise ValueError(
-            f"{index_path.parent / shard} holds {name!r}; {index_path} places it {place}"
+            f"{index_path.parent / shard} holds {name!r}, but {index_path} places it {place}"
         )

@@ -1,7 +1,4 @@
-"""Tokenizers of published models: from the folder of a checkpoint, from the metadata of a GGUF file, into a folder.
-
-What they make is a `jaxformer.text.subwords.Subwords`.
-"""
+"""Tokenizers of published models, read from a checkpoint's folder or a GGUF file's metadata as a `Subwords`."""
 
 from jaxformer.pretrained.tokenizers.folder import from_folder, save_tokenizer
 from jaxformer.pretrained.tokenizers.ggml import from_gguf

@@ -1,4 +1,4 @@
-"""The tokenizer in the folder of a published checkpoint, and one of ours into such a folder."""
+"""Read and write the tokenizer in the folder of a published checkpoint."""
 # pyright: reportMissingImports=false
 
 import json
@@ -12,7 +12,7 @@ from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer
 
 OLDER = ("vocab.json", "tokenizer.model")
-"""Files of which transformers makes a tokenizer.json."""
+"""Older formats, which transformers converts to tokenizer.json."""
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -21,20 +21,19 @@ FILES = (
     "merges.txt",
     *OLDER,
 )
-"""Those that a tokenizer is read from, here and in transformers."""
+"""All files from which jaxformer or transformers reads a tokenizer."""
 
 
 def from_folder(folder: str | os.PathLike[str]) -> Subwords | None:
-    """The tokenizer in the folder of a checkpoint, or None.
+    """Return the tokenizer in the folder of a checkpoint; None: it has none.
 
-    Its ids are those that tokenizer.json gives. A folder with older files alone is read by transformers, where that is
-    installed.
+    The ids are those of tokenizer.json. A folder with only older formats is converted by transformers.
 
     Raises:
-        ValueError: a file that is damaged, or older files without transformers.
+        ValueError: a damaged file, or an older format while transformers is not installed.
 
-    >>> from_folder("a folder without a tokenizer") is None
-    True
+    >>> print(from_folder("a folder without a tokenizer"))
+    None
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
@@ -45,38 +44,38 @@ def from_folder(folder: str | os.PathLike[str]) -> Subwords | None:
     try:
         return Subwords(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {_said(error)}") from error
+        raise ValueError(f"{path}: {_message(error)}") from error
 
 
 def _converted(folder: Path, older: str) -> Subwords:
-    """The tokenizer that transformers makes of older files.
+    """Convert a tokenizer in an older format with transformers.
 
     Raises:
-        ValueError: transformers is not installed, or cannot read them.
+        ValueError: transformers is not installed, or cannot read the files.
     """
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise ValueError(
-            f"{folder} has {older} but no tokenizer.json; transformers makes one: pip install transformers, and load "
-            "again"
+            f"{folder} has {older} but no tokenizer.json; install transformers, which converts it: "
+            "pip install transformers"
         ) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return Subwords(json.loads(tokenizer.backend_tokenizer.to_str()))
-    except Exception as error:  # of many kinds
+    except Exception as error:  # transformers raises many types
         raise ValueError(
-            f"transformers makes no tokenizer.json of {folder / older}: {_said(error)}"
+            f"transformers cannot convert {folder / older} to tokenizer.json: {_message(error)}"
         ) from error
 
 
 def save_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer | None) -> None:
-    """Write a tokenizer as `transformers` reads it, in place of the one that may be there; None: leave none.
+    """Write a tokenizer in transformers' format, and delete the folder's older one; None: only delete.
 
     Raises:
-        ValueError: a tokenizer that is none of subwords; what was there stays.
+        ValueError: a tokenizer other than Subwords; the older one is kept.
     """
     files = tokenizer_files(tokenizer)
     folder = Path(folder)
@@ -88,17 +87,17 @@ def save_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer | None) 
 
 
 def tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, bytes]:
-    """What `save_tokenizer` writes: tokenizer.json, and a tokenizer_config.json that names it.
+    """Return the files that `save_tokenizer` writes: tokenizer.json and the tokenizer_config.json that it needs.
 
     Raises:
-        ValueError: a tokenizer that is none of subwords.
+        ValueError: a tokenizer other than Subwords.
     """
     if tokenizer is None:
         return {}
     if not isinstance(tokenizer, Subwords):
         raise ValueError(
-            f"{type(tokenizer).__name__} has no tokenizer.json; only Subwords can be exported: "
-            "give None to write the model without it"
+            f"{type(tokenizer).__name__} cannot be written as tokenizer.json, only Subwords can; "
+            "give tokenizer=None to export the model without it"
         )
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return {
@@ -107,5 +106,5 @@ def tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, bytes]:
     }
 
 
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else f"not as it should be: {error!r}"
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"malformed content: {error!r}"

@@ -1,4 +1,4 @@
-"""The tokenizer in the metadata of a GGUF file, under the names that llama.cpp gives its parts."""
+"""The tokenizer in the metadata of a GGUF file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,27 +23,27 @@ SPLITS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe"), (THREE,)),
     "tekken": (TEKKEN,),
 }
-"""By tokenizer.ggml.pre, the patterns that cut a text, one after the other.
+"""The patterns that split a text, applied one after another, by tokenizer.ggml.pre.
 
-Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_bpe; but `default` is GPT-2's, which it stands for.
+Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_bpe; except that `default` is GPT-2's pattern here.
 """
-WHOLE_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3", "tekken")
-"""Those that look a piece up before they merge, and begin a text with BOS unless the file says otherwise."""
+IGNORE_MERGES = ("llama3", "llama-v3", "llama-bpe", "falcon3", "tekken")
+"""The values of tokenizer.ggml.pre that look a piece up in the vocabulary before merging, and add BOS by default."""
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """Values of tokenizer.ggml.token_type."""
 
 
 def from_gguf(fields: Mapping[str, Any], path: Any) -> Subwords | None:
-    """The tokenizer that a GGUF file's metadata describes, or None where it describes none.
+    """Return the tokenizer that a GGUF file's metadata describe; None: they describe none.
 
-    Texts are cut as llama.cpp cuts them, and tokens of the types control and user-defined are found in them.
+    Texts are split as in llama.cpp, and control and user-defined tokens are recognised in them.
 
     Args:
         fields: names and values, as plain strings, numbers and lists.
-        path: of the file, for errors.
+        path: of the file, for error messages.
 
     Raises:
-        ValueError: metadata of a kind that is not known here, or that contradicts itself.
+        ValueError: an unsupported kind of tokenizer, or malformed or contradictory metadata.
 
     >>> parts = {"model": "gpt2", "tokens": ["a", "b", "ab"], "merges": ["a b"]}
     >>> fields = {f"tokenizer.ggml.{name}": part for name, part in parts.items()}
@@ -55,7 +55,7 @@ def from_gguf(fields: Mapping[str, Any], path: Any) -> Subwords | None:
         return None
     if model not in ("gpt2", "llama"):
         raise ValueError(
-            f"{path}: tokenizer.ggml.model is {model!r}; read here are the byte-pair encodings 'gpt2' and 'llama'"
+            f"{path}: tokenizer.ggml.model is {model!r}; jaxformer reads the byte-pair encodings 'gpt2' and 'llama'"
         )
     try:
         return Subwords(_byte_level(fields) if model == "gpt2" else _sentencepiece(fields))
@@ -66,14 +66,14 @@ def from_gguf(fields: Mapping[str, Any], path: Any) -> Subwords | None:
 def _byte_level(fields: Mapping[str, Any]) -> dict[str, Any]:
     pre = _one(fields, "pre", str, "default")
     if pre not in SPLITS:
-        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; known here are {', '.join(SPLITS)}")
+        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; jaxformer supports {', '.join(SPLITS)}")
     tokens, merges = _tokens(fields), _list(fields, "merges", str)
     return bpe(
         {token: i for i, token in enumerate(tokens)},
         [_pair(merge, i) for i, merge in enumerate(merges)],
         _added(fields, tokens),
-        post_processor=_ends(fields, tokens, begin=pre in WHOLE_FIRST),
-        ignore_merges=pre in WHOLE_FIRST,
+        post_processor=_post_processor(fields, tokens, add_bos=pre in IGNORE_MERGES),
+        ignore_merges=pre in IGNORE_MERGES,
         **byte_level(SPLITS[pre]),
     )
 
@@ -95,15 +95,15 @@ def _sentencepiece(fields: Mapping[str, Any]) -> dict[str, Any]:
         merges: list[Any] = [_pair(m, i) for i, m in enumerate(_list(fields, "merges", str))]
     else:
         scores = _list(fields, "scores", float, len(tokens))
-        # Gemma's scores are not in the order of its merges; its ids are.
+        # In Gemma the ids give the order of the merges, not the scores.
         merges = merges_of(vocab, [-i for i in range(len(tokens))] if gemma else scores)
     added = _added(fields, tokens)
-    post = _ends(fields, tokens, begin=True)
+    post = _post_processor(fields, tokens, add_bos=True)
     return bpe(vocab, merges, added, post_processor=post, **pipeline)
 
 
 def merges_of(vocab: Mapping[str, int], scores: Any) -> list[tuple[str, str]]:
-    """The merges that scores stand for: all pairs of tokens that make a token, those of high scores first.
+    """Return the merges that scores imply: all pairs of tokens that join to a token, highest score first.
 
     Source: transformers 5.23, tokenization_utils_base.py, generate_merges.
 
@@ -123,27 +123,31 @@ def merges_of(vocab: Mapping[str, int], scores: Any) -> list[tuple[str, str]]:
 def _one(fields: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     value = fields.get(f"tokenizer.ggml.{name}", default)
     if type(value) is not kind and value is not default:
-        raise ValueError(f"tokenizer.ggml.{name} is {value!r}, no {kind.__name__}")
+        raise ValueError(f"tokenizer.ggml.{name} is {value!r}; it must be of type {kind.__name__}")
     return value
 
 
 def _list(fields: Mapping[str, Any], name: str, kind: type, n: int | None = None) -> list[Any]:
     values = fields.get(f"tokenizer.ggml.{name}")
     if not isinstance(values, (list, tuple)):
-        raise ValueError(f"tokenizer.ggml.{name} is {type(values).__name__}, no list")
+        raise ValueError(f"tokenizer.ggml.{name} is {type(values).__name__}; it must be a list")
     kinds = (int, float) if kind is float else (kind,)
     for i, value in enumerate(values):
         if type(value) not in kinds or value != value:  # NaN
-            raise ValueError(f"tokenizer.ggml.{name}[{i}] is {value!r}, no {kind.__name__}")
+            raise ValueError(
+                f"tokenizer.ggml.{name}[{i}] is {value!r}; it must be of type {kind.__name__}"
+            )
     if n is not None and len(values) != n:
-        raise ValueError(f"tokenizer.ggml.{name} has {len(values)} entries for {n} tokens")
+        raise ValueError(
+            f"tokenizer.ggml.{name} has {len(values)} entries; it must have one for each of the {n} tokens"
+        )
     return list(values)
 
 
 def _tokens(fields: Mapping[str, Any]) -> list[str]:
     tokens = _list(fields, "tokens", str)
     if not tokens:
-        raise ValueError("tokenizer.ggml.tokens is empty")
+        raise ValueError("tokenizer.ggml.tokens is empty; it must list the vocabulary")
     _numbered(tokens)
     return tokens
 
@@ -152,31 +156,36 @@ def _numbered(tokens: list[str]) -> dict[str, int]:
     vocab: dict[str, int] = {}
     for i, token in enumerate(tokens):
         if vocab.setdefault(token, i) != i:
-            raise ValueError(f"tokenizer.ggml.tokens has {token!r} at {vocab[token]} and at {i}")
+            raise ValueError(
+                f"tokenizer.ggml.tokens has {token!r} twice, at {vocab[token]} and at {i}"
+            )
     return vocab
 
 
 def _pair(merge: str, i: int) -> tuple[str, str]:
     rest, blank, right = merge[1:].partition(" ")
     if not blank or not right:
-        raise ValueError(f"tokenizer.ggml.merges[{i}] is {merge!r}, not two tokens")
+        raise ValueError(f"tokenizer.ggml.merges[{i}] is {merge!r}; it must be two tokens")
     return merge[:1] + rest, right
 
 
 def _named(fields: Mapping[str, Any], tokens: list[str]) -> dict[str, tuple[str, int]]:
-    """The tokens with a role, and their ids."""
+    """Return the tokens with a role, such as BOS, and their ids."""
     found = {}
     for name in ("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"):
         number = _one(fields, name, int, None)
         if number is None:
             continue
         if not 0 <= number < len(tokens):
-            raise ValueError(f"tokenizer.ggml.{name} is {number}, of {len(tokens)} tokens")
+            raise ValueError(
+                f"tokenizer.ggml.{name} is {number}; it must be below the number of tokens, {len(tokens)}"
+            )
         found[name] = (tokens[number], number)
     return found
 
 
 def _added(fields: Mapping[str, Any], tokens: list[str]) -> list[dict[str, Any]]:
+    """Return the tokens that are recognised before a text is split: control and user-defined ones."""
     types = [NORMAL] * len(tokens)
     if "tokenizer.ggml.token_type" in fields:
         types = _list(fields, "token_type", int, len(tokens))
@@ -193,19 +202,18 @@ def _added(fields: Mapping[str, Any], tokens: list[str]) -> list[dict[str, Any]]
     return [added[number] for number in sorted(added)]
 
 
-def _ends(fields: Mapping[str, Any], tokens: list[str], *, begin: bool) -> dict[str, Any]:
-    """What a text begins and ends with."""
+def _post_processor(
+    fields: Mapping[str, Any], tokens: list[str], *, add_bos: bool
+) -> dict[str, Any]:
+    """Return the post-processor that adds BOS and EOS; `add_bos` is the default of add_bos_token."""
     named = _named(fields, tokens)
 
-    def end(flag: str, name: str, default: bool) -> list[tuple[str, int]]:
+    def added(flag: str, name: str, default: bool) -> list[tuple[str, int]]:
         if not _one(fields, flag, bool, default):
             return []
         if name not in named:
-            raise ValueError(f"a text gets the token tokenizer.ggml.{name}, which is not there")
+            raise ValueError(f"tokenizer.ggml.{name} is missing, but the tokenizer adds this token")
         return [named[name]]
 
-    first, last = (
-        end("add_bos_token", "bos_token_id", begin),
-        end("add_eos_token", "eos_token_id", False),
-    )
-    return template(first, last)
+    before = added("add_bos_token", "bos_token_id", add_bos)
+    return template(before, added("add_eos_token", "eos_token_id", False))

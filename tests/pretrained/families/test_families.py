@@ -1,4 +1,4 @@
-"""Every family against what transformers computed: logits, gradients, greedy tokens; and back into its files."""
+"""Every family agrees with stored results of transformers: logits, gradients, greedy tokens, and exported files."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from tests.helpers.families import (
     logits_and_gradient,
     spots,
 )
-from tests.helpers.models import random_params, same
+from tests.helpers.models import changed, random_params, same
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     "gpt2-unscaled", "gpt_neox-all_rotary", "llama-llama3", "qwen3-bias", "gemma2-low_caps", "olmo2-plain",
 ))  # fmt: skip
 @pytest.mark.parametrize("case", CASES)
-def test_logits_and_gradients_are_those_of_transformers_in_float64(case: str, folder: Path, x64):
+def test_logits_and_gradients_equal_transformers_in_float64(case: str, folder: Path, x64):
     record = golden(case)
     record.write(folder)
     config, params, _ = load(folder, dtype="float64")
@@ -49,7 +49,7 @@ def test_logits_and_gradients_are_those_of_transformers_in_float64(case: str, fo
 
 @pytest.mark.slow(unless=("gpt2-plain",))
 @pytest.mark.parametrize("case", ONE_EACH)
-def test_logits_and_greedy_tokens_are_those_of_transformers_in_float32(case: str, folder: Path):
+def test_logits_and_greedy_tokens_equal_transformers_in_float32(case: str, folder: Path):
     record = golden(case)
     record.write(folder)
     config, params, tokenizer = load(folder)
@@ -61,7 +61,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers_in_float32(case: str
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_exported_is_what_was_loaded_bit_for_bit(case: str, folder: Path, tmp_path: Path):
+def test_export_and_load_return_the_model_bit_for_bit(case: str, folder: Path, tmp_path: Path):
     record = golden(case)
     record.write(folder)
     config, params, _ = load(folder)
@@ -77,7 +77,7 @@ def test_what_is_exported_is_what_was_loaded_bit_for_bit(case: str, folder: Path
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("case", ONE_EACH)
-def test_a_round_trip_in_any_dtype(case: str, dtype: str, folder: Path, tmp_path: Path):
+def test_export_and_load_keep_any_dtype(case: str, dtype: str, folder: Path, tmp_path: Path):
     golden(case).write(folder)
     family, architecture, _ = CASES[case]
     with jax.enable_x64(dtype == "float64"):
@@ -113,7 +113,9 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("what", HARMLESS)
-def test_what_old_files_hold_besides_changes_nothing(what: str, folder: Path, tmp_path: Path):
+def test_buffers_prefixes_and_tied_heads_of_old_files_change_nothing(
+    what: str, folder: Path, tmp_path: Path
+):
     case, change = HARMLESS[what]
     record = golden(case)
     record.write(tmp_path / "plain")
@@ -149,7 +151,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("what", DAMAGED)
-def test_tensors_that_are_not_the_config_s_are_one_clear_error(what: str, folder: Path):
+def test_tensors_that_do_not_fit_the_config_are_refused(what: str, folder: Path):
     case, change, named = DAMAGED[what]
     record = golden(case)
     record._replace(tensors=change(record.tensors)).write(folder)
@@ -157,7 +159,7 @@ def test_tensors_that_are_not_the_config_s_are_one_clear_error(what: str, folder
         load(folder)
 
 
-def test_numbers_that_a_dtype_has_no_room_for_are_refused(folder: Path):
+def test_numbers_that_overflow_the_dtype_are_refused(folder: Path):
     record = golden("llama-plain")
     large = record.tensors["model.norm.weight"] * np.float32(1e6)
     record._replace(tensors=record.tensors | {"model.norm.weight": large}).write(folder)
@@ -175,26 +177,26 @@ CANNOT = {
     "qwen2": ({"bias": "all"}, "bias='all'"),
     "qwen3": ({"qk_norm": "none"}, "qk_norm='none'"),
     "gemma2": ({"embedding_scale": 1.0}, "embedding_scale=1.0"),
-    "gemma3_text": ({"attention_cap": 3.0}, "attn_logit_softcapping=3.0"),
+    "gemma3_text": ({"attention_soft_cap": 3.0}, "attn_logit_softcapping=3.0"),
     "olmo2": ({"norm_place": "before"}, "norm_place='before'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ONE_EACH)
-def test_a_config_that_a_family_cannot_have_is_not_exported(
+def test_a_config_that_a_family_cannot_express_is_not_exported(
     case: str, folder: Path, tmp_path: Path
 ):
     family = CASES[case][0]
     change, named = CANNOT[family]
     golden(case).write(folder)
-    config = dataclasses.replace(load(folder)[0], **change)
+    config = changed(load(folder)[0], change)
     with raises(ValueError, family, named):
         export(tmp_path / "out", config, random_params(config), None, family)
     assert not (tmp_path / "out").exists()
 
 
-def test_equal_models_of_several_configs_are_exported(tmp_path: Path):
-    """As many key/value heads as heads, windows in no layer, a pattern written out, the usual scale."""
+def test_configs_that_describe_the_same_model_are_exported_alike(tmp_path: Path):
+    """n_kv_heads equal to n_heads, a window in no layer, a repeated pattern, the default scale written out."""
     plain = Config(
         n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=6, n_vocab=5, position="rotary", norm="rms",
         activation="silu", gated=True, bias="qkv", window=3, window_pattern="GL",
@@ -204,7 +206,7 @@ def test_equal_models_of_several_configs_are_exported(tmp_path: Path):
         ({"n_kv_heads": 2, "attention_scale": 0.5, "window_pattern": "GLGL"}, plain),
         ({"window_pattern": "G"}, dataclasses.replace(plain, window=None, window_pattern="L")),
     ):
-        given = dataclasses.replace(plain, **change)
+        given = changed(plain, change)
         params = random_params(given)
         export(tmp_path, given, params, None, "qwen2")
         config, loaded, _ = load(tmp_path)

@@ -1,4 +1,4 @@
-"""GGUF files are the same models: llama.cpp's names and permutations undone, bit for bit."""
+"""A GGUF file loads as the same model, bit for bit: llama.cpp's names and permutations are undone."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import forward, load, load_config
+from jaxformer.config_checks import flat_fields
 from jaxformer.pretrained.families.gguf_names import DIALECTS
 from tests.helpers import ggufs
 from tests.helpers.errors import raises
@@ -22,12 +23,12 @@ KEPT = [
     "qwen3-plain", "qwen3-tied", "gemma2-plain", "gemma2-low_caps", "gemma3_text-plain",
     "olmo2-plain", "olmo2-tied", "olmo2-no_groups",
 ]  # fmt: skip
-"""What GGUF files can say, and llama.cpp knows without being told."""
+"""The cases that a GGUF file can express."""
 
 
 @pytest.mark.slow(unless=("llama-tied", "gemma2-low_caps"))
 @pytest.mark.parametrize("case", KEPT)
-def test_a_gguf_file_is_the_model_that_it_was_made_of(case: str, tmp_path: Path):
+def test_a_gguf_file_loads_as_the_model_that_it_was_written_from(case: str, tmp_path: Path):
     record = golden(case)
     record.write(tmp_path / "folder")
     ggufs.write(tmp_path / "model.gguf", record)
@@ -39,7 +40,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(case: str, tmp_path: Path)
     close(forward(params, config, jnp.asarray(TOKENS)).logits, record.logits, 1e-5)
 
 
-def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path):
+def test_a_folder_with_one_gguf_file_loads_as_that_file(tmp_path: Path):
     ggufs.write(tmp_path / "model.gguf", golden("qwen3-plain"))
     same(load(tmp_path)[1], load(tmp_path / "model.gguf")[1])
     (tmp_path / "config.json").write_text(json.dumps(golden("qwen3-plain").config))
@@ -51,7 +52,7 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path):
 
 
 def llama3_factors(base: float, pairs: int, factor: float, low: float, high: float, context: int):
-    """As llama.cpp's converter computes the tensor rope_freqs."""
+    """The tensor rope_freqs as llama.cpp's converter computes it."""
     wavelengths = 2 * np.pi * base ** (np.arange(pairs) / pairs)
     smooth = (context / wavelengths - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
@@ -60,7 +61,7 @@ def llama3_factors(base: float, pairs: int, factor: float, low: float, high: flo
 
 
 def wider(record: Golden, **change: Any) -> Golden:
-    """The tiny Llama with a stream of 256, of 4 heads of 64 and 2 that are shared."""
+    """The tiny Llama widened to d_model=256, n_heads=4, n_kv_heads=2 and d_head=64."""
     sizes = {16: 256, 8: 128}
     tensors = {
         n: np.resize(t, [sizes.get(s) or s for s in t.shape]) for n, t in record.tensors.items()
@@ -89,7 +90,7 @@ def test_llama_3_s_scaling_is_recognised_by_its_factors(factor: float, tmp_path:
 
 
 def test_quantised_rows_are_permuted_too(tmp_path: Path):
-    """llama.cpp permutes rows, then quantises them; the reader undoes both, in the other order."""
+    """llama.cpp permutes rows and then quantises them; the reader dequantises and then undoes the permutation."""
     record, name = wider(golden("llama-plain")), "model.layers.1.self_attn.q_proj.weight"
     matrix, q8 = record.tensors.pop(name), gguf.GGMLQuantizationType.Q8_0
     blocks = gguf.quants.quantize(ggufs._converted(name, matrix, record.config), q8)
@@ -134,7 +135,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_gguf_file_that_cannot_be_computed_is_one_clear_error(what: str, tmp_path: Path):
+def test_a_gguf_file_that_cannot_be_computed_is_refused(what: str, tmp_path: Path):
     case, edit, named = REFUSED[what]
     ggufs.write(tmp_path / "a.gguf", golden(case), edit)
     with raises(ValueError, tmp_path / "a.gguf", *named):
@@ -152,7 +153,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("what", HARMLESS)
-def test_fields_that_change_nothing_are_let_pass(what: str, tmp_path: Path):
+def test_fields_and_tensors_that_change_nothing_are_accepted(what: str, tmp_path: Path):
     ggufs.write(tmp_path / "plain.gguf", golden("llama-plain"))
     ggufs.write(tmp_path / "more.gguf", golden("llama-plain"), HARMLESS[what])
     config, params, _ = load(tmp_path / "more.gguf")
@@ -183,7 +184,7 @@ def drop(key: str, *instead: Any) -> ggufs.Edit:
         ("llama-plain", "attention.head_count"), ("llama-plain", "attention.layer_norm_rms_epsilon"),
     ],
 )  # fmt: skip
-def test_a_field_that_llama_cpp_must_have_is_not_guessed(case: str, key: str, tmp_path: Path):
+def test_a_file_without_a_required_field_is_refused(case: str, key: str, tmp_path: Path):
     ggufs.write(tmp_path / "a.gguf", golden(case), drop(key))
     with raises(ValueError, tmp_path / "a.gguf", f"{CASES[case][0]}.{key}"):
         load(tmp_path / "a.gguf")
@@ -192,7 +193,7 @@ def test_a_field_that_llama_cpp_must_have_is_not_guessed(case: str, key: str, tm
 @pytest.mark.parametrize(
     "key", ["attention.head_count_kv", "rope.freq_base", "attention.key_length", "vocab_size"]
 )
-def test_a_field_that_llama_cpp_may_leave_out_has_its_default(key: str, tmp_path: Path):
+def test_an_optional_field_has_llama_cpp_s_default(key: str, tmp_path: Path):
     record = golden("llama-no_groups")
     ggufs.write(tmp_path / "a.gguf", record, drop(key))
     record.write(tmp_path / "folder")
@@ -202,26 +203,26 @@ def test_a_field_that_llama_cpp_may_leave_out_has_its_default(key: str, tmp_path
 @pytest.mark.parametrize(
     ("case", "edit", "expected"),
     [
-        ("llama-plain", lambda w: w.add_rope_scaling_factor(4.0), {"rotary_scaling": "linear", "rotary_factor": 4.0}),
+        ("llama-plain", lambda w: w.add_rope_scaling_factor(4.0), {"rotary.scaling": "linear", "rotary.factor": 4.0}),
         ("llama-plain", drop("attention.head_count_kv", [2, 2, 2]), {"n_kv_heads": 2}),
         ("gemma3_text-plain", drop("attention.sliding_window"), {"window": None}),
         ("gemma3_text-plain", lambda w: w.add_sliding_window_pattern([True, False, True]), {"window_pattern": "LG"}),
         ("gemma3_text-plain", lambda w: w.add_sliding_window_pattern(2), {"window_pattern": "LG"}),
-        ("gemma3_text-plain", lambda w: w.add_float32("gemma3.rope.freq_base_swa", 77.0), {"local_rotary_base": 77.0}),
+        ("gemma3_text-plain", lambda w: w.add_float32("gemma3.rope.freq_base_swa", 77.0), {"rotary.local_base": 77.0}),
     ],
 )  # fmt: skip
-def test_what_llama_cpp_takes_for_given(
+def test_fields_without_a_counterpart_in_transformers_are_converted(
     case: str, edit: ggufs.Edit, expected: dict, tmp_path: Path
 ):
     ggufs.write(tmp_path / "a.gguf", golden(case), edit)
     config = load(tmp_path / "a.gguf")[0]
-    assert {name: getattr(config, name) for name in expected} == expected
+    assert {name: flat_fields(config)[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("embedding_length", "16"), ("rope.freq_base", "much"), ("attention.key_length", "4")]
 )  # fmt: skip
-def test_fields_of_another_kind_are_named_as_the_file_names_them(
+def test_an_error_about_a_value_names_the_field_as_the_file_does(
     key: str, value: str, tmp_path: Path
 ):
     ggufs.write(tmp_path / "a.gguf", golden("llama-plain"), drop(key, value))
@@ -229,7 +230,7 @@ def test_fields_of_another_kind_are_named_as_the_file_names_them(
         load(tmp_path / "a.gguf")
 
 
-def test_an_architecture_that_is_none_of_ours(tmp_path: Path):
+def test_an_unknown_architecture_is_refused(tmp_path: Path):
     for name in ("bert", "qwen2moe"):
         writer = gguf.GGUFWriter(tmp_path / "a.gguf", name)
         writer.write_header_to_file()
@@ -240,6 +241,6 @@ def test_an_architecture_that_is_none_of_ours(tmp_path: Path):
             load(tmp_path / "a.gguf")
 
 
-def test_every_gguf_architecture_here_is_a_family_of_the_tests():
+def test_every_gguf_architecture_is_tested():
     assert set(DIALECTS) == {gguf.MODEL_ARCH_NAMES[a] for a in ggufs.ARCHITECTURES.values()}
     assert {CASES[case][0] for case in KEPT} == ggufs.ARCHITECTURES.keys()

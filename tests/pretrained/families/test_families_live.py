@@ -1,4 +1,4 @@
-"""Every family against the transformers that is installed: what it saves we load, what we export it loads."""
+"""Every family against the installed transformers: each loads what the other saves, with the same logits."""
 # pyright: reportMissingImports=false
 
 from pathlib import Path
@@ -29,7 +29,7 @@ from tests.helpers.families import (
 )
 from tests.helpers.models import same
 
-pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]  # of transformers
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]  # transformers' warnings
 
 
 def their_logits(model: Any) -> np.ndarray:
@@ -43,7 +43,7 @@ def our_logits(config: Config, params: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_golden_files_hold_what_transformers_saves_and_computes(case: str, tmp_path: Path):
+def test_the_golden_files_equal_what_transformers_saves_and_computes(case: str, tmp_path: Path):
     record, found = golden(case), hf.answers(case)
     record.write(tmp_path / "golden")
     hf.build(case).save_pretrained(tmp_path / "saved")
@@ -60,7 +60,7 @@ def test_the_golden_files_hold_what_transformers_saves_and_computes(case: str, t
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_transformers_entry_by_entry(case: str, tmp_path: Path, x64):
+def test_gradients_equal_transformers_entry_by_entry(case: str, tmp_path: Path, x64):
     golden(case).write(tmp_path)
     config, params, _ = load(tmp_path, dtype="float64")
     gradient = logits_and_gradient(params, config)[2]
@@ -70,7 +70,7 @@ def test_gradients_are_those_of_transformers_entry_by_entry(case: str, tmp_path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_exported_transformers_loads_with_the_same_logits(case: str, tmp_path: Path):
+def test_transformers_loads_an_exported_model_with_the_same_logits(case: str, tmp_path: Path):
     golden(case).write(tmp_path / "in")
     config, params, _ = load(tmp_path / "in")
     export(tmp_path / "out", config, params, None, CASES[case][0])
@@ -83,7 +83,7 @@ def test_what_is_exported_transformers_loads_with_the_same_logits(case: str, tmp
 
 
 @pytest.mark.parametrize("case", ONE_EACH)
-def test_shards_and_pickles_hold_the_same_model(case: str, tmp_path: Path):
+def test_shards_and_pickles_load_as_the_same_model(case: str, tmp_path: Path):
     model = hf.build(case)
     model.save_pretrained(tmp_path / "one")
     model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
@@ -127,7 +127,7 @@ OTHERS: dict[str, list[Any]] = {
          "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
     ],
 }  # fmt: skip
-"""Other values of fields that are not numbers or booleans."""
+"""Other values for fields that are not numbers or booleans."""
 
 
 def flips(value: Any, name: str) -> list[Any]:
@@ -144,7 +144,7 @@ def flips(value: Any, name: str) -> list[Any]:
 
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_no_field_that_changes_the_logits_is_ignored(case: str, tmp_path: Path):
-    """Each field with another value is refused by name, or read, or changes nothing in transformers either."""
+    """Changing a field is refused, changes the Config, or changes no logit in transformers either."""
     record, model = golden(case), hf.build(case)
     record.write(tmp_path / "plain")
     plain, expected = load(tmp_path / "plain")[0], their_logits(model)
@@ -164,11 +164,11 @@ def test_no_field_that_changes_the_logits_is_ignored(case: str, tmp_path: Path):
     assert ignored, "transformers has fields that change nothing"
     for name, other in ignored:
         if name in ("return_dict", "use_return_dict"):
-            continue  # transformers' own models then fail
+            continue  # transformers' models fail with these
         try:
             changed = type(model.config).from_dict(record.config | {name: other})
         except (StrictDataclassError, ValueError):
-            continue  # no file of transformers has it
+            continue  # transformers refuses this value
         again = type(model)._from_config(changed, attn_implementation="eager")
         again.load_state_dict(model.state_dict())
         np.testing.assert_allclose(
@@ -180,7 +180,7 @@ def test_no_field_that_changes_the_logits_is_ignored(case: str, tmp_path: Path):
     "case", ["llama-plain", "llama-head_dim", "mistral-no_window", "qwen2-plain"]
 )
 def test_transformers_reads_the_same_model_from_the_same_gguf_file(case: str, tmp_path: Path):
-    """Of these it reads every field; of other tiny models it leaves out a head's width or Gemma's scale."""
+    """Only these cases: in the other tiny models transformers ignores the head width or Gemma's scale."""
     ggufs.write(tmp_path / "model.gguf", golden(case))
     config, params, _ = load(tmp_path / "model.gguf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(

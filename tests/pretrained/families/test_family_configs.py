@@ -1,4 +1,4 @@
-"""Configs of every family as they are found: of any age, of published models, or refused in one sentence."""
+"""Configs of every family: of old versions of transformers, of published models, and those that are refused."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from jaxformer import Config, load, load_config
+from jaxformer.config_checks import flat_fields
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.families import ONE_EACH, golden
@@ -22,7 +23,7 @@ def read_config(case: str, change: dict, folder: Path) -> Config:
 
 
 OLD: dict[str, tuple[str, dict, list[str]]] = {
-    # what transformers 4 wrote in place of rope_parameters
+    # case: the field that transformers 4 did not write, those it wrote instead, more fields that it did not write
     "llama-llama3": ("rope_parameters", {"rope_theta": 500.0, "rope_scaling": {
         "type": "llama3", "factor": 8.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0,
         "original_max_position_embeddings": 24}}, []),
@@ -37,11 +38,11 @@ OLD: dict[str, tuple[str, dict, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", OLD)
-def test_configs_as_transformers_4_wrote_them(case: str, tmp_path: Path):
-    gone, instead, more = OLD[case]
+def test_configs_written_by_transformers_4_are_read(case: str, tmp_path: Path):
+    absent, instead, more = OLD[case]
     record = golden(case)
     record.write(tmp_path / "new")
-    old = {k: v for k, v in record.config.items() if k not in (gone, *more)} | instead
+    old = {k: v for k, v in record.config.items() if k not in (absent, *more)} | instead
     record._replace(config=old).write(tmp_path / "old")
     assert load(tmp_path / "old")[0] == load(tmp_path / "new")[0]
 
@@ -54,7 +55,7 @@ def test_configs_as_transformers_4_wrote_them(case: str, tmp_path: Path):
         ("quantization_config", {"bits": 4}), ("pruned_heads", {"0": [1]}), ("use_bidirectional_attention", True),
     ],
 )  # fmt: skip
-def test_what_no_family_here_computes_is_refused_by_name(
+def test_fields_that_no_family_supports_are_refused_by_name(
     case: str, name: str, value: object, tmp_path: Path
 ):
     with raises(ValueError, tmp_path / "config.json", f"{name}={value!r}"):
@@ -112,34 +113,34 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_config_that_cannot_be_computed_is_one_clear_error(what: str, tmp_path: Path):
+def test_a_config_that_cannot_be_computed_is_refused(what: str, tmp_path: Path):
     case, change, named = REFUSED[what]
     with raises(ValueError, tmp_path, *named):
         read_config(case, change, tmp_path)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_configs_of_published_models(name: str, tmp_path: Path):
+def test_configs_of_published_models_are_read(name: str, tmp_path: Path):
     fields, expected = CONFIGS[name]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     config = load_config(tmp_path)
-    assert {field: getattr(config, field) for field in expected} == expected
+    assert {field: flat_fields(config)[field] for field in expected} == expected
 
 
 @pytest.mark.parametrize(("width", "part"), [(22, 0.25), (30, 0.25), (100, 0.58), (20, 0.3)])
-def test_a_part_of_a_head_is_rounded_down_and_must_be_pairs(
+def test_the_rotated_part_of_a_head_is_rounded_down_and_must_be_even(
     width: int, part: float, tmp_path: Path
 ):
     fields = CONFIGS["Pythia"][0] | {
         "hidden_size": 2 * width, "num_attention_heads": 2, "rotary_pct": part, "partial_rotary_factor": part,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    turned = int(width * part)
-    if turned % 2:
-        with raises(ValueError, tmp_path, turned, width, part):
+    rotated = int(width * part)
+    if rotated % 2:
+        with raises(ValueError, tmp_path, rotated, width, part):
             load_config(tmp_path)
     else:
-        assert load_config(tmp_path).rotary_width == turned
+        assert load_config(tmp_path).rotary_width == rotated
 
 
 VALUES = st.one_of(
@@ -151,7 +152,9 @@ VALUES = st.one_of(
 
 @given(data=st.data())
 @examples(50)
-def test_any_value_of_any_field_is_a_config_or_a_clear_error(tmp_path: Path, data):
+def test_any_value_of_any_field_gives_a_config_or_an_error_that_names_the_file(
+    tmp_path: Path, data
+):
     case = data.draw(st.sampled_from(ONE_EACH))
     fields = dict(golden(case).config)
     for name in data.draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=3)):

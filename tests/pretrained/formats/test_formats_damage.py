@@ -1,4 +1,4 @@
-"""Damaged files of weights: the tensors that their bytes say, or an error that names the file."""
+"""Damaged files of weights are read as their bytes encode, or are an error that names the file."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def written(request, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byte
 
 
 def read_all(folder: Path) -> None:
-    """Read whatever is listed; only a tensor that is no float may be refused by itself."""
+    """Read every listed tensor; errors of single tensors must name the folder."""
     with reopen(folder) as source:
         for name, tensor in source.tensors.items():
             try:
@@ -53,7 +53,7 @@ def read_all(folder: Path) -> None:
 
 @given(data=st.data())
 @examples(50)
-def test_any_bytes_are_tensors_or_an_error_that_names_the_file(written, tmp_path: Path, data):
+def test_any_bytes_give_tensors_or_an_error_that_names_the_file(written, tmp_path: Path, data):
     name = data.draw(st.sampled_from(sorted(written)))
     content = bytearray(written[name])
     if data.draw(st.booleans()):
@@ -77,7 +77,7 @@ JSON = st.recursive(
 
 @given(index=JSON | st.fixed_dictionaries({"weight_map": JSON}))
 @examples(50)
-def test_any_index_is_right_or_refused(tmp_path: Path, index):
+def test_any_index_agrees_with_its_shards_or_is_refused(tmp_path: Path, index):
     FORMS["safetensors in shards"](tmp_path, WEIGHTS)
     (tmp_path / INDEX).write_text(json.dumps(index))
     try:
@@ -102,7 +102,7 @@ def test_any_index_is_right_or_refused(tmp_path: Path, index):
         (lambda m: m.clear(), ValueError, ("weight_map",)),
     ],
 )
-def test_an_index_agrees_with_its_shards(
+def test_an_index_that_contradicts_its_shards_is_refused(
     tmp_path: Path, change, kind: type[Exception], named: tuple[object, ...]
 ):
     FORMS["safetensors in shards"](tmp_path, WEIGHTS)
@@ -125,7 +125,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path):
     "text",
     ["[" * 100_000, "", "\ufeff{}", "{'a': 1}", '{"weight_map": {"a": "x", "a": "y"}}', "[]"],
 )
-def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str):
+def test_a_malformed_index_is_refused(tmp_path: Path, text: str):
     (tmp_path / INDEX).write_text(text)
     with raises(ValueError, tmp_path / INDEX):
         open_folder(tmp_path)
@@ -135,7 +135,7 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str):
     "name",
     ["model.safetensors", pytest.param("pytorch_model.bin", marks=pytest.mark.peers), "m.gguf"],
 )
-def test_a_pointer_to_the_file_says_how_to_fetch_it(tmp_path: Path, name: str):
+def test_a_git_lfs_pointer_is_an_error_that_names_git_lfs_pull(tmp_path: Path, name: str):
     if name.endswith(".bin"):
         pytest.importorskip("torch")
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
@@ -158,7 +158,7 @@ def tensor(name: str, shape: list[int], kind: int, start: int) -> bytes:
 
 
 def whole(n_tensors: int, n_keys: int, *parts: bytes, version: int = 3) -> bytes:
-    """A GGUF file of these parts and 128 bytes of data."""
+    """A complete GGUF file: a header of these parts, then 128 bytes of data."""
     header = b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_keys) + b"".join(parts)
     return header + bytes(-len(header) % 32 + 128)
 
@@ -200,7 +200,7 @@ def test_a_damaged_gguf_header_is_refused_at_once(
 ):
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    if named[-1] in (2**60, 2**30):  # a count that is absurd in a file of any size
+    if named[-1] in (2**60, 2**30):  # a count that is too large even for a huge file
         os.truncate(path, 2**34)
     start = time.perf_counter()
     with raises(ValueError, path, *named):
@@ -208,9 +208,9 @@ def test_a_damaged_gguf_header_is_refused_at_once(
     assert time.perf_counter() - start < 5
 
 
-def test_the_gguf_file_that_these_are_made_from_is_whole(tmp_path: Path):
+def test_the_undamaged_gguf_file_is_read(tmp_path: Path):
     (tmp_path / "m.gguf").write_bytes(whole(1, 1, number("k", 7), W))
     with open_gguf(tmp_path / "m.gguf") as source:
         assert source.fields == {"k": 7}
         assert source.read("w").tolist() == [0] * 8
-    (tmp_path / "m.gguf").unlink()  # which a mapping or an open handle would hinder on Windows
+    (tmp_path / "m.gguf").unlink()  # on Windows this fails if the file is still open or mapped

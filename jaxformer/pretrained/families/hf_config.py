@@ -1,4 +1,4 @@
-"""A foreign config, of which every field must be accounted for: read, demanded, or known to change nothing."""
+"""Reading a Hugging Face config. Every field must be read, have a required value, or be known not to matter."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -26,9 +26,9 @@ HARMLESS = frozenset({
     "num_labels", "max_sequence_length", "_attn_implementation", "_commit_hash",
     "model_max_length", "tf_legacy_loss",
 })  # fmt: skip
-"""Names, tokens, how to draw and how to print: no logit depends on them."""
+"""Fields that no logit depends on: names, token ids, sampling and output options."""
 
-NEITHER = {
+REQUIRED_VALUES = {
     "is_encoder_decoder": False,
     "add_cross_attention": False,
     "tie_encoder_decoder": False,
@@ -37,43 +37,48 @@ NEITHER = {
     "quantization_config": None,
     "use_bidirectional_attention": None,
 }
-"""Fields of any family that must be as here, or absent."""
+"""Fields of any family that must have this value (or False), or be absent."""
 
 ACTIVATIONS: dict[str, ActivationKind] = {
     "relu": "relu", "gelu": "gelu", "gelu_python": "gelu",
     "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu", "swish": "silu", "relu2": "relu_squared",
 }  # fmt: skip
-"""Theirs to ours."""
+"""transformers' names of activations, and jaxformer's."""
 
 
 class Fields:
-    """The fields of one config file. `finish` refuses those that nobody has asked for."""
+    """The fields of one config file. It remembers which were read; `finish` refuses the rest."""
 
     def __init__(
         self, values: Mapping[str, Any], where: str, shown: Mapping[str, str] | None = None
     ):
-        """Of a table of fields.
+        """Begin with all fields unread.
 
         Args:
             values: the fields.
-            where: what errors name: the file, and the field that these are nested in.
-            shown: the names that the file has for some of them.
+            where: the file, and the field that these are nested in; for error messages.
+            shown: the names of some fields in the file, where they differ; for error messages.
         """
         self.values, self.where, self.shown = dict(values), where, shown or {}
         self.left = set(self.values) - HARMLESS
 
     def say(self, name: str) -> str:
-        """A field and its value, for an error."""
+        """Format a field and its value for an error message."""
         return f"{self.where} has {self.shown.get(name, name)}={self.values[name]!r}"
 
     def take(self, name: str, kind: str, default: Any = REQUIRED) -> Any:
-        """A field's value: of a kind ("int", "number", "bool", "text", "list", "table"), or the default itself.
+        """Return a field's value, or the default if the field is absent.
 
-        Null stands for no value only where that is the default.
+        Null is accepted only where None is the default.
+
+        Args:
+            name: of the field.
+            kind: "int", "number", "bool", "text", "list" or "table".
+            default: left out, the field is required.
 
         Raises:
-            ValueError: a field that has no default and is not there, or a value of another kind.
+            ValueError: a required field is absent, or a value has another kind.
         """
         self.left.discard(name)
         if name not in self.values:
@@ -88,14 +93,14 @@ class Fields:
         return value
 
     def optional(self, name: str, kind: str, default: Any) -> Any:
-        """A field that may be null, which says that there is none; the default is that of an absent one."""
+        """Return the value of a field that may be null (None), or the default if the field is absent."""
         return self.take(name, kind, None if name in self.values else default)
 
     def size(self, name: str, default: Any = REQUIRED) -> Any:
-        """A field that counts something of which there is at least one.
+        """Return the value of a field that must be at least 1.
 
         Raises:
-            ValueError: as `take`, and below 1.
+            ValueError: as in `take`, or a value below 1.
         """
         value = self.take(name, "int", default)
         if value is not None and value < 1:
@@ -103,10 +108,10 @@ class Fields:
         return value
 
     def heads(self, width: str, usual_width: int, heads: str, usual_heads: int) -> tuple[int, int]:
-        """The stream's width and the number of heads that share it, by their names and defaults.
+        """Return d_model and n_heads, given their names and defaults, of a model with d_head = d_model / n_heads.
 
         Raises:
-            ValueError: as `size`, and heads that the width cannot be shared by.
+            ValueError: as in `size`, or a width that is not a multiple of the number of heads.
         """
         d, n = self.size(width, usual_width), self.size(heads, usual_heads)
         if d % n:
@@ -116,61 +121,61 @@ class Fields:
         return d, n
 
     def layers(self, name: str, default: int) -> int:
-        """The number of layers, each of which will have its names listed.
+        """Return the number of layers, within a limit: a damaged file could otherwise exhaust the memory.
 
         Raises:
-            ValueError: more than any model has: a damaged file, which would take all memory.
+            ValueError: more layers than any model has.
         """
         number = self.take(name, "int", default)
         if number > 10_000:
-            raise ValueError(f"{self.say(name)}; no model has more than 10000")
+            raise ValueError(f"{self.say(name)}; it must be at most 10000")
         return number
 
     def demand(self, name: str, value: Any, *others: Any) -> None:
-        """A field that must have one value (or one of some), or be absent.
+        """Require that a field is absent or has this value (or one of the others).
 
         Raises:
-            ValueError: it has another.
+            ValueError: another value.
         """
         self.left.discard(name)
         if name in self.values and not any(_same(self.values[name], v) for v in (value, *others)):
             raise ValueError(
-                f"{self.say(name)}, which jaxformer cannot compute; only {value!r} will do"
+                f"{self.say(name)}, which jaxformer cannot compute; it supports only {value!r}"
             )
 
     def ignore(self, *names: str) -> None:
-        """Fields that change no logit of this family."""
+        """Accept any value of fields that change no logit of this family."""
         self.left -= set(names)
 
     def nested(self, name: str) -> "Fields":
-        """A field that is itself a table of fields; an absent one is empty."""
+        """Return the fields of a nested table; empty if it is absent."""
         return Fields(self.take(name, "table", None) or {}, f"{self.where}, {name}")
 
     def activation(self, name: str, default: str) -> ActivationKind:
-        """The nonlinearity that a field names.
+        """Return the activation that a field names.
 
         Raises:
-            ValueError: one that jaxformer does not have.
+            ValueError: an activation that jaxformer does not have.
         """
         value = self.take(name, "text", default)
         if value not in ACTIVATIONS:
-            raise ValueError(f"{self.say(name)}; known are {', '.join(map(repr, ACTIVATIONS))}")
+            known = ", ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"{self.say(name)}; jaxformer supports {known}")
         return ACTIVATIONS[value]
 
     def finish(self) -> None:
-        """Refuse what is left.
+        """Refuse fields that were not read.
 
         Raises:
             ValueError: a field that might change what is computed.
         """
-        for name, value in NEITHER.items():
+        for name, value in REQUIRED_VALUES.items():
             if name in self.left:
                 self.demand(name, value, False)
         if self.left:
             name = min(self.left)
             raise ValueError(
-                f"{self.say(name)}; jaxformer does not know this field, "
-                "and will not guess that it changes nothing"
+                f"{self.say(name)}; jaxformer does not know this field, which may change the logits"
             )
 
 
@@ -190,6 +195,6 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def name_of(activation: ActivationKind, gelu_tanh: Literal["gelu_new", "gelu_pytorch_tanh"]) -> str:
-    """Their name of one of our nonlinearities; the one with tanh has several."""
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    """Return transformers' name of an activation; gelu_tanh has several, which depend on the family."""
+    names = {own: name for name, own in reversed(ACTIVATIONS.items())}
     return names[activation] if activation != "gelu_tanh" else gelu_tanh

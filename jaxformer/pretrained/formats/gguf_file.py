@@ -1,4 +1,4 @@
-"""A GGUF file, llama.cpp's format: metadata and tensors of any of its types, quantised ones as float32."""
+"""Reader of GGUF, llama.cpp's file format: metadata and tensors of all types, the quantised ones as float32."""
 
 import contextlib
 import importlib
@@ -14,11 +14,11 @@ from jaxformer.pretrained.formats.gguf_header import PLAIN, Place, read_header
 from jaxformer.pretrained.formats.source import Tensor, pick, pick_rows
 
 AT_ONCE = 2**20
-"""Elements that are dequantised at a time: what is in memory beside the tensor that is read."""
+"""Elements to dequantise at a time, which bounds the memory used beside the result."""
 
 
 class GGUF:
-    """One GGUF file as a Source, with its metadata in `fields`, as plain values."""
+    """One GGUF file as a Source. `fields` is its metadata as plain Python values."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -32,19 +32,19 @@ class GGUF:
             self._closing = stack.pop_all()
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, dequantised if it is of blocks."""
+        """Read one tensor, dequantised if necessary."""
         tensor = pick(self, name, is_open=not self._file.closed)
         return self._elements(name, 0, math.prod(tensor.shape)).reshape(tensor.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Some rows of a tensor, dequantised if it is of blocks."""
+        """Read some rows of a tensor, dequantised if necessary."""
         tensor = pick_rows(self, name, start, stop, is_open=not self._file.closed)
         shape = (stop - start, *tensor.shape[1:])
         width = math.prod(tensor.shape[1:])
         return self._elements(name, start * width, stop * width).reshape(shape)
 
     def _elements(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Some elements of a tensor in their order, of the blocks that they lie in."""
+        """Read a range of elements from the blocks that contain it."""
         place = self._places[name]
         first, last = start // place.block, -(-stop // place.block)
         if place.kind.name in PLAIN:
@@ -58,12 +58,12 @@ class GGUF:
         return values[start - first * place.block :][: stop - start]
 
     def _blocks(self, place: Place, first: int, last: int) -> np.ndarray:
-        """The bytes of some of a tensor's blocks."""
+        """Read the bytes of some of a tensor's blocks."""
         count = (last - first) * place.block_bytes
         data = np.empty(count, np.uint8)
         self._file.seek(place.start + first * place.block_bytes)
         if self._file.readinto(data.data) != count:
-            raise ValueError(f"{self.path} was cut short since it was opened")
+            raise ValueError(f"{self.path} was truncated after it was opened")
         return data
 
     def _dequantised(self, name: str, blocks: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ class GGUF:
 
         place = self._places[name]
         try:
-            with np.errstate(all="ignore"):  # a scale that is no number gives values that are none
+            with np.errstate(all="ignore"):  # a NaN scale gives NaN values
                 return dequantize(blocks, place.kind)
         except NotImplementedError as error:
             raise ValueError(
@@ -87,7 +87,7 @@ class GGUF:
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUF:
-    """The tensors and metadata of a GGUF file.
+    """Open a GGUF file.
 
     >>> import tempfile, gguf, numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -102,12 +102,12 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUF:
     ('gpt2', (2, 3))
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no GGUF file, or a damaged one; or the gguf package is not installed.
+        FileNotFoundError: the file does not exist.
+        ValueError: not a GGUF file, a damaged one, or the gguf package is not installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"{path} does not exist")
     try:
         importlib.import_module("gguf")
     except ImportError as error:
@@ -118,6 +118,6 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUF:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file says that it is one."""
+    """Whether a file begins with GGUF's magic bytes."""
     with path.open("rb") as file:
         return file.read(4) == b"GGUF"

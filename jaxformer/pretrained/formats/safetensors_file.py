@@ -1,4 +1,4 @@
-"""A safetensors file: a JSON header, then the tensors' bytes as they are in memory."""
+"""Reader of safetensors files: a JSON header, then the raw bytes of the tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from jaxformer.pretrained.formats.source import Tensor, pick, pick_rows, unreadable
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-"""The format's names of the dtypes that weights have."""
+"""The format's names of dtypes."""
 
 
 class Safetensors:
@@ -36,7 +36,7 @@ class Safetensors:
         self._open = True
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, copied out of the file."""
+        """Read one tensor."""
         from safetensors import SafetensorError
 
         tensor = pick(self, name, is_open=self._open)
@@ -46,11 +46,11 @@ class Safetensors:
             raise unreadable(tensor.file, "safetensors file", error) from error
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Some rows of a tensor, copied out of the file."""
+        """Read some rows of a tensor."""
         from safetensors import SafetensorError
 
         tensor = pick_rows(self, name, start, stop, is_open=self._open)
-        if start == stop:  # which safetensors has no slice for
+        if start == stop:  # safetensors does not take an empty slice
             return np.empty((0, *tensor.shape[1:]), tensor.dtype)
         try:
             return self._file.get_slice(name)[start:stop]
