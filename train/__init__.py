@@ -1,7 +1,8 @@
-"""Train a model from one command: `python -m train`.
+"""Train a model with one command: `python -m train`.
 
-Read in this order: `recipe` and `presets` (what to train), `start` and `data` (on what), `loss`, `optimizer`
-and `step` (how), `run` and `loop` (until when), `evaluate` and `watch` (what is seen meanwhile), `runs`,
-`metrics` and `checkpoints` (what is kept), `report` and `figures` (what came of it). `devices` lays a run on a
-mesh and joins processes; `plan`, `prepare`, `sample`, `compare` and `story` are commands of their own.
+Reading order: `recipe` and `presets` (what to train), `start` and `data` (the model to start from and the text),
+`loss`, `optimizer`, `step` and `compiled` (one training step, and many in one call), `run` and `loop` (the run),
+`evaluate` and `watch` (validation), `runs`, `metrics` and `checkpoints` (the folder of a run), `report` and `figures`
+(its results). `devices` shards a run over a mesh and joins processes. `plan`, `prepare`, `sample`, `compare` and
+`story` are commands.
 """

@@ -32,61 +32,63 @@ from train.start import open_recipe, read_command, recipe_of
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Recipe):
-    """A Recipe, and where its run goes."""
+    """A Recipe, where to save its run, and the devices to train on."""
 
     name: str = "run"
-    """of the run: the name of its folder"""
+    """name of the run and of its folder"""
     runs: Path = Path("runs")
-    """the folder of all runs"""
+    """folder that holds all runs"""
     resume: bool = False
-    """go on from the run's last checkpoint; give the options that it was started with"""
+    """resume from the last checkpoint; give the same options as at the start"""
     overwrite: bool = False
-    """replace the run that has this name"""
+    """replace an existing run of this name"""
     keep: int = 1
-    """last checkpoints to keep, besides the best one"""
+    """number of latest checkpoints to keep, besides the best one"""
     tensorboard: bool = False
-    """write the metrics for TensorBoard too"""
+    """also write the metrics for TensorBoard"""
     mesh: str | None = None
-    """devices to train on, as data=2,fsdp=2,tensor=2: sequences of a batch go to data and fsdp, parts of the model
-    to fsdp and tensor, positions to sequence; the numbers stay the same"""
+    """mesh of devices, such as data=2,fsdp=2,tensor=2. data, fsdp: shard the sequences of a batch; fsdp, tensor: shard
+    the model; sequence: shard positions"""
     rules: tuple[str, ...] = ()
-    """AXIS=MESH-AXIS: other rules for the mesh: which part of the model (d n k f v), of the text (t) or of the
-    batch lies along which of its axes; batch=data+fsdp for two, v=none for none"""
+    """AXIS=MESH-AXIS: shard an axis of the model (d n k f v), the positions (t) or the batch along another mesh axis;
+    batch=data+fsdp: along two; v=none: along none"""
     coordinator: str | None = None
-    """HOST:PORT of process 0, for a run of several processes, each started with this command; or auto: as SLURM,
-    Kubernetes, Open MPI or a cloud TPU says"""
+    """HOST:PORT of process 0, for a run of several processes, each started with this command; auto: found from SLURM,
+    Kubernetes, Open MPI or a cloud TPU"""
     processes: int | None = None
-    """how many there are"""
+    """number of processes"""
     process: int | None = None
-    """the number of this one, from 0"""
-    patience: int = 60
-    """seconds after which processes that are not there, or silent, are given up"""
+    """rank of this process, from 0"""
+    timeout: int = 60
+    """seconds to wait for a process that does not start or does not answer"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):
-            raise ValueError(f"name={self.name!r} is not a folder's name; a path goes into --runs")
+            raise ValueError(
+                f"name={self.name!r} is not the name of a folder; put a path into --runs"
+            )
         if self.keep < 1:
-            raise ValueError(f"keep={self.keep} must be at least 1: the one to resume from")
+            raise ValueError(f"keep={self.keep} must be at least 1, the checkpoint to resume from")
         if self.resume and self.overwrite:
             raise ValueError(
-                "--resume keeps the run that --overwrite would remove; give one of them"
+                "--resume needs the run that --overwrite removes; give only one of them"
             )
         self.group.check()
 
     @property
     def group(self) -> Group:
-        """The processes."""
-        return Group(self.coordinator, self.processes, self.process, self.patience)
+        """The processes of the run."""
+        return Group(self.coordinator, self.processes, self.process, self.timeout)
 
     @property
     def recipe(self) -> Recipe:
-        """The part that decides the run's numbers."""
+        """The part that determines the numbers of the run."""
         return recipe_of(self)
 
 
 def parse(args: list[str]) -> Command:
-    """The command that the arguments describe; the first one may be a preset's name.
+    """Parse the arguments; the first one may be the name of a preset.
 
     Raises:
         ValueError: an unknown preset, or options that contradict each other.
@@ -95,16 +97,16 @@ def parse(args: list[str]) -> Command:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C, 143 by SIGTERM, 75 others lost.
+    """Run the command line and return its exit status.
 
-    Options that a command line cannot have end it with 2, before anything is read.
+    0: done; 1: an error; 2: unknown options; 75: another process is lost; 130: stopped by Ctrl-C; 143: by SIGTERM.
     """
     args = sys.argv[1:] if args is None else args
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's: what fails is said below, once
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors of orbax, which `_run` reports
     try:
         command = parse(args)
     except ValueError as error:
-        return _say(str(error))
+        return _report(str(error))
     if command.coordinator is None:
         return _run(command, args)[0]
     if not guarded():
@@ -115,53 +117,59 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(command: Command, args: list[str]) -> tuple[int, bool]:
-    """The exit status, and whether all processes end here with the same."""
+    """Train; return the exit status, and whether all processes of the run end at this point."""
     try:
         best = _train(command)
     except Interrupted as interruption:
         if is_first():
-            print(f"{interruption}; go on with: {_resume(args)}")
+            print(f"{interruption}; continue with: {_resume(args)}")
         return interruption.status, True
     except KeyboardInterrupt:
-        print("stopped; what was saved before is whole", file=sys.stderr)
+        print("stopped; the checkpoints saved so far are complete", file=sys.stderr)
         return 130, False
     except MemoryError:
-        return _say("not enough memory; lower --batch, --chunk or --context"), False
+        return _report("out of memory; lower --batch, --chunk or --context"), False
     except (RunError, ValueError, OSError, OverflowError, jax.errors.JaxRuntimeError) as error:
         why = str(error).partition("\n")[0]
         if is_loss(error):
-            print(f"JAX says: {why}", file=sys.stderr)
+            print(f"error from JAX: {why}", file=sys.stderr)
             return LOST, False
         if isinstance(error, jax.errors.JaxRuntimeError):
-            return _say(f"the device cannot run this; lower --batch or --config.* ({why})"), False
+            return _report(
+                f"the device cannot run this; lower --batch or --config.* ({why})"
+            ), False
         together = isinstance(error, Refused)
-        return (1 if together and not is_first() else _say(str(error))), together
+        return (1 if together and not is_first() else _report(str(error))), together
     if is_first():
         print(f"best validation loss {best:.4f}; everything is in {command.runs / command.name}")
     return 0, True
 
 
 def _train(command: Command) -> float:
-    """Open what the command names, train, and return the lowest validation loss."""
+    """Open the data and the run's folder, train, and return the lowest validation loss."""
     if command.coordinator is not None:
         command.group.join()
         check_devices()
-        # Each host may have its own way to process 0, to the run's folder and to what it reads.
+        # These options may differ between hosts: each has its own paths and its own address of process 0.
         own = dict.fromkeys(("process", "coordinator", "runs", "corpus", "start"))
         check_agreement(plain({**dataclasses.asdict(command), **own, "jax": jax.__version__}))
         if jax.process_count() > 1 and command.mesh is None:
             raise Refused(
                 f"{jax.process_count()} processes need a mesh of their {jax.device_count()} devices; "
-                f"give --mesh, as data={jax.device_count()}"
+                f"give --mesh, such as --mesh data={jax.device_count()}"
             )
     layout = lay_out(command.mesh, command.rules)
     recipe, config, data, first, start = open_recipe(command.recipe, layout)
     layout.check(recipe, config)
     folder = command.runs / command.name
     check_agreement({"corpus_sha256": data.sha256, "start_sha256": start})
-    how = {"resume": command.resume, "overwrite": command.overwrite}
     listeners = (tensorboard(folder),) if command.tensorboard else ()
-    by_first(lambda: open_run(folder, recipe, data.sha256, **how, start=start))
+    resume, overwrite = command.resume, command.overwrite
+    by_first(
+        lambda: open_run(
+            folder, recipe, data.sha256, resume=resume, overwrite=overwrite, start=start
+        )
+    )
     check_shared(folder)
     console = Console(quiet=not is_first())
     run = Run(recipe, config, data, folder, console, command.keep, listeners, first, layout)
@@ -169,13 +177,13 @@ def _train(command: Command) -> float:
 
 
 def _resume(args: list[str]) -> str:
-    """The command that goes on."""
+    """Return the command that resumes this run."""
     again = [a for a in args if a not in ("--overwrite", "--resume")]
     return f"{shlex.join(['python', '-m', 'train', *again])} --resume"
 
 
-def _say(sentence: str) -> int:
-    """The exit status of an error that was said."""
+def _report(sentence: str) -> int:
+    """Print an error and return its exit status."""
     print(f"error: {sentence}", file=sys.stderr)
     return 1
 

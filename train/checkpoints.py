@@ -1,4 +1,4 @@
-"""The states that a run can go on from."""
+"""Checkpoints: training states that a run can resume from."""
 
 import contextlib
 import dataclasses
@@ -16,16 +16,16 @@ from train.step import TrainState, steps_done
 
 @dataclasses.dataclass
 class LastAndBest:
-    """Which checkpoints orbax keeps: the last ones, and that of the lowest validation loss.
+    """The policy for which checkpoints orbax keeps: the latest ones, and the one with the lowest validation loss.
 
-    A state is saved before it is validated, so which one is the best is known from the metrics, later.
+    A state is saved before its validation, so the best step is looked up in the metrics at the next save.
     """
 
     last: int
     best_step: Callable[[], int | None]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """One answer for each checkpoint, in the order of their steps."""
+        """Return for each checkpoint, in the order of steps, whether to keep it."""
         del context
         recent = len(checkpoints) - self.last
         best = self.best_step()
@@ -33,50 +33,49 @@ class LastAndBest:
 
 
 class Checkpoints:
-    """The states of a run, saved by orbax while training goes on; the last and the best are kept.
+    """The checkpoints of a run, which orbax saves in the background; the latest and the best are kept.
 
-    Orbax writes into a folder of another name and renames it at the end: what has a step for its name
-    is whole.
+    Orbax writes into a temporary folder and renames it at the end, so a folder with a step as its name is complete.
     """
 
     def __init__(self, folder: Path, keep: int = 1):
         self.folder = folder / "checkpoints"
         self.best_step: Callable[[], int | None] = lambda: None
-        """asked at every save; to be replaced when there are metrics to ask"""
+        """called at every save; replaced once the metrics are open"""
         policy = LastAndBest(keep, lambda: self.best_step())
         options = ocp.CheckpointManagerOptions(preservation_policy=policy)
         self.manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
     def save(self, state: TrainState) -> None:
-        """Begin to save; an earlier save that failed is reported here or by `finish`.
+        """Begin to save; a failure of an earlier save is raised here or in `finish`.
 
-        The next step may take the state's buffers: what orbax holds of them, JAX does not donate.
+        The next step may donate the state's buffers: JAX does not donate those that orbax still holds.
         """
         step = steps_done(state)
         if step in self.manager.all_steps():
             return
-        named = ocp.args.Composite(state=ocp.args.StandardSave(_without_empty(state, state)))
-        self._explained(lambda: self.manager.save(step, args=named))
+        saved = ocp.args.Composite(state=ocp.args.StandardSave(_without_empty(state, state)))
+        self._explained(lambda: self.manager.save(step, args=saved))
 
     def finish(self) -> None:
-        """Wait until all that was begun is on the disk."""
+        """Wait until all begun saves are on the disk."""
         self._explained(self.manager.wait_until_finished)
 
     def remove(self, step: int) -> None:
-        """Forget the state of a step, which was no good."""
+        """Remove the checkpoint of a step."""
         self.finish()
         self.manager.delete(step)
 
     def restore(self, like: TrainState) -> TrainState:
-        """The last whole state, laid out as `like`, of which shapes and shardings alone are read.
+        """Read the latest checkpoint with the shapes and shardings of `like`, whose values are not read.
 
         Raises:
-            RunError: there is none, or it cannot be read; then the last one that can is named.
+            RunError: there is no checkpoint, or it cannot be read; the message names the latest readable one.
         """
         steps = sorted(self.manager.all_steps())
         if not steps:
             raise RunError(
-                f"{self.folder} holds no whole checkpoint yet; start the run again with --overwrite"
+                f"{self.folder} holds no complete checkpoint yet; start the run again with --overwrite"
             )
         try:
             return self._read(steps[-1], like)
@@ -88,30 +87,30 @@ class Checkpoints:
             ) from error
 
     def last(self) -> str:
-        """The last whole checkpoint's folder, in words."""
+        """Return the folder of the latest checkpoint, or "none"."""
         step = self.manager.latest_step()
         return "none" if step is None else str(self.folder / str(step))
 
     def close(self) -> None:
-        """Wait for what was begun, and release orbax's threads."""
+        """Wait for all begun saves and release orbax's threads."""
         self._explained(self.manager.close)
 
     def unwritten(self, error: Exception) -> RunError:
-        """What to say where something cannot be written; what was begun before is waited for."""
-        with contextlib.suppress(Exception):  # it fails for the same reason
+        """Wait for earlier saves, and return the error to raise when writing to the run's folder fails."""
+        with contextlib.suppress(Exception):  # waiting fails for the same reason
             self.manager.wait_until_finished()
         why = str(error).partition("\n")[0]
         return RunError(
             f"the run cannot be written to {self.folder.parent}: {why}. The last good checkpoint is "
-            f"{self.last()}; make room there, then go on with --resume"
+            f"{self.last()}; free some space there, then continue with --resume"
         )
 
     def _read(self, step: int, like: TrainState) -> TrainState:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        named = ocp.args.Composite(state=ocp.args.StandardRestore(_without_empty(shapes, like)))
-        read = self.manager.restore(step, args=named)["state"]
+        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_without_empty(shapes, like)))
+        read = self.manager.restore(step, args=wanted)["state"]
         return jax.tree.map(
-            lambda x, there: there if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding),
+            lambda x, found: found if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding),
             shapes,
             read,
         )
@@ -121,10 +120,10 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # this one cannot be read either
                 self._read(step, like)
                 return (
-                    f"The last good one is {self.folder / str(step)}: remove the folders of later steps, "
-                    "then go on with --resume"
+                    f"The latest readable checkpoint is {self.folder / str(step)}: remove the folders of later "
+                    "steps, then continue with --resume"
                 )
-        return "No other can; start the run again with --overwrite"
+        return "There is no readable checkpoint; start the run again with --overwrite"
 
     def _explained(self, write: Any) -> None:
         try:
@@ -134,5 +133,5 @@ class Checkpoints:
 
 
 def _without_empty(tree: Any, like: TrainState) -> Any:
-    """None for the arrays of a model without layers, which hold nothing: orbax refuses to save them."""
-    return jax.tree.map(lambda x, there: there if x.size else None, like, tree)
+    """Replace empty arrays (of a model without layers) by None, because orbax refuses to save them."""
+    return jax.tree.map(lambda x, value: value if x.size else None, like, tree)

@@ -1,4 +1,4 @@
-"""Several runs side by side: `python -m train.compare runs/a runs/b`."""
+"""Compare runs: `python -m train.compare runs/a runs/b`."""
 
 import sys
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from train.runs import flat, read_about
 
 @dataclass(frozen=True)
 class Command:
-    """A table of runs, their differences, and a picture of their losses laid over each other."""
+    """Print a table of runs and their differences, and plot their losses together."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """their folders"""
+    """folders of the runs"""
     out: Path = Path("compare.png")
-    """where the picture goes"""
+    """file for the plot"""
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Line]]:
-    """What a run is, field by field, and its metrics.
+    """Read the flattened run.json and the metrics of a run.
 
     Raises:
-        ValueError: it is no run's folder, damaged, or has no metrics yet.
+        ValueError: the folder is not that of a run, is damaged, or has no validation yet.
     """
     if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} is no run's folder: it has no run.json")
+        raise ValueError(f"{folder} is not the folder of a run: it has no run.json")
     lines = read_metrics(folder)
     if not any("validation_loss" in line for line in lines):
         raise ValueError(f"{folder} has no validation yet; let it run a little longer")
@@ -39,42 +39,42 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[Line]]:
 
 
 def differences(abouts: dict[str, dict[str, Any]]) -> list[str]:
-    """The fields in which the runs are not alike."""
+    """Return the fields whose values differ between the runs."""
     names = sorted({name for about in abouts.values() for name in about})
     return [n for n in names if len({repr(about.get(n)) for about in abouts.values()}) > 1]
 
 
 def table(runs: dict[str, tuple[dict[str, Any], list[Line]]]) -> Table:
-    """A column per run: how well, how long, and what was different."""
-    shown = Table(title="runs")
-    shown.add_column("")
+    """Return a table with one column per run: losses, steps, time, and the fields that differ."""
+    rows = Table(title="runs")
+    rows.add_column("")
     for name in runs:
-        shown.add_column(escape(name), justify="right")
+        rows.add_column(escape(name), justify="right")
     every = {name: lines for name, (_, lines) in runs.items()}
     validations = {
         name: [line["validation_loss"] for line in lines if "validation_loss" in line]
         for name, lines in every.items()
     }
-    shown.add_row("best validation loss", *(f"{min(v):.4f}" for v in validations.values()))
-    shown.add_row("last validation loss", *(f"{v[-1]:.4f}" for v in validations.values()))
-    shown.add_row("steps", *(str(lines[-1]["step"]) for lines in every.values()))
+    rows.add_row("best validation loss", *(f"{min(v):.4f}" for v in validations.values()))
+    rows.add_row("last validation loss", *(f"{v[-1]:.4f}" for v in validations.values()))
+    rows.add_row("steps", *(str(lines[-1]["step"]) for lines in every.values()))
     seconds = (sum(line.get("seconds", 0.0) for line in lines) for lines in every.values())
-    shown.add_row("seconds of training", *(f"{s:.1f}" for s in seconds))
-    shown.add_section()
+    rows.add_row("seconds of training", *(f"{s:.1f}" for s in seconds))
+    rows.add_section()
     abouts = {name: about for name, (about, _) in runs.items()}
     for field in differences(abouts):
-        shown.add_row(
+        rows.add_row(
             field.removeprefix("recipe."), *(escape(str(a.get(field, ""))) for a in abouts.values())
         )
-    return shown
+    return rows
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status."""
+    """Run the command line and return its exit status."""
     command = tyro.cli(Command, prog="python -m train.compare", args=args)
     try:
         if not command.runs:
-            raise ValueError("no run was named; give the folders of one or more")  # noqa: TRY301
+            raise ValueError("no run was given; name the folders of one or more")  # noqa: TRY301
         runs = {str(folder): read_run(folder) for folder in command.runs}
         from train.figures import write_comparison  # matplotlib takes a while
 
@@ -83,7 +83,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     Console().print(table(runs))
-    print(f"the losses are drawn in {command.out}")
+    print(f"the losses are plotted in {command.out}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Pictures of runs: one page for a run, one to lay several over each other."""
+"""Figures: a report page for one run, and a comparison of several runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,25 +22,25 @@ UPDATES = {"attn_update_norm": "attention", "mlp_update_norm": "MLP"}
 def write_report(
     path: Path, lines: Lines, yardsticks: Mapping[str, float], perfect: float | None = None
 ) -> None:
-    """A run's page, as a PNG."""
+    """Write the report page of a run as a PNG."""
     draw_report(lines, yardsticks, perfect).savefig(path)
 
 
 def draw_report(
     lines: Lines, yardsticks: Mapping[str, float], perfect: float | None = None
 ) -> Figure:
-    """A run's page: losses between yardsticks and floor, rate, throughput, and all that was watched."""
+    """Return the report page: losses, those of simple and perfect predictors, learning rate, speed, measurements."""
     plots: list[Callable[[Axes], Any]] = [
         lambda axes: _losses(axes, lines, yardsticks, perfect),
         lambda axes: _curve(axes, lines, "learning_rate", "learning rate"),
         lambda axes: _throughput(axes, lines),
         lambda axes: _curve(axes, lines, "gradient_norm", "norm of the gradient"),
     ]
-    # A model without layers has lines with no numbers in them.
-    seen = {name for line in lines for name, value in line.items() if np.size(value)}
-    if not seen.isdisjoint(UPDATES):
+    # A model without layers has measurements without values.
+    measured = {name for line in lines for name, value in line.items() if np.size(value)}
+    if not measured.isdisjoint(UPDATES):
         plots.append(lambda axes: _updates(axes, lines))
-    watched = [name for name in HEADS if name in seen]
+    watched = [name for name in HEADS if name in measured]
     plots += [lambda axes, name=name: _heads(axes, lines, name) for name in watched]
     rows = -(-len(plots) // 2)
     figure = Figure(figsize=(12, 3.4 * rows), dpi=110, layout="constrained")
@@ -53,7 +53,7 @@ def draw_report(
 
 
 def write_comparison(path: Path, runs: Mapping[str, Lines]) -> None:
-    """Training and validation losses of several runs, by name, over steps and over seconds."""
+    """Plot training and validation losses of several runs over steps and over seconds."""
     figure = Figure(figsize=(12, 4.4), dpi=110, layout="constrained")
     places: Any = figure.subplots(1, 2, sharey=True)
     for number, (name, lines) in enumerate(runs.items()):
@@ -72,13 +72,13 @@ def write_comparison(path: Path, runs: Mapping[str, Lines]) -> None:
 
 
 def points(lines: Lines, name: str) -> tuple[list[int], list[Any]]:
-    """Steps and values of the lines that hold this name."""
+    """Return the steps and values of the lines that have this name."""
     held = [line for line in lines if name in line]
     return [line["step"] for line in held], [line[name] for line in held]
 
 
 def _clock(lines: Lines) -> tuple[list[int], list[float]]:
-    """Seconds of training at each step; the compiler's and the validation's are not in it."""
+    """Return steps and the seconds of training up to each, without compilation and validation."""
     steps, seconds = points(lines, "seconds")
     return [0, *steps], [0.0, *np.cumsum(seconds).tolist()]
 
@@ -120,7 +120,7 @@ def _throughput(axes: Axes, lines: Lines) -> None:
 
 
 def _updates(axes: Axes, lines: Lines) -> None:
-    """One line per layer, the later the darker."""
+    """Plot one line per layer; later layers are darker."""
     for (name, label), colours in zip(UPDATES.items(), ("Blues", "Oranges"), strict=True):
         steps, values = points(lines, name)
         if not steps:
@@ -136,7 +136,7 @@ def _updates(axes: Axes, lines: Lines) -> None:
 
 
 def _heads(axes: Axes, lines: Lines, name: str) -> None:
-    """Heads from the first layer's, at the bottom, to the last's; validations from left to right."""
+    """Plot a heat map: heads from the first layer (bottom) to the last, validations from left to right."""
     steps, values = points(lines, name)
     scores = _first_member(values, axes=3)  # [step l n]
     top = 1.0 if name != "pattern_entropy" else None
@@ -156,6 +156,6 @@ def _heads(axes: Axes, lines: Lines, name: str) -> None:
 
 
 def _first_member(values: Sequence[Any], axes: int) -> np.ndarray:
-    """As an array with this many axes; of an ensemble, whose values have one more, the first model."""
+    """Return an array with this many axes. An ensemble has one more, for its members; take the first member."""
     array = np.asarray(values)
     return array if array.ndim == axes else array[:, 0]

@@ -1,4 +1,4 @@
-"""The run itself: train, save, look, until the steps are done or the user has had enough."""
+"""The training loop: train, save, validate, until the last step or until the user stops it."""
 
 import contextlib
 import math
@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxformer.model.params import count
 from train.checkpoints import Checkpoints
+from train.compiled import Steps, many_steps
 from train.data.batches import Batch
 from train.devices.processes import Refused, by_first, is_loss, of_each
 from train.evaluate import all_finite, make_evaluation, summary
@@ -19,23 +20,23 @@ from train.metrics import Line, Metrics
 from train.optimizer import make_optimizer, schedule
 from train.report import finish, progress_bar, save_models, write_sample
 from train.run import Run, draw, fresh_state, state_shapes
-from train.step import Steps, TrainState, many_steps, steps_done
+from train.step import TrainState, steps_done
 
 
-class Interrupted(Exception):  # noqa: N818  not an error: somebody's wish
-    """The process was asked to stop, by Ctrl-C or SIGTERM; the state of this step is saved."""
+class Interrupted(Exception):  # noqa: N818  a request, not an error
+    """Ctrl-C or SIGTERM stopped the run; its state is saved."""
 
     def __init__(self, number: int, sentence: str):
         super().__init__(sentence)
         self.status = 128 + number
-        """the exit status that shells give to a process which this signal ended"""
+        """exit status that shells report for a process ended by this signal"""
 
 
 def train(run: Run, *, resume: bool = False) -> Metrics:
-    """Train to the recipe's last step; all that was measured.
+    """Train to the last step of the Recipe and return the metrics.
 
     Raises:
-        RunError: the loss is no number any more, or a state cannot be saved or restored.
+        RunError: the loss is not finite, or a state cannot be saved or restored.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     checkpoints = Checkpoints(run.folder, run.keep)
@@ -54,21 +55,21 @@ def train(run: Run, *, resume: bool = False) -> Metrics:
             f"vocabulary {run.config.n_vocab}{run.layout.about}"
         )
         if resume and done:
-            run.console.print(f"going on from step {done}")
+            run.console.print(f"resuming from step {done}")
         _Loop(run, metrics, checkpoints).go(state)
         checkpoints.finish()
     except OSError as error:
         raise checkpoints.unwritten(error) from error
     finally:
         entered.close()
-        if not is_loss(sys.exception()):  # then nobody is there to finish with
+        if not is_loss(sys.exception()):  # closing would wait for the lost process
             checkpoints.close()
     by_first(lambda: finish(run, metrics))
     return metrics
 
 
 def open_metrics(run: Run, done: int, entered: contextlib.ExitStack) -> Metrics:
-    """The metrics up to this step: the first process writes them, the others read what it kept."""
+    """Open the metrics at this step: process 0 removes later lines and writes new ones; the others only read."""
     opened: list[Metrics] = []
 
     def begin() -> None:
@@ -80,7 +81,7 @@ def open_metrics(run: Run, done: int, entered: contextlib.ExitStack) -> Metrics:
 
 
 class _Loop:
-    """The turns of a run: a chunk of steps in one compiled call; then, where due, save and look."""
+    """The loop of a run: a chunk of steps in one compiled call, then save and validate where due."""
 
     def __init__(self, run: Run, metrics: Metrics, checkpoints: Checkpoints):
         self.run, self.metrics, self.checkpoints = run, metrics, checkpoints
@@ -91,24 +92,24 @@ class _Loop:
         self.compiled: dict[int, Steps] = {}
 
     def go(self, state: TrainState) -> None:
-        """Until the last step, or until someone asks to stop."""
+        """Train until the last step or a request to stop."""
         recipe, console = self.run.recipe, self.run.console
-        with progress_bar(console) as bar, _until_asked_to_stop() as asked:
+        with progress_bar(console) as bar, _stop_requests() as requested:
             task = bar.add_task("training", total=recipe.steps, loss=math.nan, speed=0.0)
             while True:
                 done = steps_done(state)
                 bar.update(task, completed=done)
-                self.save_and_look(state)
+                self.save_and_validate(state)
                 if done >= recipe.steps:
                     return
-                if number := int(of_each(asked()).max()):
+                if number := int(of_each(requested()).max()):
                     self.stop(state, number)
                 state, line = self.chunk(state)
                 tokens = recipe.seeds * recipe.batch * recipe.context * line["steps"]
                 bar.update(task, loss=line["loss"], speed=tokens / line["seconds"])
 
     def chunk(self, state: TrainState) -> tuple[TrainState, Line]:
-        """The steps up to the next multiple of the chunk."""
+        """Train up to the next multiple of the chunk."""
         recipe, done = self.run.recipe, steps_done(state)
         length = min(recipe.chunk - done % recipe.chunk, recipe.steps - done)
         batches = draw(self.run, np.arange(done, done + length))
@@ -130,13 +131,15 @@ class _Loop:
         return state, line
 
     def compile(self, state: TrainState, batches: Batch) -> Steps:
-        """Ahead of the clock, which is for training alone."""
+        """Compile the steps before the clock starts, so that it measures only training."""
         run = self.run
-        steps: Any = many_steps(run.config, self.optimizer, run.how, members=run.recipe.seeds)
+        steps: Any = many_steps(
+            run.config, self.optimizer, run.step_options, run.layout, members=run.recipe.seeds
+        )
         return steps.lower(state, batches).compile()
 
-    def save_and_look(self, state: TrainState) -> None:
-        """Where it is due and not yet done: first save, so that nothing is lost while looking."""
+    def save_and_validate(self, state: TrainState) -> None:
+        """Save and validate if this step is due; save first, so that a failure of the validation loses nothing."""
         recipe, done = self.run.recipe, steps_done(state)
         due = done % recipe.validate_every == 0 or done == recipe.steps
         if not due or done in self.metrics.validations():
@@ -145,7 +148,7 @@ class _Loop:
         line = self.evaluate(state)
         loss = line["validation_loss"]
         if not math.isfinite(loss):
-            self.checkpoints.remove(done)  # it is not one to go on from
+            self.checkpoints.remove(done)  # a run cannot resume from this state
             raise Refused(self.diverged("the validation loss", done))
         if better := loss < self.metrics.best():
             save_models(self.run, state.params)
@@ -158,17 +161,17 @@ class _Loop:
         )
 
     def save(self, state: TrainState) -> None:
-        """Begin to save a state that one can go on from.
+        """Begin to save a state.
 
         Raises:
-            RunError: this is none.
+            RunError: a parameter is not finite.
         """
         if not all_finite(state.params):
             raise Refused(self.diverged("a parameter", steps_done(state)))
         self.checkpoints.save(state)
 
     def stop(self, state: TrainState, number: int) -> None:
-        """Save, and leave.
+        """Save the state and leave the loop.
 
         Raises:
             Interrupted: always.
@@ -179,36 +182,36 @@ class _Loop:
         raise Interrupted(number, sentence)
 
     def check_finite(self, finite: np.ndarray, done: int) -> None:
-        """Name the first step that went wrong."""
+        """Refuse losses or gradients that are not finite, and name the first such step."""
         good = finite.reshape(len(finite), -1).all(axis=1)
         if not good.all():
             step = done + int(good.argmin()) + 1
             raise Refused(self.diverged("the loss or its gradient", step))
 
     def diverged(self, what: str, step: int) -> str:
-        """The sentence for a run that left the finite numbers."""
+        """Wait for earlier saves, and return the message for a run that diverged."""
         self.checkpoints.finish()
         rate = self.run.recipe.optimizer.learning_rate
         return (
-            f"{what} is no finite number at step {step}; the last good checkpoint is {self.checkpoints.last()}. "
-            f"Lower --optimizer.learning-rate (it is {rate}), or lengthen --optimizer.warmup"
+            f"{what} is not finite at step {step}; the last good checkpoint is {self.checkpoints.last()}. "
+            f"Lower --optimizer.learning-rate (it is {rate}) or raise --optimizer.warmup"
         )
 
 
 @contextlib.contextmanager
-def _until_asked_to_stop() -> Iterator[Callable[[], int]]:
-    """Ctrl-C and SIGTERM are noted, and heeded between two compiled calls; a second Ctrl-C stops at once."""
-    noted: list[int] = []
+def _stop_requests() -> Iterator[Callable[[], int]]:
+    """Record Ctrl-C and SIGTERM for the loop, which stops between two compiled calls; a second Ctrl-C stops at once."""
+    received: list[int] = []
 
-    def note(number: int, frame: object) -> None:
+    def record(number: int, frame: object) -> None:
         del frame
-        if noted and number == signal.SIGINT:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        noted.append(number)
+        received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: noted[0] if noted else 0
+        yield lambda: received[0] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

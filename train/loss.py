@@ -1,4 +1,4 @@
-"""The loss of one sequence: how much each next token surprised the model."""
+"""The loss of one sequence: the cross-entropy of each next token."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, keep
+from jaxformer.model.sites import Edit, identity
 from jaxformer.model.tap import Tap
 from jaxformer.model.transformer import forward, logits_of
 
@@ -21,19 +21,17 @@ def token_losses(
     window: Int[Array, " window"],
     compute: Compute,
     *,
-    edit: Edit = keep,
+    edit: Edit = identity,
     vocab_chunk: int | None = None,
 ) -> Float[Array, " context"]:
-    """The cross-entropy of each next token, in nats, float32.
+    """Return the cross-entropy of each next token, in nats, as float32.
 
     Args:
-        window: the tokens that are read, and one more, which is only a target.
+        window: the tokens of the context, and one more, which is only a target.
         compute: how to run the model.
-        edit: as `forward` takes it. With a vocab_chunk it sees, and its changes count, at "logits" once for each
-            chunk: some of the vocabulary's entries along v, which it cannot tell from others.
-        vocab_chunk: so many entries of the vocabulary have logits at once, in the forward pass and in the backward
-            pass, which computes them a second time; None: all. For compiled code: outside it, forward computes
-            the logits that nobody reads.
+        edit: as in `forward`. With a vocab_chunk it is called at "logits" once per chunk, with some of the entries.
+        vocab_chunk: the number of vocabulary entries whose logits are computed at a time; the backward pass computes
+            them again. None: all. Use it inside compiled code: outside, forward computes all logits as well.
 
     >>> import jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=50)
@@ -59,7 +57,7 @@ def _in_chunks(
     edit: Edit,
     vocab_chunk: int,
 ) -> Float[Array, " t"]:
-    """Each cross-entropy, log Σ_v exp(logit_v) - logit_label, a chunk of the vocabulary after the other.
+    """Return log Σ_v exp(logit_v) - logit_label for each token, one chunk of the vocabulary after another.
 
     Source: the sum in parts: Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"; computed again
     in the backward pass: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
@@ -71,9 +69,9 @@ def _in_chunks(
     arrays = {name: _folded(getattr(params, name), axis, parts) for name, axis in axes.items()}
 
     def share(i: Int[Array, ""]) -> tuple[Array, Array]:
-        """A chunk's log Σ exp, and the label's logit if it is there, or 0."""
+        """Return a chunk's log Σ exp, and the label's logit if the label is in the chunk, else 0."""
         start = jnp.minimum(i * width, length - width)
-        # Cut out of the whole here: chunks for the loop to hand over would be a copy of it.
+        # Slice here: a loop over ready-made chunks would need a copy of the array.
         own: Any = {
             name: _cut(arrays[name], axis, start, width).astype(final.dtype)
             for name, axis in axes.items()
@@ -81,12 +79,12 @@ def _in_chunks(
         logits = Tap((), edit)("logits", logits_of(params._replace(**own), config, final))
         within = start + jnp.arange(width, dtype=jnp.int32)
         entries = (jnp.arange(parts, dtype=jnp.int32)[:, None] * length + within).ravel()
-        fresh = jnp.tile(within >= i * width, parts)  # the last chunk begins in the one before it
+        fresh = jnp.tile(within >= i * width, parts)  # the last chunk overlaps the one before
         logits = jnp.where(fresh, logits, -jnp.inf)
         here = fresh & (labels[:, None].astype(jnp.int32) == entries)
         return jax.nn.logsumexp(logits, axis=-1), jnp.where(here, logits, 0).sum(axis=-1)
 
-    # No CSE barrier: the two passes are loops of their own.
+    # A barrier against CSE is not needed, because both passes are loops.
     share = jax.checkpoint(share, prevent_cse=False)
     sums, of_label = jax.lax.map(share, jnp.arange(-(-length // width), dtype=jnp.int32))
     losses = jax.nn.logsumexp(sums, axis=0) - of_label.sum(axis=0)
@@ -94,10 +92,13 @@ def _in_chunks(
 
 
 def chunk_shape(n_vocab: int, most: int) -> tuple[int, int]:
-    """Of a chunk of at most so many entries: from how many parts of the vocabulary, and how many of each.
+    """Return the number of parts that the vocabulary is split into, and the entries that a chunk takes of each part.
 
-    Where the vocabulary lies in parts on several devices, each has its share of every chunk, if their number is one
-    of 2, 4, ... 64 that divides the vocabulary.
+    A chunk takes entries of every part. So if the vocabulary is sharded over 2, 4, ... or 64 devices, and their number
+    divides it, all devices work on every chunk.
+
+    Args:
+        most: the most entries of a chunk.
 
     >>> chunk_shape(32_000, 8192), chunk_shape(50_257, 8192)
     ((64, 125), (1, 7180))
@@ -109,11 +110,11 @@ def chunk_shape(n_vocab: int, most: int) -> tuple[int, int]:
 
 
 def _folded(array: Array, axis: int, parts: int) -> Array:
-    """The axis v as two, of its parts and within them."""
+    """Split the axis v in two: the parts, and the entries within a part."""
     return array.reshape(*array.shape[:axis], parts, -1, *array.shape[axis + 1 :])
 
 
 def _cut(array: Array, axis: int, start: Int[Array, ""], width: int) -> Array:
-    """So many entries of every part, side by side again along v."""
+    """Take `width` entries of every part, and join them along v."""
     some = jax.lax.dynamic_slice_in_dim(array, start, width, axis + 1)
     return some.reshape(*some.shape[:axis], -1, *some.shape[axis + 2 :])

@@ -1,4 +1,4 @@
-"""What a run measures, line by line: `metrics.jsonl`."""
+"""The metrics of a run: one JSON line per measurement, in `metrics.jsonl`."""
 
 import contextlib
 import json
@@ -12,17 +12,17 @@ from jaxformer.pretrained.atomic import replace_file
 from train.runs import RunError
 
 Line = dict[str, Any]
-"""One line of the metrics: `step`, then numbers, or nested lists of them, by name."""
+"""One line of the metrics: the step, and named numbers or nested lists of numbers."""
 
 
 Listener = Callable[[int], contextlib.AbstractContextManager[Callable[[Line], None]]]
-"""Entered with the step that a run starts from, it gives what to call with every line."""
+"""A context manager for the step that a run starts from; it yields a function to call with every line."""
 
 
 class Metrics:
-    """`metrics.jsonl`, opened at a step: lines from after it belong to a future that was not saved.
+    """`metrics.jsonl`, opened at the step of a checkpoint; later lines are removed, because their steps will run again.
 
-    Each line goes to the listeners too. Of several processes one writes; the others keep the lines to themselves.
+    The listeners receive each line too. Only one process writes; the others keep the lines in memory.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Metrics:
             replace_file(self.path, text.encode())
 
     def write(self, line: Line) -> None:
-        """Add a line; it is on the disk when this returns."""
+        """Add a line and wait until it is on the disk."""
         self.lines.append(line)
         if not self.writes:
             return
@@ -52,30 +52,30 @@ class Metrics:
             listen(line)
 
     def validations(self) -> dict[int, float]:
-        """The mean validation loss of every step that has one."""
+        """Return the validation loss of each step that has one, as a mean over seeds."""
         return {x["step"]: x["validation_loss"] for x in self.lines if "validation_loss" in x}
 
     def best(self) -> float:
-        """The lowest validation loss so far."""
+        """Return the lowest validation loss so far."""
         return min(self.validations().values(), default=math.inf)
 
     def best_step(self) -> int | None:
-        """The first step that had it."""
+        """Return the first step with the lowest validation loss."""
         losses = self.validations()
         return min(losses, key=lambda step: (losses[step], step), default=None)
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The whole lines of a run's metrics; the last one is left out if a crash cut it short.
+    """Read the metrics of a run, without a last line that a crash left incomplete.
 
     Raises:
-        ValueError: another line is damaged.
+        ValueError: any other line is damaged.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    return [_read_line(path, i, line) for i, line in enumerate(whole.split(b"\n"), 1) if line]
+    complete = path.read_bytes().rpartition(b"\n")[0]
+    return [_read_line(path, i, line) for i, line in enumerate(complete.split(b"\n"), 1) if line]
 
 
 def _read_line(path: Path, number: int, text: bytes) -> Line:
@@ -83,13 +83,13 @@ def _read_line(path: Path, number: int, text: bytes) -> Line:
         line = json.loads(text)
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             return line
-    raise ValueError(f"line {number} of {path} is damaged: it is no line of metrics; remove it")
+    raise ValueError(f"line {number} of {path} is damaged and does not hold metrics; remove it")
 
 
 def tensorboard(folder: Path) -> Listener:
-    """Writes every number as a TensorBoard scalar: entered with the step that a run starts from.
+    """Return a listener that writes every number as a TensorBoard scalar.
 
-    What an earlier process wrote of later steps belongs to a future that was not saved: it is hidden.
+    It hides what an earlier process wrote of later steps, because they will run again.
 
     Raises:
         RunError: tensorboardX is not installed.
@@ -103,9 +103,9 @@ def tensorboard(folder: Path) -> Listener:
 
     @contextlib.contextmanager
     def begin(step: int) -> Iterator[Callable[[Line], None]]:
-        # A name of its own: what was begun within the same second would be written over.
-        own = {"purge_step": step + 1, "filename_suffix": f".{step}"}
-        writer = SummaryWriter(str(folder / "tensorboard"), **own)
+        # A unique name: a second file that begins within the same second would replace the first.
+        names = {"purge_step": step + 1, "filename_suffix": f".{step}"}
+        writer = SummaryWriter(str(folder / "tensorboard"), **names)
 
         def listen(line: Line) -> None:
             for name, value in line.items():
@@ -116,6 +116,6 @@ def tensorboard(folder: Path) -> Listener:
         try:
             yield listen
         finally:
-            writer.close()  # it writes in a thread of its own: without this the last lines are lost
+            writer.close()  # without close, tensorboardX's thread loses the last lines
 
     return begin

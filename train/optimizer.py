@@ -1,4 +1,4 @@
-"""Optimizers: optax's own transformations, wired to the model's Specs."""
+"""Optimizers: optax's transformations, configured from the Specs of the parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,16 +14,16 @@ from train.recipe import Optimizer
 
 
 def make_optimizer(config: Config, settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """The gradient transformation for a run of this many steps: clipping, then the named rule."""
+    """Return the transformation for a run of this many steps: gradient clipping, then the named optimizer."""
     rule = RULES[settings.name](config, settings, steps)
     return optax.chain(optax.clip_by_global_norm(settings.clip), rule)
 
 
 def adamw(config: Config, settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Every parameter by its gradient's running mean over the root of its running square.
+    """AdamW: move each parameter by mean(gradient) / √mean(gradient²), with running means.
 
-    Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization"; clipping and schedule
-    as in Brown et al. 2020, app. B.
+    Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization"; clipping and schedule: Brown et al.
+    2020, app. B.
     """
     return optax.adamw(
         schedule(settings, settings.learning_rate, steps),
@@ -35,9 +35,9 @@ def adamw(config: Config, settings: Optimizer, steps: int) -> optax.GradientTran
 
 
 def muon(config: Config, settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Matrices between hidden states by their momentum, made orthogonal; all the rest by Adam.
+    """Muon: move each matrix between hidden states by its orthogonalized momentum, and all other parameters by Adam.
 
-    As optax has it, both look ahead by Nesterov's momentum, so that Adam here is NAdam.
+    In optax both use Nesterov momentum, so the Adam part is NAdam.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
@@ -50,7 +50,7 @@ def muon(config: Config, settings: Optimizer, steps: int) -> optax.GradientTrans
         adam_b1=settings.beta1,
         adam_b2=settings.beta2,
         adam_learning_rate=schedule(settings, rest, steps),
-        # A function, because a tree with None in it would lose its place beside the parameters.
+        # A function: optax would not match a tree that contains None with the parameters.
         muon_weight_dimension_numbers=lambda _: dimensions,
     )
 
@@ -62,20 +62,20 @@ RULES: dict[str, Callable[[Config, Optimizer, int], optax.GradientTransformation
 
 
 def schedule(settings: Optimizer, peak: float, steps: int) -> optax.Schedule:
-    """The learning rate of each step: up linearly from 0 to its peak, then down to its last share."""
+    """Return the learning-rate schedule: linear warm-up to the peak, then decay to final_lr_fraction · peak."""
     warmup = min(settings.warmup, steps // 2)
-    fall = SHAPES[settings.schedule](settings, peak, steps - warmup)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), fall], [warmup])
+    decay = SHAPES[settings.schedule](settings, peak, steps - warmup)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decay], [warmup])
 
 
 def _cosine(settings: Optimizer, peak: float, steps: int) -> optax.Schedule:
-    return optax.cosine_decay_schedule(peak, max(steps, 1), alpha=settings.last_share)
+    return optax.cosine_decay_schedule(peak, max(steps, 1), alpha=settings.final_lr_fraction)
 
 
 def _stable(settings: Optimizer, peak: float, steps: int) -> optax.Schedule:
-    """Source: Hu et al. 2024, "MiniCPM", §4: warm-up, stable, decay."""
+    """Return a constant rate with a linear decay at the end. Source: Hu et al. 2024, "MiniCPM", §4."""
     decay = max(round(settings.decay * steps), 1)
-    last = optax.linear_schedule(peak, peak * settings.last_share, decay)
+    last = optax.linear_schedule(peak, peak * settings.final_lr_fraction, decay)
     return optax.join_schedules([optax.constant_schedule(peak), last], [steps - decay])
 
 
@@ -86,15 +86,15 @@ SHAPES: dict[str, Callable[[Optimizer, float, int], optax.Schedule]] = {
 
 
 def decays(config: Config) -> Any:
-    """Which parameters weight decay shrinks: the matrices, that is, those with axes to sum over."""
+    """Return which parameters have weight decay: the matrices, whose Specs have axes to sum over."""
     return _by_spec(config, lambda spec: bool(spec.reads))
 
 
 def orthogonal(config: Config) -> Any:
-    """Which axes of a parameter Muon sums over and which it writes to; None where Adam serves.
+    """Return the input and output axes of each matrix for Muon; None for parameters that Adam updates.
 
-    Muon is for maps from hidden states to hidden states, so whatever touches the vocabulary, the position
-    table, norms and biases are Adam's. The layers of a stack are one matrix each.
+    Muon is for maps between hidden states. Adam updates embeddings, the unembedding, the position table, norms and
+    biases. Each layer of a stack is a matrix of its own.
     """
 
     def dimensions(spec: Spec) -> contrib.MuonDimensionNumbers | None:

@@ -1,4 +1,4 @@
-"""Write texts of any size as a token file: `python -m train.prepare texts/ --out corpus.tokens`."""
+"""Tokenize texts of any size into a token file: `python -m train.prepare texts/ --out corpus.tokens`."""
 
 import bisect
 import json
@@ -30,24 +30,24 @@ from train.runs import find_model
 
 @dataclass(frozen=True)
 class Command:
-    """Write text files as one file of tokens, to train on without holding the text in memory."""
+    """Tokenize text files into one token file, to train on without holding the text in memory."""
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """text files, folders or globs, in this order; each file is taken once"""
+    """text files, folders or globs, in this order; each file is read once"""
     out: Path
-    """the token file"""
+    """token file to write"""
     tokenizer: str = "characters"
-    """characters, bytes, the JSON file of a tokenizer of ours, or a model, whose tokenizer it is: a folder of ours
-    or of Hugging Face, a GGUF file, a hub id"""
+    """characters, bytes, the JSON file of a jaxformer tokenizer, or a model with a tokenizer: a folder of jaxformer or
+    Hugging Face, a GGUF file, a hub id"""
     overwrite: bool = False
-    """replace the token file that has this name"""
+    """replace an existing token file"""
 
 
 def prepare(command: Command, console: Console) -> TokenFile:
-    """The token file that a command asks for, written and opened.
+    """Write the token file and open it.
 
     Raises:
-        ValueError: no text, text that the tokenizer or UTF-8 cannot hold, or a name that is taken.
+        ValueError: there is no text, text that is not UTF-8 or that the tokenizer cannot encode, or --out exists.
         OSError: a file cannot be read or written.
     """
     files = _find_all(command.paths)
@@ -61,17 +61,17 @@ def prepare(command: Command, console: Console) -> TokenFile:
         except UnknownCharacter as error:
             path, position = reading.place(error.position)
             raise ValueError(
-                f"{path} holds {error.character!r} at position {position}, which is not among the "
-                f"{tokenizer.n_vocab} entries of the tokenizer; take another tokenizer or another text"
+                f"{path} has {error.character!r} at position {position}, which is not among the "
+                f"{tokenizer.n_vocab} entries of the tokenizer; choose another tokenizer or text"
             ) from error
 
 
 def make_tokenizer(name: str, pieces: Callable[[], Iterable[str]]) -> Tokenizer:
-    """The tokenizer of this name or file; `characters` reads the pieces for their alphabet.
+    """Return the tokenizer of this name or file; for `characters`, collect the alphabet from the text.
 
     Raises:
-        ValueError: there is no such tokenizer, or no text to find characters in.
-        OSError: its file or its model cannot be read.
+        ValueError: there is no such tokenizer, or no text to collect characters from.
+        OSError: the file or the model cannot be read.
     """
     if name == "bytes":
         return Bytes()
@@ -84,11 +84,11 @@ def make_tokenizer(name: str, pieces: Callable[[], Iterable[str]]) -> Tokenizer:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if (
             isinstance(fields, dict) and "kind" not in fields
-        ):  # a model's, which holds a tokenizer's
+        ):  # the JSON of a model, which contains a tokenizer
             fields = fields.get("tokenizer")
         return from_json(json.dumps(fields))
     except ValueError as error:
-        raise ValueError(f"{path} holds no tokenizer: {error}") from error
+        raise ValueError(f"{path} does not hold a tokenizer: {error}") from error
 
 
 def _tokenizer_of(name: str) -> Tokenizer:
@@ -96,7 +96,7 @@ def _tokenizer_of(name: str) -> Tokenizer:
         tokenizer = load_tokenizer(find_model(name)[0])
     except FileNotFoundError as error:
         raise ValueError(
-            f"no tokenizer {name!r}: it is none of characters, bytes, no file, and no model ({error})"
+            f"there is no tokenizer {name!r}; choose characters, bytes, a tokenizer's file or a model ({error})"
         ) from error
     if tokenizer is None:
         raise ValueError(f"the model {name} has no tokenizer; choose another --tokenizer")
@@ -104,7 +104,7 @@ def _tokenizer_of(name: str) -> Tokenizer:
 
 
 def find_alphabet(pieces: Iterable[str]) -> str:
-    """The characters of a text, each once, sorted.
+    """Return the different characters of a text, sorted.
 
     >>> find_alphabet(["ban", "ana"])
     'abn'
@@ -113,12 +113,12 @@ def find_alphabet(pieces: Iterable[str]) -> str:
     for piece in pieces:
         seen[np.frombuffer(piece.encode("utf-32-le"), "<u4")] = True
     if not seen.any():
-        raise ValueError("there is no text to find characters in; give some")
+        raise ValueError("the texts are empty; give some text to collect characters from")
     return "".join(chr(i) for i in np.flatnonzero(seen))
 
 
 class Reading:
-    """Files read one after another, perhaps twice, with a bar that shows how far."""
+    """Text files that can be read several times, with a progress bar."""
 
     def __init__(self, files: Sequence[Path], bar: Progress):
         self.files = files
@@ -126,7 +126,7 @@ class Reading:
         self._starts: list[tuple[int, Path]] = []
 
     def pieces(self, what: str) -> Iterator[str]:
-        """The text; what it is read for stands beside the bar."""
+        """Yield the text in pieces; `what` is the title of the progress bar."""
         task = self.bar.add_task(what, total=_size(self.files))
         self._starts = []
         position = 0
@@ -138,7 +138,7 @@ class Reading:
             self.bar.advance(task, len(piece.encode()))
 
     def place(self, position: int) -> tuple[Path, int]:
-        """The file that a position in the text last read is in, and the position in that file."""
+        """Return the file that contains a position of the text that `pieces` read, and the position in that file."""
         i = bisect.bisect_right(self._starts, position, key=lambda start: start[0]) - 1
         start, path = self._starts[i]
         return path, position - start
@@ -153,10 +153,12 @@ def _find_all(names: Sequence[str]) -> list[Path]:
     for name in names:
         found = find_files(name) if name else []
         if not found:
-            raise ValueError(f"no text {name!r}: it is no file, folder or glob with files in it")
+            raise ValueError(
+                f"there is no text {name!r}; give a file, a folder or a glob that contains files"
+            )
         files |= dict.fromkeys(found)
     if not files:
-        raise ValueError("no text was named; give files, folders or globs")
+        raise ValueError("no text was given; name files, folders or globs")
     return list(files)
 
 
@@ -164,14 +166,14 @@ def _check_target(out: Path, files: Sequence[Path], *, overwrite: bool) -> None:
     if not out.exists():
         folder = next(parent for parent in out.parents if parent.exists())
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; choose another --out than {out}")
+            raise ValueError(f"{folder} is not a folder; choose another --out than {out}")
         return
     if any(out.samefile(path) for path in files):
-        raise ValueError(f"{out} is among the texts to read; choose another place for --out")
+        raise ValueError(f"{out} is one of the texts to read; choose another --out")
     if not overwrite:
-        raise ValueError(f"{out} exists; choose another --out or replace it (--overwrite)")
+        raise ValueError(f"{out} exists; choose another --out, or replace it (--overwrite)")
     if not out.is_file() or not is_token_file(out):
-        raise ValueError(f"{out} is no token file; nothing was replaced, choose another --out")
+        raise ValueError(f"{out} is not a token file and was not replaced; choose another --out")
 
 
 def _progress_bar(console: Console) -> Progress:
@@ -186,14 +188,14 @@ def _progress_bar(console: Console) -> Progress:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status: 0 done, 1 an error, 130 stopped by Ctrl-C."""
+    """Run the command line; exit status 0: done, 1: an error, 130: stopped by Ctrl-C."""
     command = tyro.cli(
         Command, prog="python -m train.prepare", args=args, config=(tyro.conf.FlagCreatePairsOff,)
     )
     try:
         file = prepare(command, Console(stderr=True))
     except KeyboardInterrupt:
-        print(f"stopped; {command.out} is as it was before", file=sys.stderr)
+        print(f"stopped; {command.out} was not changed", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""A `Recipe`: everything that decides a run's numbers, as frozen data that validates itself."""
+"""The `Recipe` of a run: every setting that its numbers depend on, frozen and validated."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -23,6 +23,7 @@ def _bounded(
     below: float | None = None,
     most: float | None = None,
 ) -> None:
+    """Refuse a value that is not finite or is outside its bounds."""
     value = getattr(record, name)
     if not math.isfinite(value):
         raise ValueError(f"{name}={value} must be a finite number")
@@ -38,120 +39,119 @@ def _bounded(
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture(Config):
-    """The model; its vocabulary is the corpus's."""
+    """The architecture of the model to train; the tokenizer sets its vocabulary size."""
 
     n_vocab: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 1
-    """filled in by the tokenizer"""
+    """set by the tokenizer"""
 
     def for_tokenizer(self, tokenizer: Tokenizer) -> Config:
-        """The Config, with the tokenizer's vocabulary."""
-        fields: dict[str, Any] = dataclasses.asdict(self) | {"n_vocab": tokenizer.n_vocab}
-        return Config(**fields)
+        """Return the Config with the vocabulary size of this tokenizer."""
+        return Config.from_dict(dataclasses.asdict(self) | {"n_vocab": tokenizer.n_vocab})
+
+    @classmethod
+    def of(cls, config: Config) -> "Architecture":
+        """Return the Architecture with the fields of a Config."""
+        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """The rule of the updates, its settings, its schedule's and the clipping's."""
+    """The optimizer, its learning-rate schedule and gradient clipping."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """adamw for everything; or muon for matrices between hidden states and Adam for the rest"""
+    """adamw: for all parameters; muon: for matrices between hidden states, with Adam for the rest"""
     learning_rate: float = 3e-3
-    """at its highest, after the warm-up; muon's is of another scale than Adam's: 0.02 is usual"""
+    """peak learning rate, after warm-up; muon needs another scale than Adam, 0.02 is usual"""
     adam_learning_rate: float | None = None
-    """of what muon leaves to Adam; None: learning_rate"""
+    """name=muon: peak learning rate of the parameters that Adam updates; None: learning_rate"""
     schedule: Literal["cosine", "stable"] = "cosine"
-    """from the highest rate down: half a cosine over the whole run; or level, then a line"""
+    """learning rate after warm-up. cosine: half a cosine down to the end; stable: constant, then linear decay"""
     warmup: int = 100
-    """steps of linear growth from 0; at most half of the run"""
+    """steps of linear warm-up from 0; at most half of the run"""
     decay: float = 0.2
-    """part of the steps after the warm-up that the line of schedule=stable takes"""
-    last_share: float = 0.1
-    """part of the learning rate that the schedule ends on"""
+    """schedule=stable: fraction of the steps after warm-up that the linear decay takes"""
+    final_lr_fraction: float = 0.1
+    """final learning rate, as a fraction of the peak"""
     momentum: float = 0.95
-    """decay of the running mean that muon makes orthogonal"""
+    """name=muon: decay rate of the momentum that it orthogonalizes"""
     beta1: float = 0.9
-    """decay of Adam's running mean of gradients"""
+    """decay rate of Adam's running mean of gradients"""
     beta2: float = 0.99
-    """decay of Adam's running mean of their squares"""
+    """decay rate of Adam's running mean of squared gradients"""
     weight_decay: float = 0.1
-    """of the matrices, per unit of learning rate; under muon, of muon's matrices"""
+    """weight decay of matrices, times the learning rate; name=muon: only of the matrices that muon updates"""
     clip: float = 1.0
-    """largest global norm of a gradient"""
+    """clip gradients to this global norm"""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip"):
             _bounded(self, name, above=0.0)
         for name in ("warmup", "weight_decay"):
             _bounded(self, name, least=0.0)
-        for name in ("decay", "last_share"):
+        for name in ("decay", "final_lr_fraction"):
             _bounded(self, name, least=0.0, most=1.0)
         for name in ("momentum", "beta1", "beta2"):
             _bounded(self, name, least=0.0, below=1.0)
         if self.adam_learning_rate is not None:
             _bounded(self, "adam_learning_rate", above=0.0)
-        self._check_unread()
 
-    def _check_unread(self) -> None:
-        readers = {
-            "adam_learning_rate": ("name", "muon"),
-            "momentum": ("name", "muon"),
-            "decay": ("schedule", "stable"),
-        }
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        for name, (choice, reader) in readers.items():
-            value = getattr(self, name)
-            if getattr(self, choice) != reader and value != defaults[name]:
-                raise ValueError(
-                    f"{name}={value} is read only with {choice}={reader}; leave it at {defaults[name]}"
-                )
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that nothing reads, each with the setting that it needs, such as name=muon."""
+        muon, stable = (
+            (self.name == "muon", "name=muon"),
+            (self.schedule == "stable", "schedule=stable"),
+        )
+        readers = {"adam_learning_rate": muon, "momentum": muon, "decay": stable}
+        return {name: needed for name, (read, needed) in readers.items() if not read}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run's numbers: two runs of one Recipe on one machine are bit-identical."""
+    """Everything that determines the numbers of a run: two runs on one machine are bit-identical."""
 
     config: Architecture
-    """the model"""
+    """architecture of the model"""
     corpus: str = "python-docs"
-    """python-docs, shakespeare; grammar, induction, modular-addition, brackets; a file that train.prepare
-    wrote; or the path of a text file, a folder or a glob"""
+    """what to train on: python-docs, shakespeare; a toy task: grammar, induction, modular-addition, brackets; or the
+    path of a text file, a folder, a glob or a file that train.prepare wrote"""
     start: str | None = None
-    """a model to go on from: a folder of ours or of Hugging Face, a GGUF file, a hub id; its architecture and
-    tokenizer are then the run's. It usually wants a lower rate than a fresh one: --optimizer.learning-rate 1e-4"""
+    """fine-tune this model: a folder of jaxformer or Hugging Face, a GGUF file or a hub id. It sets the architecture
+    and the tokenizer, and usually needs a lower --optimizer.learning-rate, such as 1e-4"""
     tokenizer: Literal["characters", "bytes"] = "characters"
-    """how a text becomes tokens; prepared files, the toy tasks and a model to start from bring their own"""
+    """one token per character, or per byte of UTF-8; prepared files, toy tasks and --start bring their own"""
     context: int = 32
-    """tokens that the model sees at once"""
+    """sequence length, in tokens"""
     batch: int = 24
-    """sequences per step"""
+    """batch size: sequences per optimizer step"""
     order: Literal["random", "shuffled"] = "random"
-    """of a text's windows: they begin anywhere; or each epoch takes them side by side, in a new order"""
+    """random: windows start anywhere, with replacement; shuffled: non-overlapping windows, reshuffled every epoch"""
     accumulate: int = 1
-    """parts that a batch is cut into; their gradients are summed: less memory, the same step"""
+    """gradient accumulation: micro-batches per step (less memory, same step)"""
     steps: int = 800
-    """updates of the parameters"""
+    """optimizer steps"""
     optimizer: Optimizer = Optimizer()
-    """how they are updated"""
-    compute: Compute = Compute()  # noqa: RUF009  frozen
-    """how the model is run; changes speed and rounding only"""
+    """optimizer and learning-rate schedule"""
+    compute: Compute = Compute()
+    """how to run the model; changes only speed, memory and rounding"""
     vocab_chunk: int | None = None
-    """entries of the vocabulary whose logits exist at once; None: all; less memory, the same loss"""
+    """compute logits for this many vocabulary entries at a time (less memory, same loss); None: for all at once"""
     chunk: int = 50
-    """steps per compiled call; progress, Ctrl-C and metrics come between the calls"""
+    """steps per compiled call; metrics are written and Ctrl-C is handled between calls"""
     validate_every: int = 200
-    """steps between validations; each is also a checkpoint; a multiple of chunk"""
+    """steps between validations, each with a checkpoint; a multiple of chunk"""
     watch: tuple[Watch, ...] = ()
-    """what else each validation looks at: scores of every head, sizes of every layer's updates"""
+    """measure at each validation: a score of every head, or (update-norm) the norm of every layer's updates"""
     seed: int = 0
-    """of the first parameters (but not of a model to start from), the batches and the samples"""
+    """random seed for the initial parameters (without --start), the batches and the samples"""
     seeds: int = 1
-    """models to train side by side in one program, from seed on"""
+    """train this many models side by side in one program, with seeds from --seed upward"""
 
     def __post_init__(self) -> None:
         _bounded(self, "seed", least=0.0)
-        if self.seed + self.seeds > 2**30:  # above lie the seeds of what is fixed
+        if self.seed + self.seeds > 2**30:  # validation data has fixed seeds above
             raise ValueError(
-                f"seed={self.seed} and seeds={self.seeds} go past 2**30; choose smaller ones"
+                f"seed={self.seed} and seeds={self.seeds} go beyond 2**30; choose smaller ones"
             )
         for name in ("context", "batch", "accumulate", "steps", "chunk", "validate_every", "seeds"):
             _bounded(self, name, least=1.0)
@@ -160,46 +160,49 @@ class Recipe:
         if self.validate_every % self.chunk:
             raise ValueError(
                 f"validate_every={self.validate_every} is not a multiple of chunk={self.chunk}; "
-                "validations come between compiled calls"
+                "choose a multiple, because validations happen between compiled calls"
             )
         if self.batch % self.accumulate:
             raise ValueError(
                 f"batch={self.batch} is not a multiple of accumulate={self.accumulate}; "
-                "all parts of a batch are of one size"
+                "choose a multiple, because all micro-batches have the same size"
             )
-        patterns = [name for name in self.watch if name != "update-norm"]
-        if patterns and self.compute.kernel != "einsum":
-            raise ValueError(
-                f'kernel="{self.compute.kernel}" never forms the patterns that --watch {patterns[0]} looks at; '
-                'leave out one of them, or use kernel="einsum"'
-            )
-        if "induction" in self.watch and self.context < 4:
-            raise ValueError(
-                f"context={self.context} is too short for --watch induction, which looks at a repeat of at "
-                "least two tokens; choose one of at least 4"
-            )
-        if "previous-token" in self.watch and self.context < 2:
-            raise ValueError(
-                "context=1 is too short for --watch previous-token, which looks from a token to the one "
-                "before it; choose one of at least 2"
-            )
-        if self.start is None:  # else it is not yet known what the config will be
+        self._check_watch()
+        if self.start is None:  # otherwise the model that is loaded sets the config
             self.check_context()
             check_saved(self.config, self.compute)
 
+    def _check_watch(self) -> None:
+        patterns = [name for name in self.watch if name != "update-norm"]
+        if patterns and self.compute.kernel != "einsum":
+            raise ValueError(
+                f'kernel="{self.compute.kernel}" does not compute the patterns that --watch {patterns[0]} reads; '
+                'use kernel="einsum", or leave --watch out'
+            )
+        if "induction" in self.watch and self.context < 4:
+            raise ValueError(
+                f"context={self.context} is too short for --watch induction, which repeats a sequence of at least "
+                "two tokens; choose at least 4"
+            )
+        if "previous-token" in self.watch and self.context < 2:
+            raise ValueError(
+                "context=1 is too short for --watch previous-token, which compares a token with the one "
+                "before it; choose at least 2"
+            )
+
     def check_context(self) -> None:
-        """Refuse a context that the model has no positions for.
+        """Refuse a context that is longer than the model's position table.
 
         Raises:
-            ValueError: it is longer than the position table.
+            ValueError: context is larger than config.n_context.
         """
-        rows = self.config.n_context
+        rows = self.config.max_length
         if rows is not None and self.context > rows:
             raise ValueError(
                 f"context={self.context} is longer than the position table, config.n_context={rows}; "
                 + (
-                    "make the table longer or the context shorter"
+                    "lower context, or raise config.n_context"
                     if self.start is None
-                    else "choose a shorter one"
+                    else "lower context"
                 )
             )

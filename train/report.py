@@ -1,4 +1,4 @@
-"""What a run says, and what it leaves behind: progress, a table of losses, models, samples, a page of figures."""
+"""The output of a run: progress bar, table of losses, models, samples, figures."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from train.run import Run, keys, member, seeds
 
 
 def progress_bar(console: Console) -> Progress:
-    """Steps done, training loss, tokens per second, time left."""
+    """Return a bar with the steps done, training loss, tokens per second and time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -33,8 +33,8 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def loss_table(losses: dict[str, float], ours: str, characters_per_token: float | None) -> Table:
-    """Losses on the validation split, the model's beside those of simpler and of perfect predictors."""
+def loss_table(losses: dict[str, float], model: str, characters_per_token: float | None) -> Table:
+    """Return a table of losses on the validation split: of simple predictors, of the model, of a perfect predictor."""
     table = Table(title="loss on the whole validation split")
     table.add_column("")
     table.add_column("nats per token", justify="right")
@@ -44,17 +44,17 @@ def loss_table(losses: dict[str, float], ours: str, characters_per_token: float 
         cells = [f"{loss:.3f}"]
         if characters_per_token:
             cells.append(f"{loss / math.log(2) / characters_per_token:.3f}")
-        table.add_row(name, *cells, style="bold" if name == ours else None)
+        table.add_row(name, *cells, style="bold" if name == model else None)
     return table
 
 
 def model_folder(run: Run, seed: int) -> Path:
-    """Where the best model is kept; of an ensemble, each member's."""
+    """Return the folder of the best model; in an ensemble, of the member with this seed."""
     return run.folder / "model" if run.recipe.seeds == 1 else run.folder / "models" / str(seed)
 
 
 def save_models(run: Run, params: Params) -> None:
-    """Every member's model: gathered from all processes, written by the first."""
+    """Save the model of every member: gather it from all processes, write it on process 0."""
     gathered: Any = jax.tree.map(whole_on_first, params)
 
     def write() -> None:
@@ -67,7 +67,7 @@ def save_models(run: Run, params: Params) -> None:
 
 
 def write_sample(run: Run, title: str) -> None:
-    """Let the saved model go on from a beginning in the validation text, in place of an older sample."""
+    """Continue a prompt from the validation text with the saved model; replaces an older sample of this title."""
     if run.data.prompt is None:
         return
     params = load(model_folder(run, run.recipe.seed))[1]
@@ -85,7 +85,7 @@ def write_sample(run: Run, title: str) -> None:
 
 
 def finish(run: Run, metrics: Metrics) -> None:
-    """The page of figures, the best model's sample, and the table of losses."""
+    """Write the figures and a sample of the best model, and print the table of losses."""
     from train.figures import write_report  # matplotlib takes a while
 
     data, console = run.data, run.console

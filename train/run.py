@@ -18,7 +18,7 @@ from train.devices.layout import Layout
 from train.metrics import Listener
 from train.optimizer import make_optimizer
 from train.recipe import Recipe
-from train.step import How, TrainState
+from train.step import StepOptions, TrainState
 
 
 class Run(NamedTuple):
@@ -30,27 +30,24 @@ class Run(NamedTuple):
     folder: Path
     console: Console
     keep: int = 1
-    """last checkpoints to keep, besides the best"""
+    """number of latest checkpoints to keep, besides the best one"""
     listeners: tuple[Listener, ...] = ()
-    """other readers of the metrics while it lasts"""
+    """they receive each line of the metrics too"""
     first: Params | None = None
-    """parameters to start from, whose buffers the training takes for its own; None: fresh ones"""
+    """parameters to start from, whose buffers are donated to the training; None: fresh ones"""
     layout: Layout = Layout()
-    """the devices, and what lies where on them"""
+    """the mesh, and the rules that shard arrays over it"""
 
     @property
-    def how(self) -> How:
-        """How its steps are run."""
-        return how_of(self.recipe, self.layout)
+    def step_options(self) -> StepOptions:
+        """How its steps are computed."""
+        return step_options(self.recipe)
 
 
-def how_of(recipe: Recipe, layout: Layout) -> How:
-    """How a Recipe's steps are run on some devices."""
-    return How(
-        compute=recipe.compute,
-        accumulate=recipe.accumulate,
-        vocab_chunk=recipe.vocab_chunk,
-        layout=layout,
+def step_options(recipe: Recipe) -> StepOptions:
+    """How a Recipe's steps are computed."""
+    return StepOptions(
+        compute=recipe.compute, accumulate=recipe.accumulate, vocab_chunk=recipe.vocab_chunk
     )
 
 
@@ -63,22 +60,19 @@ class Keys(NamedTuple):
 
 
 def keys(seed: int) -> Keys:
-    """All that follows from a seed; a member of an ensemble has the keys of the run with its seed."""
+    """Return the keys of a seed; a member of an ensemble has the same keys as a single run with its seed."""
     return Keys(*jax.random.split(jax.random.key(seed), 3))
 
 
 def seeds(recipe: Recipe) -> range:
-    """Of the members."""
+    """Return the seeds of the members."""
     return range(recipe.seed, recipe.seed + recipe.seeds)
 
 
 def fresh_state(
-    recipe: Recipe,
-    config: Config,
-    first: Params | None = None,
-    layout: Layout = Layout(),  # noqa: B008  frozen
+    recipe: Recipe, config: Config, first: Params | None = None, layout: Layout = Layout()
 ) -> TrainState:
-    """The state before the first step: with these parameters in every member, or each with fresh ones."""
+    """Return the state before the first step; every member starts from `first`, or from fresh parameters."""
     if layout.mesh is None:
         return _start(recipe, config, first)
     like = state_shapes(recipe, config, layout)
@@ -86,12 +80,8 @@ def fresh_state(
     return jax.jit(partial(_start, recipe, config), out_shardings=where)(first)
 
 
-def state_shapes(
-    recipe: Recipe,
-    config: Config,
-    layout: Layout = Layout(),  # noqa: B008  frozen
-) -> TrainState:
-    """A state's shapes, and where its arrays lie; nothing is allocated."""
+def state_shapes(recipe: Recipe, config: Config, layout: Layout = Layout()) -> TrainState:
+    """Return the shapes and shardings of a state; nothing is allocated."""
     shapes = jax.eval_shape(partial(_start, recipe, config, None))
     if layout.mesh is None:
         first = SingleDeviceSharding(jax.local_devices()[0])
@@ -118,7 +108,7 @@ def _start(recipe: Recipe, config: Config, first: Params | None) -> TrainState:
 
 
 def batch_shapes(recipe: Recipe, layout: Layout, steps: int = 1) -> Batch:
-    """The shapes of the batches of some steps, and where they lie on a mesh; of an ensemble `[n member b ...]`."""
+    """Return the shapes and shardings of the batches of some steps, `[n b ...]`; for an ensemble `[n member b ...]`."""
     members = (recipe.seeds,) if recipe.seeds > 1 else ()
     where = layout.placed(None, *[None] * len(members), layout.batch)
     shape = (steps, *members, recipe.batch)
@@ -129,7 +119,7 @@ def batch_shapes(recipe: Recipe, layout: Layout, steps: int = 1) -> Batch:
 
 
 def draw(run: Run, steps: np.ndarray) -> Batch:
-    """The batches of some steps; of an ensemble `[n member b ...]`. On a mesh, each process draws its rows alone."""
+    """Return the batches of some steps, shaped as in `batch_shapes`. On a mesh each process draws only its own rows."""
 
     def rows(some: Rows) -> Batch:
         each = [run.data.draw(keys(seed).batches, steps, some) for seed in seeds(run.recipe)]

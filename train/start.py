@@ -1,4 +1,4 @@
-"""From a command line to what it names: a Recipe, its text, and the model to go on from, if there is one."""
+"""Read a command line: a Recipe, its text, and the model to start from, if there is one."""
 
 import dataclasses
 import hashlib
@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from jaxformer.config import Config
+from jaxformer.config_checks import unread_fields
 from jaxformer.model.params import Params
 from jaxformer.model.remat import check_saved
 from jaxformer.pretrained.load import load, load_config
@@ -25,34 +26,34 @@ from train.runs import find_model
 
 
 class Opened(NamedTuple):
-    """A Recipe and what it is about."""
+    """A Recipe, its text, and the model that it starts from."""
 
     recipe: Recipe
-    """with the Config of the model that it starts from"""
+    """its config is that of the model to start from"""
     config: Config
     data: Data
     first: Params | None = None
-    """of the model that it starts from, in float32; None: there is none"""
+    """parameters of the model to start from, in float32; None: fresh ones"""
     sha256: str | None = None
-    """of that model: its tokenizer and its parameters"""
+    """hash of that model's tokenizer and parameters"""
 
 
-def open_recipe(recipe: Recipe, layout: Layout = Layout()) -> Opened:  # noqa: B008  frozen
-    """The text, the model and their Config; the model's parameters lie as a run's on these devices do.
+def open_recipe(recipe: Recipe, layout: Layout = Layout()) -> Opened:
+    """Open the text and the model; the parameters are sharded by the layout of the run.
 
     Raises:
-        ValueError: there is no such corpus; a model that jaxformer cannot compute; one of them does not fit the other,
-            or the Recipe.
+        ValueError: an unknown corpus; a model that jaxformer cannot compute; a corpus and a model that do not fit
+            each other, or the Recipe.
         OSError: the corpus or the model cannot be read or downloaded.
     """
     if recipe.start is None:
         data = open_data(recipe)
         return Opened(recipe, recipe.config.for_tokenizer(data.tokenizer), data)
     if recipe.corpus in TASKS:
-        open_data(recipe)  # refuses it before the model is read
+        open_data(recipe)  # raises before the model is read
     place, _ = find_model(recipe.start)
     config = load_config(place)
-    recipe = dataclasses.replace(recipe, config=Architecture(**dataclasses.asdict(config)))
+    recipe = dataclasses.replace(recipe, config=Architecture.of(config))
     recipe.check_context()
     check_saved(config, recipe.compute)
     rules = None if layout.mesh is None else dict(layout.rules)
@@ -62,7 +63,7 @@ def open_recipe(recipe: Recipe, layout: Layout = Layout()) -> Opened:  # noqa: B
 
 
 def open_vocabulary(recipe: Recipe) -> Config:
-    """The Config of a Recipe alone: of a model to start from no parameter is read.
+    """Return the Config of a Recipe, without reading any parameters.
 
     Raises:
         ValueError: as `open_recipe`.
@@ -89,30 +90,23 @@ def read_command(
     args: list[str],
     more: Callable[[str], dict[str, Any]] = lambda preset: {},
 ) -> Kind:
-    """The Recipe, of this kind, that the arguments describe; the first one may be a preset's name.
+    """Read a command line, whose first argument may be the name of a preset.
 
     Args:
         kind: a Recipe with fields of its own.
-        program: how it is called, for its help.
+        program: name of the command, for the help text.
         args: of the command line.
-        more: defaults of the kind's own fields, from the preset's name.
+        more: from the name of the preset to the defaults of the fields that a Recipe lacks.
 
     Raises:
-        ValueError: an unknown preset, or options that contradict each other.
+        ValueError: an unknown preset, options that contradict each other, or an option that nothing would read.
     """
     preset, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("seed", args)
     if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; choose from {', '.join(PRESETS)}")
+        raise ValueError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
     recipe = PRESETS[preset]()
-    given = [argument.partition("=")[0].replace("_", "-") for argument in rest]
-    unread = [name for name in given if name == "--tokenizer" or name.startswith("--config.")]
-    if "--start" in given and unread:
-        raise ValueError(
-            f"{unread[0]} would not be read: a run with --start has the architecture and the tokenizer of "
-            "that model; leave one of them out"
-        )
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    return tyro.cli(
+    command = tyro.cli(
         kind,
         prog=f"{program} {preset}",
         description=f"{inspect.getdoc(PRESETS[preset])}\n\nPresets: {', '.join(PRESETS)}.",
@@ -120,8 +114,25 @@ def read_command(
         args=rest,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    given = [argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in rest]
+    _check_read(command, given)
+    return command
+
+
+def _check_read(command: Recipe, given: list[str]) -> None:
+    """Refuse options that were given and that nothing reads."""
+    unread = {f"config.{name}": why for name, why in unread_fields(command.config).items()}
+    unread |= {f"optimizer.{name}": why for name, why in command.optimizer.unread.items()}
+    for name in given:
+        if command.start is not None and (name == "tokenizer" or name.startswith("config.")):
+            why = f"a run with --start={command.start} has the architecture and the tokenizer of that model"
+            raise ValueError(f"--{name.replace('_', '-')} is not read: {why}; leave it out")
+        if name in unread:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is read only with {unread[name]}; leave it out"
+            )
 
 
 def recipe_of(command: Recipe) -> Recipe:
-    """The part of a command that decides a run's numbers."""
+    """Return the part of a command that determines a run's numbers."""
     return Recipe(**{f.name: getattr(command, f.name) for f in dataclasses.fields(Recipe)})

@@ -1,7 +1,8 @@
-"""A model taken apart: `python -m train.story` trains one that learns induction, and finds out how it does it.
+"""Take a model apart: `python -m train.story` trains a model that learns induction, and finds the heads that do it.
 
-The task is random tokens that repeat: after ... A B ... A comes B. Two layers of attention alone can learn it: a head
-tells each token which one stands before it, and then others look for a token that was told of their own token's like.
+The task is random tokens that repeat: after ... A B ... A comes B. Two attention layers can learn it: a head of the
+first layer copies each token to the next position, and heads of the second layer attend to the positions to which the
+current token was copied.
 """
 
 import sys
@@ -25,16 +26,17 @@ from jaxformer.interp.plots import heat_map
 from jaxformer.model.params import Params
 from jaxformer.model.transformer import forward
 from jaxformer.pretrained.checkpoint import load as load_model
+from train.compiled import many_steps
 from train.data.dataset import open_data
 from train.optimizer import make_optimizer
 from train.presets import PRESETS
 from train.run import fresh_state, keys
-from train.step import How, many_steps
+from train.step import StepOptions
 from train.watch import watcher
 
 
 class Texts(NamedTuple):
-    """Different tokens, twice; and pairs that end in A, of which the clean ones alone hold A B before."""
+    """Random sequences, each twice; and pairs of texts that end in A, where only the clean one has A B before."""
 
     repeated: Int[Array, "b t"]
     clean: Int[Array, "b t"]
@@ -44,28 +46,28 @@ class Texts(NamedTuple):
 
 
 def train(steps: int, chunk: int = 50) -> tuple[Config, Params]:
-    """The induction preset with half its heads, at half its context, in few steps."""
+    """Train the induction preset with half its heads and half its context, in a few steps."""
     recipe = PRESETS["induction"]()
     small = replace(recipe.config, n_heads=2, d_head=32, n_context=31)
     recipe = replace(recipe, config=small, context=31, steps=steps, watch=("induction",))
     data = open_data(recipe)
     config = recipe.config.for_tokenizer(data.tokenizer)
     optimizer = make_optimizer(config, recipe.optimizer, steps)
-    take_steps = many_steps(config, optimizer, How(compute=recipe.compute))
-    look = jax.jit(watcher(recipe.watch, config, data.held_out, recipe.compute))
+    take_steps = many_steps(config, optimizer, StepOptions(compute=recipe.compute))
+    measure = jax.jit(watcher(recipe.watch, config, data.held_out, recipe.compute))
     state = fresh_state(recipe, config)
     print("Train: the loss falls while heads become induction heads")
     for done in range(0, steps, chunk):
         some = np.arange(done, min(done + chunk, steps))
         state, history = take_steps(state, data.draw(keys(recipe.seed).batches, some))
-        loss, best = np.asarray(history["loss"])[-1], np.max(look(state.params)["induction"])
+        loss, best = np.asarray(history["loss"])[-1], np.max(measure(state.params)["induction"])
         print(f"  step {some[-1] + 1:4}  loss {loss:5.3f}  best induction score {best:4.2f}")
     return config, state.params
 
 
 def write_texts(config: Config, rows: int = 16) -> Texts:
-    """As long as the model's positions and vocabulary allow, and 30 tokens at most."""
-    period = min((config.n_context or 30) // 2, 15, config.n_vocab - 1)
+    """Write texts as long as the model's positions and vocabulary allow, up to 30 tokens."""
+    period = min((config.max_length or 30) // 2, 15, config.n_vocab - 1)
     each = jax.random.split(jax.random.key(0), rows)
     tokens = jax.vmap(lambda key: jax.random.permutation(key, config.n_vocab))(each)
     sequence, other, middle = tokens[:, :period], tokens[:, period], period // 2
@@ -77,7 +79,7 @@ def write_texts(config: Config, rows: int = 16) -> Texts:
 
 
 def score(params: Params, config: Config, texts: Texts) -> tuple[Array, Array]:
-    """Induction and previous-token scores; the latter in the first half, where alone it is of use."""
+    """Return induction scores, and previous-token scores in the first half, where induction needs them."""
 
     def one(tokens: Int[Array, " t"]) -> tuple[Array, Array]:
         pattern = forward(params, config, tokens, capture=("pattern",)).activations["pattern"]
@@ -89,49 +91,53 @@ def score(params: Params, config: Config, texts: Texts) -> tuple[Array, Array]:
 
 @jax.jit
 def loss_without(params: Params, config: Config, texts: Texts, silent: Any) -> Float[Array, ""]:
-    """Nats per token in the second half, where a layer's heads are silent: (layer, heads)."""
+    """Return the loss in nats per token of the second half, with the heads `silent` = (layer, heads) ablated."""
     edit = ablate("z", silent[0], head=silent[1])
     run = jax.vmap(lambda tokens: forward(params, config, tokens, edit=edit).logits)
-    told = slice(texts.repeated.shape[1] // 2, -1)
-    chances = jax.nn.log_softmax(run(texts.repeated))[:, told]
-    return -jnp.take_along_axis(chances, texts.repeated[:, 1:][:, told.start :, None], 2).mean()
+    second = slice(texts.repeated.shape[1] // 2, -1)
+    chances = jax.nn.log_softmax(run(texts.repeated))[:, second]
+    return -jnp.take_along_axis(chances, texts.repeated[:, 1:][:, second.start :, None], 2).mean()
 
 
 def patch(params: Params, config: Config, texts: Texts) -> tuple[Array, dict[str, Array]]:
-    """What each head and each path between heads restores of the answer's log-probability: all of it is 1."""
+    """Return how much of the answer's log-probability each head, and each path between heads, restores (1: all)."""
     last = jnp.array([-1])
 
     def metric(logits: Float[Array, "b r v"]) -> Float[Array, ""]:
         chances = jax.nn.log_softmax(logits[:, -1])
         return jnp.take_along_axis(chances, texts.answers[:, None], axis=1).mean()
 
-    run = jax.jit(jax.vmap(lambda tokens: forward(params, config, tokens, read=last).logits))
+    run = jax.jit(jax.vmap(lambda tokens: forward(params, config, tokens, logits_at=last).logits))
     low, high = metric(run(texts.corrupted)), metric(run(texts.clean))
     if abs(high - low) < 1e-3:
-        raise ValueError("this story ends here: whether A B came before makes no difference to B")
-    given = params, config, texts.clean, texts.corrupted, metric
-    heads = patch_sweep(*given, "z", ("layer", "head"), read=last)
-    paths = {kind: path_patch(*given, kind, read=last) for kind in "qkv"}
+        raise ValueError(
+            "this story ends here: the model predicts B equally well without an earlier A B"
+        )
+    inputs = params, config, texts.clean, texts.corrupted, metric
+    heads = patch_sweep(*inputs, "z", ("layer", "head"), logits_at=last)
+    paths = {kind: path_patch(*inputs, kind, logits_at=last) for kind in "qkv"}
     return jax.tree.map(lambda value: (value - low) / (high - low), (heads, paths))
 
 
 def tell(params: Params, config: Config) -> dict[str, Array]:
-    """Print what there is to find; returns numbers of every head, by what they are."""
+    """Print the findings; return scores of every head, by name."""
     texts = write_texts(config)
     induction, previous = score(params, config, texts)
     layer, head = _largest(induction)
     name = f"{layer}.{head}"
     _table(f"1. Look: induction scores; the highest is {name}'s", induction)
     if not layer:
-        raise ValueError(f"this story ends here: no head comes before {name}, to make it one")
+        raise ValueError(
+            f"this story ends here: {name} is in the first layer, with no head before it"
+        )
 
     heads = jnp.indices(induction.shape)
     each = jax.vmap(jax.vmap(lambda *silent: loss_without(params, config, texts, silent)))(*heads)
     _table("2. Ablate: loss on the second half, with one head silent", each)
     alike = jnp.flatnonzero(induction[layer] > induction[layer, head] / 2)
-    whole, none = (loss_without(params, config, texts, (layer, h)) for h in (alike[:0], alike))
+    intact, ablated = (loss_without(params, config, texts, (layer, h)) for h in (alike[:0], alike))
     print(
-        f"  with none silent {whole:.3f}; with all of layer {layer} that score half as much {none:.2f}"
+        f"  with none silent {intact:.3f}; with all of layer {layer} that score half as much {ablated:.2f}"
     )
 
     restored, paths = patch(params, config, texts)
@@ -153,31 +159,31 @@ def tell(params: Params, config: Config) -> dict[str, Array]:
 
 
 def story(*, load: Path | None = None, steps: int = 400, picture: Path = Path("story.png")) -> None:
-    """Find a model's induction head, and what it is made of.
+    """Find the induction head of a model, and the heads that it depends on.
 
     Args:
-        load: the folder of a model to take, say runs/induction/model; None: train one.
-        steps: of the training.
-        picture: where to draw what was found.
+        load: folder of the model to examine, such as runs/induction/model; None: train one.
+        steps: training steps.
+        picture: file for the plot of the scores.
     """
     if picture.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(
-            f"--picture {picture} is no picture; give a file that ends in .png, .svg or .pdf"
-        )
+        raise ValueError(f"--picture {picture} must end in .png, .svg or .pdf")
     if not picture.absolute().parent.is_dir():
-        raise ValueError(f"{picture} cannot be written: there is no such folder")
+        raise ValueError(
+            f"{picture} cannot be written: there is no such folder; choose another --picture"
+        )
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
     config, params = train(steps) if load is None else load_model(load)[:2]
     if config.n_layers < 2 or config.n_kv_heads not in (None, config.n_heads):
         raise ValueError(
-            "this story needs at least two layers, and a key head for each query head; this model has "
+            "this story needs at least two layers, and one key head per query head; this model has "
             f"n_layers={config.n_layers}, n_heads={config.n_heads}, n_kv_heads={config.n_kv_heads}"
         )
-    if min(config.n_vocab - 1, (config.n_context or 4) // 2) < 2:
+    if min(config.n_vocab - 1, (config.max_length or 4) // 2) < 2:
         raise ValueError(
             "this story needs at least three vocabulary entries and a context of four; this model has "
-            f"n_vocab={config.n_vocab}, n_context={config.n_context}"
+            f"n_vocab={config.n_vocab}, n_context={config.max_length}"
         )
     found = tell(params, config)
     by, labels = ("score", "layer", "head"), {"score": list(found)}
@@ -186,7 +192,7 @@ def story(*, load: Path | None = None, steps: int = 400, picture: Path = Path("s
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status."""
+    """Run the command line and return its exit status."""
     try:
         tyro.cli(story, prog="python -m train.story", args=args)
     except (ValueError, OSError) as error:

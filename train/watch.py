@@ -1,4 +1,4 @@
-"""Looking inside while training: scores of every head and sizes of every layer's updates."""
+"""Measurements during training: scores of every head, norms of every layer's updates."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -11,22 +11,23 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Compute, Config
 from jaxformer.interp.heads import induction_score, pattern_entropy, previous_token_score
 from jaxformer.model.params import Params
-from jaxformer.model.stream import widened
+from jaxformer.model.stream import upcast
 from jaxformer.model.transformer import forward
 from train.data.batches import Batch
 from train.recipe import Watch
 
 PROMPTS = 16
+"""Sequences per measurement."""
 
 
 class Look(NamedTuple):
-    """One thing to watch: the sites it reads, on which tokens, and what it makes of them."""
+    """One measurement: the sites that it reads, the tokens to run, and the function to apply."""
 
     sites: tuple[str, ...]
     repeated: bool
-    """look at random tokens that repeat, rather than at the held-out ones"""
+    """run on repeated random tokens instead of the validation tokens"""
     measure: Callable[[dict[str, Array], int], dict[str, Array]]
-    """(activations of one sequence, period of the repeats) -> numbers by layer, and head"""
+    """(activations of one sequence, period of the repeats) -> named values per layer, or per layer and head"""
 
 
 def _update_norms(activations: dict[str, Array], period: int) -> dict[str, Array]:
@@ -50,16 +51,16 @@ LOOKS: dict[Watch, Look] = {
     ),
     "update-norm": Look(("attn_out", "mlp_out"), False, _update_norms),
 }
-"""By name in a Recipe's `watch`."""
+"""The measurements by name, as in `Recipe.watch`."""
 
 
 def watcher(
     names: Iterable[Watch], config: Config, held_out: Batch, compute: Compute
 ) -> Callable[[Params], dict[str, Float[Array, "..."]]]:
-    """A function from parameters to what there is to see, means over a few sequences; to be jitted."""
+    """Return a function from parameters to the named measurements, as means over a few sequences; it can be jitted."""
     looks = [LOOKS[name] for name in names]
-    whole = np.asarray(held_out.counted[0]).any(axis=-1)  # what fills up the batch is no text
-    real = jnp.asarray(np.asarray(held_out.windows[0])[whole][:PROMPTS, :-1])
+    counted = np.asarray(held_out.counted[0]).any(axis=-1)  # padding rows are not text
+    real = jnp.asarray(np.asarray(held_out.windows[0])[counted][:PROMPTS, :-1])
     period = real.shape[1] // 2
     repeats = repeated_tokens(config.n_vocab, period, PROMPTS)
 
@@ -71,8 +72,8 @@ def watcher(
 
         def one(sequence: Int[Array, " t"]) -> dict[str, Array]:
             out = forward(params, config, sequence, capture=sites, compute=compute)
-            shown = jax.tree.map(widened, out.activations)  # means of narrow floats lose digits
-            found = [look.measure(shown, period) for look in chosen]
+            activations = jax.tree.map(upcast, out.activations)  # means of bfloat16 lose digits
+            found = [look.measure(activations, period) for look in chosen]
             return {name: value for each in found for name, value in each.items()}
 
         return jax.tree.map(lambda rows: rows.mean(0), jax.vmap(one)(tokens))
@@ -81,7 +82,7 @@ def watcher(
 
 
 def repeated_tokens(n_vocab: int, period: int, rows: int) -> Int[Array, "rows t"]:
-    """Random tokens, each sequence twice; all different within it where the vocabulary has enough."""
+    """Return random sequences, each repeated once; their tokens differ if the vocabulary is large enough."""
 
     def row(key: Array) -> Array:
         distinct = jax.random.permutation(key, n_vocab)

@@ -1,4 +1,4 @@
-"""One whole run, in each process of pytest, for all tests of what comes after a run."""
+"""One finished run per pytest process, for all tests that need a run."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory):
-    """The run of `helpers.runs.options` alone: to be read, or copied by `helpers.runs.copied_run`."""
+    """The run of `helpers.runs.options` without extra options: read it, or copy it with `helpers.runs.copied_run`."""
     from tests.helpers.runs import Finished, options, write_corpus
     from train.__main__ import main
 

@@ -1,4 +1,4 @@
-"""Batches from a file: the same as from memory, at any size, and a validation that fits into time."""
+"""Batches: the same from a file and from memory, at any size; and validation of bounded size."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_validation_covers_each_target_once(length: int, batch: int, context: in
 
 
 @given(rows=st.integers(1, 20), batch=st.integers(1, 7))
-def test_what_fills_up_the_last_batch_is_not_counted(rows: int, batch: int):
+def test_padding_of_the_last_batch_is_not_counted(rows: int, batch: int):
     windows = np.arange(rows * 4).reshape(rows, 4)
     filled = in_batches(windows, batch)
     assert filled.windows.shape == (-(-rows // batch), batch, 4)
@@ -81,7 +81,7 @@ def test_windows_that_leave_the_corpus_are_refused(starts: list[int]):
 
 
 @given(n=st.integers(50, 10**12), context=st.integers(1, 3000), most=st.integers(1, 2**20))
-def test_held_out_windows_lie_apart_in_the_last_tenth(n: int, context: int, most: int):
+def test_held_out_windows_are_disjoint_and_in_the_last_tenth(n: int, context: int, most: int):
     held = n - n * 9 // 10
     if held <= context:
         with raises(ValueError, n, context, context + 1, "--context"):

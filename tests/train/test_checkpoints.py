@@ -1,4 +1,4 @@
-"""States saved while training goes on."""
+"""Checkpoints saved during training."""
 
 import dataclasses
 import threading
@@ -12,16 +12,16 @@ import tensorstore
 
 from tests.helpers.meshes import MODERN_8, batches_for, layout_of, recipe_of
 from train.checkpoints import Checkpoints
+from train.compiled import many_steps
 from train.optimizer import make_optimizer
-from train.run import fresh_state, how_of
-from train.step import many_steps
+from train.run import fresh_state, step_options
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize("mesh", [None, "data=2,fsdp=4"])
 def test_steps_do_not_change_what_is_being_saved(mesh: str | None, tmp_path: Path, monkeypatch):
-    """They take the state's buffers over; the write begins only when twenty of them have been taken."""
+    """The steps donate the state's buffers; here the write begins only after twenty steps."""
     taken, opened = threading.Event(), tensorstore.open
 
     def open_later(*given: Any, **options: Any) -> Any:
@@ -31,7 +31,7 @@ def test_steps_do_not_change_what_is_being_saved(mesh: str | None, tmp_path: Pat
     recipe = dataclasses.replace(recipe_of(MODERN_8), steps=20, chunk=20, validate_every=20)
     layout = layout_of(mesh)
     optimizer = make_optimizer(recipe.config, recipe.optimizer, recipe.steps)
-    steps: Any = many_steps(recipe.config, optimizer, how_of(recipe, layout))
+    steps: Any = many_steps(recipe.config, optimizer, step_options(recipe), layout)
     state = fresh_state(recipe, recipe.config, layout=layout)
     before = jax.tree.map(np.array, state)
     batches = layout.put(batches_for(recipe), None, layout.batch)

@@ -1,4 +1,4 @@
-"""Runs side by side: a table, a picture, and sentences for folders that hold no run."""
+"""Comparison of runs: a table, a plot, and errors for folders without a run."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from train import compare
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
-    """Two runs' folders that differ in a rate and in how far they came."""
+    """The folders of two runs with different learning rates and numbers of steps."""
     folders = []
     for name, rate, best in (("a", 0.1, 1.5), ("b", 0.2, 1.25)):
         folder = tmp_path / name
@@ -48,7 +48,7 @@ def test_a_table_and_a_picture(runs: list[Path], tmp_path: Path, capsys, monkeyp
     assert "both.png" in out
 
 
-def test_alike_runs_have_no_differences(runs: list[Path]):
+def test_equal_runs_have_no_differences(runs: list[Path]):
     about, _ = compare.read_run(runs[0])
     other, _ = compare.read_run(runs[1])
     assert compare.differences({"a": about, "also a": dict(about)}) == []
@@ -56,7 +56,7 @@ def test_alike_runs_have_no_differences(runs: list[Path]):
     assert compare.differences({"a": about, "b": about | {"recipe.seed": 1}}) == ["recipe.seed"]
 
 
-def test_folders_that_hold_no_run_are_sentences(runs: list[Path], tmp_path: Path, capsys):
+def test_folders_without_a_run_are_refused(runs: list[Path], tmp_path: Path, capsys):
     good, hurt = runs
     nothing, nowhere = tmp_path / "nothing", tmp_path / "no" / "where.png"
     (hurt / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
@@ -75,7 +75,7 @@ def test_folders_that_hold_no_run_are_sentences(runs: list[Path], tmp_path: Path
     check_names(capsys.readouterr().err, good / "run.json")
 
 
-def test_markup_is_shown_as_it_is(runs: list[Path], tmp_path: Path, capsys, monkeypatch):
+def test_markup_is_printed_literally(runs: list[Path], tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = runs[0] / "run.json"
     about = json.loads(path.read_text())

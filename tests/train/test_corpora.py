@@ -1,4 +1,4 @@
-"""Texts to train on: found, split by position, and refused in sentences."""
+"""Texts: found, split by position, or refused."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_a_corpus_that_cannot_be_used_is_refused(tmp_path: Path, content: str | 
         corpora.load_corpus(str(path), "characters", 64)
 
 
-def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path):
+def test_a_missing_corpus_is_refused(tmp_path: Path):
     path = tmp_path / "nothing*"
     with raises(ValueError, path, "python-docs", "shakespeare"):
         corpora.load_corpus(str(path), "characters", 64)

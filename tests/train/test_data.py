@@ -1,4 +1,4 @@
-"""Data: texts, token files and toy tasks are one to the run."""
+"""Data: texts, token files and toy tasks behind one interface."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture
 def written(corpus: Path) -> Path:
-    """The text of `corpus`, as a token file."""
+    """Write the text of `corpus` as a token file."""
     path = corpus.with_suffix(".tokens")
     write_tokens(path, Bytes(), [corpus.read_text()])
     return path
@@ -33,7 +33,7 @@ def test_a_text_and_its_token_file_train_the_same_model(corpus: Path, written: P
     steps, key = np.array([0, 7, 8]), keys(3).batches
     jax.tree.map(np.testing.assert_array_equal, one.draw(key, steps), other.draw(key, steps))
     rows = other.held_out.windows[other.held_out.counted.all(-1)]
-    # But for what is left over behind the last whole window.
+    # Except the tokens after the last full window.
     np.testing.assert_array_equal(one.held_out.windows.reshape(-1, 13)[: len(rows)], rows)
     assert main(text) == main(file) == 0
     jax.tree.map(np.testing.assert_array_equal, final_state(text), final_state(file))

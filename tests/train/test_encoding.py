@@ -1,4 +1,4 @@
-"""Texts by subwords: whole or in pieces the same tokens, with what begins a text at its beginning alone."""
+"""Subwords: a text has the same tokens at once and in pieces, with special tokens only around the text."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxformer import Bytes, Characters, forward, keep
+from jaxformer import Bytes, Characters, forward, identity
 from jaxformer.text.subwords import Subwords, byte_level, sentencepiece, template
 from tests.helpers.models import SEED, random_params
 from tests.helpers.tuned import TEXT, subwords
@@ -68,7 +68,7 @@ def test_a_long_text_is_cut_often(tokenizer: Subwords):
     np.testing.assert_array_equal(np.concatenate([ids for ids, _ in parts]), tokenizer.encode(text))
 
 
-def test_what_is_around_a_text(tokenizer: Subwords):
+def test_a_frame_has_the_special_tokens_around_a_text(tokenizer: Subwords):
     before, after, plain = frame(tokenizer)
     whole = np.concatenate([before, plain.encode(ODD), after])
     np.testing.assert_array_equal(whole, tokenizer.encode(ODD))
@@ -105,20 +105,20 @@ def test_a_corpus_is_one_text_that_is_cut_between_tokens(tokenizer: Subwords, tm
     assert corpus.characters_per_token == pytest.approx(len(text) / len(whole), rel=0.2)
 
 
-def test_vocabularies_are_told_apart():
+def test_different_vocabularies_are_distinguished():
     assert vocabulary(subwords()) == vocabulary(subwords(ends=True))
     others = [subwords(), Characters("ab"), Characters("ba"), Bytes()]
     assert all(vocabulary(a) != vocabulary(b) for a, b in pairwise(others))
 
 
-def test_a_model_never_says_what_its_tokenizer_has_no_text_for():
+def test_a_model_never_generates_entries_without_a_token():
     small = Characters("abc")
     edit = sayable(SEED, small)
     logits = forward(random_params(SEED), SEED, jnp.arange(3), edit=edit).logits
     assert bool(jnp.isneginf(logits[:, 3:]).all())
     assert bool(jnp.isfinite(logits[:, :3]).all())
-    assert sayable(SEED, Characters("abcdefghijk")) is keep
-    assert sayable(SEED, small) is edit  # or each run would be compiled anew
+    assert sayable(SEED, Characters("abcdefghijk")) is identity
+    assert sayable(SEED, small) is edit  # another edit would recompile
 
 
 def test_the_text_of_the_tests_has_tokens():

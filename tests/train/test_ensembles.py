@@ -1,4 +1,4 @@
-"""Ensembles: every member is the run that its seed alone would have been."""
+"""Ensembles: every member equals the single run with its seed."""
 
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,10 @@ from jaxformer import load
 from tests.helpers.runs import assert_same_run, folder_of, numbers, options
 from train import loop
 from train.__main__ import main, parse
+from train.compiled import many_steps, validation_sums
 from train.data.dataset import open_data
 from train.optimizer import make_optimizer
 from train.run import Run, draw, fresh_state, member
-from train.step import many_steps, validation_sums
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -30,10 +30,10 @@ def run_of(corpus: Path, *extra: str) -> Run:
 
 
 def trained(run: Run, steps: int) -> Any:
-    """The parameters after some steps, and each step's loss."""
+    """Return the parameters after some steps, and the loss of each step."""
     recipe = run.recipe
     optimizer = make_optimizer(run.config, recipe.optimizer, recipe.steps)
-    advance = many_steps(run.config, optimizer, run.how, members=recipe.seeds)
+    advance = many_steps(run.config, optimizer, run.step_options, run.layout, members=recipe.seeds)
     state, history = advance(fresh_state(recipe, run.config), draw(run, np.arange(steps)))
     return state.params, history["loss"]
 
@@ -46,7 +46,7 @@ def test_a_member_is_the_single_run_of_its_seed(corpus: Path, extra: tuple[str, 
     batches = draw(ensemble, np.arange(5))
     assert batches.windows.shape == (5, 3, 4, 13)
     held_out = jax.tree.map(jnp.asarray, ensemble.data.held_out)
-    sums = validation_sums(ensemble.config, ensemble.how, 3)(together, held_out)
+    sums = validation_sums(ensemble.config, ensemble.step_options, members=3)(together, held_out)
     for index in (0, 2):
         single = run_of(corpus, "--seed", str(5 + index), *extra)
         alone = draw(single, np.arange(5))
@@ -56,7 +56,7 @@ def test_a_member_is_the_single_run_of_its_seed(corpus: Path, extra: tuple[str, 
         np.testing.assert_allclose(losses[:, index], history, rtol=1e-5)
         close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
         jax.tree.map(close, member(together, index, 3), params)
-        own = validation_sums(single.config, single.how)(params, held_out)
+        own = validation_sums(single.config, single.step_options)(params, held_out)
         np.testing.assert_allclose(sums[index], own, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Pages of figures: a panel for all that a run's metrics hold."""
+"""Figures: a panel for each metric of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ PANELS = {"loss (nats per token)", "learning rate", "milliseconds per step", "no
 
 
 def lines(members: int = 1, watched: bool = False) -> list[dict[str, Any]]:
-    """Metrics of a run of 2 layers and 3 heads."""
+    """Return metrics of a run with 2 layers and 3 heads."""
     found: list[dict[str, Any]] = []
     many = () if members == 1 else (members,)
     for step in (0, 10, 20):
@@ -28,7 +28,7 @@ def lines(members: int = 1, watched: bool = False) -> list[dict[str, Any]]:
 
 
 def panels(figure: Any) -> set[str]:
-    """What they are of; a head's panel is named by its title."""
+    """Return the names of the panels; a heat map of heads is named by its title."""
     return {axes.get_title() or axes.get_ylabel() for axes in figure.axes if axes.axison} - {""}
 
 
@@ -64,7 +64,7 @@ def test_the_heads_panel_holds_every_head_of_the_first_member():
 @pytest.mark.slow
 def test_pages_are_pictures(tmp_path: Path):
     write_report(tmp_path / "report.png", lines(watched=True), {"unigram": 2.7}, 0.5)
-    write_report(tmp_path / "bare.png", lines()[:1], {})  # a run that has only just begun
+    write_report(tmp_path / "bare.png", lines()[:1], {})  # only the first line of a run
     write_comparison(tmp_path / "compare.png", {"a": lines(), "b": lines(members=3)})
     for name in ("report", "bare", "compare"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")

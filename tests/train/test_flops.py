@@ -1,4 +1,4 @@
-"""Counted arithmetic: of a traced program, and by formula."""
+"""FLOPs, counted in a traced program and computed from sizes; the datasheets."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from train.plan.hardware import HARDWARE, assumptions, find_hardware, step_secon
 CONTEXT = 5
 TOKENS = jax.ShapeDtypeStruct((CONTEXT,), jnp.int32)
 SQUARE = jax.ShapeDtypeStruct((4, 4), jnp.float32)
-ONE = 2 * 4**3  # a product of two such
+ONE = 2 * 4**3  # FLOPs of one such product
 
 
 def gradient(config, remat: Remat = "none"):
@@ -40,17 +40,17 @@ def test_a_gradient_has_two_more_products_for_each_of_the_forward_pass(name: str
 
 
 @three_models
-def test_rematerialised_blocks_are_computed_again_but_for_what_nothing_reads(name: str):
-    """A block's last product only writes to the stream, and of a parallel block both that do.
+def test_rematerialised_blocks_are_recomputed_except_what_nothing_reads(name: str):
+    """The backward pass does not need the output of a block's last product (of both in a parallel block).
 
-    Of a sum the backward pass needs no operand, but a norm of it does.
+    The gradient of a sum needs no operand, but a norm after it does.
     """
     config = NAMED[name]
     plain = program_flops(gradient(config), abstract(config), TOKENS)
     again = program_flops(gradient(config, "block"), abstract(config), TOKENS)
     size = config.sizes
     blocks = forward_flops(config, CONTEXT) - 2 * CONTEXT * size["d"] * size["v"]
-    unread = 0 if config.norms("after") else size["f"] or size["n"] * size["h"]
+    unread = 0 if config.has_norm("after") else size["f"] or size["n"] * size["h"]
     if config.parallel:
         unread += size["n"] * size["h"]
     assert again - plain == blocks - 2 * CONTEXT * size["l"] * size["d"] * unread
@@ -63,7 +63,7 @@ def test_a_batch_costs_as_much_as_its_sequences():
     assert program_flops(many, abstract(config), tokens) == 3 * forward_flops(config, CONTEXT)
 
 
-def test_loops_count_their_turns_and_conditions_their_dearest_branch():
+def test_loops_count_iterations_and_conditions_their_most_expensive_branch():
     def power(x):
         return jax.lax.scan(lambda x, _: (x @ x, None), x, length=7)[0]
 
@@ -83,7 +83,7 @@ def test_what_nothing_reads_is_not_counted():
     assert program_flops(lambda x: (x @ x, x)[1], SQUARE) == 0
 
 
-def test_a_while_loop_with_products_is_a_sentence():
+def test_a_while_loop_with_products_is_refused():
     def until(turn):
         return lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, turn, x)
 

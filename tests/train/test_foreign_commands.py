@@ -1,4 +1,4 @@
-"""Models of other makers in the commands: `train.sample`, `train.prepare` and `python -m benchmarks`."""
+"""Published models in the commands `train.sample`, `train.prepare` and `python -m benchmarks`."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def with_tokenizer(path: Path) -> Path:
-    """A GGUF file with the same tokenizer in it."""
+    """Write a GGUF file that contains this tokenizer."""
 
     def edit(writer: gguf.GGUFWriter) -> None:
         tokens = [*LETTERS, *("".join(pair) for pair in MERGES)]
@@ -40,7 +40,7 @@ def with_tokenizer(path: Path) -> Path:
 
 
 def greedy(place: Path, text: str, n: int) -> str:
-    """What `forward` alone says, of the tokens that have a text."""
+    """Return the argmax of `forward` among vocabulary entries that have a token."""
     config, params, _ = load(place)
     tokens = opening(subwords(), text).tolist()
     begun = len(tokens)
@@ -53,13 +53,13 @@ def greedy(place: Path, text: str, n: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
-def test_a_foreign_model_goes_on_with_a_text(kind: str, tmp_path: Path, capsys):
+def test_a_foreign_model_continues_a_text(kind: str, tmp_path: Path, capsys):
     place = foreign(tmp_path / "m") if kind == "folder" else with_tokenizer(tmp_path / "m.gguf")
     command = ["--prompt", "the cat", "--n", "12", "--temperature", "0"]
     assert sample.main([str(place), *command]) == 0
     out, err = capsys.readouterr()
     said = greedy(place, "the cat", 12)
-    assert out == f"{said}\n"  # and no <s> before it
+    assert out == f"{said}\n"  # without <s>
     check_names(err, "12 tokens")
     stop = said[len("the cat") + 3 : len("the cat") + 5]
     assert sample.main([str(place), *command, "--stop", stop]) == 0
@@ -68,7 +68,7 @@ def test_a_foreign_model_goes_on_with_a_text(kind: str, tmp_path: Path, capsys):
 
 
 @pytest.mark.slow
-def test_without_a_prompt_a_text_begins_as_the_tokenizer_begins_it(tmp_path: Path, capsys):
+def test_without_a_prompt_a_text_begins_with_the_tokenizer_s_first_token(tmp_path: Path, capsys):
     place = foreign(tmp_path / "m")
     command = [str(place), "--n", "5", "--temperature", "0"]
     assert sample.main(command) == 0
@@ -76,16 +76,16 @@ def test_without_a_prompt_a_text_begins_as_the_tokenizer_begins_it(tmp_path: Pat
     assert sample.main([*command, "--prompt", ""]) == 0
     assert capsys.readouterr().out == empty
     assert len(subwords().encode(empty[:-1])) > 1
-    ours, params = tmp_path / "ours", init(SEED, jax.random.key(0))
-    save(ours, SEED, params, Characters("\nbcdefghijk"))
-    assert sample.main([str(ours), "--n", "5"]) == 0
+    folder, params = tmp_path / "model", init(SEED, jax.random.key(0))
+    save(folder, SEED, params, Characters("\nbcdefghijk"))
+    assert sample.main([str(folder), "--n", "5"]) == 0
     assert len(capsys.readouterr().out) == 1 + 5 + 1
-    save(ours, SEED, params, Characters("abcdefghijk"))
-    assert sample.main([str(ours), "--n", "5"]) == 1
+    save(folder, SEED, params, Characters("abcdefghijk"))
+    assert sample.main([str(folder), "--n", "5"]) == 1
     check_names(capsys.readouterr().err, "--prompt")
 
 
-def test_a_text_that_every_ending_token_would_end_is_gone_on_with(tmp_path: Path):
+def test_a_prompt_has_no_token_that_ends_a_text(tmp_path: Path):
     ended = subwords(ends=True)
     assert ended.encode("the cat").tolist() == [*subwords().encode("the cat").tolist(), 0]
     np.testing.assert_array_equal(opening(ended, "the cat"), subwords().encode("the cat"))
@@ -97,7 +97,7 @@ def test_a_model_without_a_tokenizer_has_no_text(tmp_path: Path, capsys):
     check_names(capsys.readouterr().err, place)
 
 
-def test_a_long_text_of_a_model_without_a_table_takes_no_more_than_a_gib():
+def test_a_model_without_a_position_table_caches_at_most_1_gib():
     big = Config(
         n_layers=30, d_model=576, n_heads=9, n_kv_heads=3, d_head=64, d_mlp=1536, n_vocab=9
     )
@@ -107,16 +107,16 @@ def test_a_long_text_of_a_model_without_a_table_takes_no_more_than_a_gib():
     assert sample.room(none, 4) == sample.AT_ONCE
 
 
-@pytest.mark.parametrize("kind", ["folder", "gguf", "ours", "run"])
+@pytest.mark.parametrize("kind", ["folder", "gguf", "saved", "run"])
 def test_a_text_is_prepared_by_a_model_s_tokenizer(kind: str, tmp_path: Path):
     text, place = text_at(tmp_path), tmp_path / "m"
     if kind == "gguf":
         place = with_tokenizer(tmp_path / "m.gguf")
     else:
         foreign(place)
-    if kind in ("ours", "run"):
+    if kind in ("saved", "run"):
         config, params, tokenizer = load(place)
-        place = tmp_path / "ours"
+        place = tmp_path / "saved"
         save(place / "model" if kind == "run" else place, config, params, tokenizer)
     if kind == "run":
         (place / "run.json").write_text('{"corpus_sha256": "", "recipe": {"context": 9}}')
@@ -139,14 +139,14 @@ def test_a_benchmark_takes_any_model_s_config(tmp_path: Path):
     folder = foreign(tmp_path / "small", "gemma2-plain")
     own = tmp_path / "config.json"
     own.write_text(CLASSIC.to_json())
-    renamed = tmp_path / "theirs.json"
+    renamed = tmp_path / "other.json"
     renamed.write_text((folder / "config.json").read_text())
     model = tmp_path / "run" / "model"
     save(model, SEED, init(SEED, jax.random.key(0)), None)
     expected = {
         str(folder): ("small", load_config(folder)),
         str(folder / "config.json"): ("small", load_config(folder)),
-        str(renamed): ("theirs", load_config(folder)),
+        str(renamed): ("other", load_config(folder)),
         str(quantised(tmp_path / "tiny.gguf")): ("tiny", load_config(tmp_path / "tiny.gguf")),
         str(own): (tmp_path.name, CLASSIC),
         str(model): ("run", SEED),
@@ -157,7 +157,7 @@ def test_a_benchmark_takes_any_model_s_config(tmp_path: Path):
         assert (case.name, case.config) == (name, config)
 
 
-def test_a_path_of_two_names_is_a_name():
+def test_the_name_of_a_model_is_the_last_part_of_its_path():
     assert name_of("org/name-1.5b") == "name-1.5b"
     assert name_of("gpt2") == "gpt2"
     assert name_of("m/model.safetensors.Q4_1.gguf") == "model.safetensors.Q4_1"
@@ -172,7 +172,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_config_that_is_none_is_a_sentence(bench, tmp_path: Path, what: str):
+def test_a_bad_config_file_is_refused(bench, tmp_path: Path, what: str):
     text, named = BAD[what]
     path = tmp_path / "bad.json"
     path.write_text(text)

@@ -1,4 +1,4 @@
-"""The loss in chunks of the vocabulary: the same numbers, without the logits of all of it."""
+"""The loss in chunks of the vocabulary: the same numbers, without all logits at once."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ from train.presets import PRESETS
 
 LENGTH = 6
 WIDE = dataclasses.replace(
-    NAMED["modern"], n_layers=0, n_vocab=24, unembed_bias=True, logit_cap=5.0
+    NAMED["modern"], n_layers=0, n_vocab=24, unembed_bias=True, logit_soft_cap=5.0
 )
 """A vocabulary that devices can share."""
 
@@ -37,7 +37,7 @@ def by_optax(params, config: Config, window):
 
 
 def with_gradient(function: Any, params, config: Config, window, **options):
-    """Each loss, and the gradient of a sum in which each counts otherwise."""
+    """Return each loss, and the gradient of their weighted sum."""
     weights = jnp.arange(1, len(window), dtype=params.W_E.dtype)
 
     def run(params):
@@ -62,7 +62,7 @@ def check_chunks(config: Config, sizes: tuple[int, ...]) -> None:
 @pytest.mark.slow(unless=("seed",))
 @every_model
 def test_chunks_give_optax_s_losses_and_gradients(name: str, x64):
-    """Of a vocabulary of a prime number of entries; without layers, which do not matter here."""
+    """With a prime number of vocabulary entries; without layers, which do not matter here."""
     check_chunks(dataclasses.replace(NAMED[name], n_layers=0), (1, 7))
 
 
@@ -72,7 +72,7 @@ def test_so_do_chunks_of_any_size(x64):
 
 
 @pytest.mark.slow
-def test_a_vocabulary_in_parts_has_some_of_each_in_every_chunk(x64):
+def test_every_chunk_has_entries_of_every_shard(x64):
     shapes = {1: (1, 1), 5: (4, 1), 10: (8, 1), 23: (8, 2), 40: (8, 3)}
     assert {size: chunk_shape(WIDE.n_vocab, size) for size in shapes} == shapes
     check_chunks(WIDE, (*shapes,))
@@ -100,7 +100,7 @@ def test_a_batch_has_the_losses_of_its_windows_in_narrow_dtypes_too(name: str, d
 
 
 def shapes_of(config: Config, vocab_chunk: int | None, batch: int, context: int) -> set[tuple]:
-    """Every array's shape in the compiled gradient of a batch's loss."""
+    """Return the shapes of all arrays in the compiled gradient of a batch's loss."""
 
     def mean(params, windows):
         run = partial(losses, params, config, vocab_chunk=vocab_chunk)
@@ -114,8 +114,8 @@ def shapes_of(config: Config, vocab_chunk: int | None, batch: int, context: int)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_vocab", "tied"), [(97, True), (96, False)])
-def test_no_program_in_chunks_has_the_whole_logits(n_vocab: int, tied: bool):
-    """Not the forward's, which nobody reads, nor their derivatives: v is beside d alone."""
+def test_no_program_in_chunks_has_all_logits(n_vocab: int, tied: bool):
+    """Neither those of the forward pass, which nothing reads, nor derivatives: v is an axis only together with d."""
     config = dataclasses.replace(SEED, n_vocab=n_vocab, tied=tied, n_layers=1)
 
     def large(chunk: int | None) -> set[tuple]:

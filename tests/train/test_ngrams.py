@@ -1,4 +1,4 @@
-"""The yardsticks that count: n-gram losses."""
+"""Losses of n-gram models."""
 
 from collections import Counter
 
@@ -10,7 +10,10 @@ from train.data.ngrams import ngram_losses
 
 def test_ngram_losses_are_those_of_counting_by_hand():
     rng = np.random.default_rng(0)
-    train, held_out = rng.integers(0, 4, 300), rng.integers(0, 5, 80)  # token 4 was never seen
+    train, held_out = (
+        rng.integers(0, 4, 300),
+        rng.integers(0, 5, 80),
+    )  # token 4 is not in the training data
 
     def p(history: tuple[int, ...], token: int) -> float:
         order = len(history)

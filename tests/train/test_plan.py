@@ -1,4 +1,4 @@
-"""What a plan says before anything is allocated, held to what a run on a mesh of that size then takes."""
+"""Plans of memory and collectives, compared with runs on a mesh of the same size."""
 
 import dataclasses
 import subprocess
@@ -12,32 +12,32 @@ import pytest
 from jaxformer import count
 from tests.helpers.errors import check_names
 from tests.helpers.meshes import MODERN_8, batches_for, layout_of, recipe_of
+from train.compiled import many_steps
 from train.optimizer import make_optimizer
 from train.plan.__main__ import main
 from train.plan.memory import own_bytes, plan
 from train.presets import PRESETS
-from train.run import fresh_state, how_of
-from train.step import many_steps
+from train.run import fresh_state, step_options
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def first_device_bytes(tree: Any) -> int:
-    """What really lies on the first device."""
+    """Return the bytes that are actually stored on the first device."""
     shards = (shard for x in jax.tree.leaves(tree) for shard in x.addressable_shards)
     return sum(shard.data.nbytes for shard in shards if shard.device == jax.devices()[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=1", "data=2,fsdp=2,tensor=2", "data=2,sequence=4"])
-def test_a_plan_is_what_the_run_of_that_mesh_takes(mesh: str):
+def test_a_plan_equals_what_a_run_on_that_mesh_takes(mesh: str):
     recipe = dataclasses.replace(recipe_of(MODERN_8), steps=1, chunk=1, validate_every=1)
     layout = layout_of(mesh)
     planned = plan(recipe, recipe.config, layout)
     state = fresh_state(recipe, recipe.config, layout=layout)
     batches = layout.put(batches_for(recipe), None, layout.batch)
     optimizer = make_optimizer(recipe.config, recipe.optimizer, recipe.steps)
-    steps: Any = many_steps(recipe.config, optimizer, how_of(recipe, layout))
+    steps: Any = many_steps(recipe.config, optimizer, step_options(recipe), layout)
     ran = steps.lower(state, batches).compile()
     analysis = ran.memory_analysis()
     assert planned.parameters == first_device_bytes(state.params)
@@ -66,7 +66,7 @@ def test_the_command_plans_for_many_devices_in_a_process_of_its_own():
     check_names(said, "1,557,611,200", "data=4,fsdp=16", "64 devices", "all-gather", "temporaries")
     check_names(said, "h100", "989 TFLOP/s")
     parameters = float(said.split("parameters  ")[1].split()[0].replace(",", ""))
-    # Only biases and norms of heads and neurons are not cut by fsdp.
+    # fsdp shards everything except biases and norms of heads and neurons.
     assert parameters == pytest.approx(1_557_611_200 * 4 / 16 / 1e6, rel=0.01)
 
 
@@ -85,7 +85,7 @@ def test_the_command_plans_for_many_devices_in_a_process_of_its_own():
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_refused(capsys: Any, args: list[str], named: Any):
-    assert len(jax.devices()) == 8  # JAX has begun
+    assert len(jax.devices()) == 8  # JAX is already initialized
     assert main(args) == 1
     check_names(capsys.readouterr().err, *named)
 

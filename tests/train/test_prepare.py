@@ -1,4 +1,4 @@
-"""The command that writes token files: what a corpus would hold, and every failure a sentence."""
+"""The command that writes token files: the tokens of a corpus, or an error in one line."""
 
 import errno
 import json
@@ -94,7 +94,7 @@ def refused(capsys, command: list[str], *named: object) -> None:
 
 
 def test_what_cannot_be_prepared_is_refused(tmp_path: Path, notes: Path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # nobody is asked
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # no network
     out = ["--out", str(tmp_path / "corpus.tokens")]
     (tmp_path / "latin.txt").write_bytes(b"x" * 2**18 + b"caf\xe9 au lait")
     (tmp_path / "half.txt").write_bytes("só €".encode()[:-1])
@@ -143,8 +143,8 @@ def test_a_name_that_is_taken_is_kept(tmp_path: Path, notes: Path, written: Path
     assert notes.read_text() == TEXT
 
 
-def test_a_full_disk_is_a_sentence_and_keeps_the_old_file(notes: Path, written: Path, capsys):
-    """Files may not grow past a limit, as on a full disk."""
+def test_a_full_disk_is_an_error_and_keeps_the_old_file(notes: Path, written: Path, capsys):
+    """A limit on the size of files stands for a full disk."""
     before = written.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))

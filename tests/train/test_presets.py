@@ -1,4 +1,4 @@
-"""The presets: what they promise to have in common, and that the toy tasks teach what they should."""
+"""Presets: what they have in common, and what the toy tasks teach."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ COMPARED = ("nanogpt-cpu", "baby", "seed-best")
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_says_what_it_is_and_is_sound(name: str):
+def test_every_preset_is_documented_and_valid(name: str):
     assert (PRESETS[name].__doc__ or "").strip()
     recipe = PRESETS[name]()
     if recipe.corpus in TASKS or recipe.corpus == "python-docs":
@@ -26,11 +26,13 @@ def test_every_preset_says_what_it_is_and_is_sound(name: str):
         assert count(recipe.config.for_tokenizer(data.tokenizer)) > 0
 
 
-def test_what_is_compared_has_one_budget_of_tokens_and_of_parameters():
+def test_compared_presets_have_the_same_tokens_and_parameters():
     recipes = [PRESETS[name]() for name in COMPARED]
     assert {r.batch * r.context * r.steps for r in recipes} == {12 * 64 * 2000}
     assert {r.corpus for r in recipes} == {"shakespeare"}
-    of_shakespeare = Characters("".join(map(chr, range(65))))  # as many kinds of characters
+    of_shakespeare = Characters(
+        "".join(map(chr, range(65)))
+    )  # the number of characters in that text
     sizes = [count(r.config.for_tokenizer(of_shakespeare)) for r in recipes]
     assert max(sizes) < 1.01 * min(sizes)
 
@@ -43,7 +45,7 @@ def test_seed_best_is_a_seed_model():
 @pytest.mark.processes
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_two_layers_form_an_induction_head_and_one_does_not(n_layers: int, tmp_path: Path):
-    """Half the preset's heads and context, in processes of their own: the tests' XLA does not optimise."""
+    """Half the heads and context of the preset, in separate processes, because XLA does not optimise in the tests."""
     command = [
         sys.executable, "-m", "train", "induction", "--config.n-layers", str(n_layers), "--config.n-heads", "2",
         "--config.d-head", "32", "--config.n-context", "31", "--context", "31", "--steps", "400",

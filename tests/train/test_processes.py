@@ -1,11 +1,8 @@
-"""Several processes on the loopback interface: one run, whoever takes part in it, and sentences where one is gone."""
+"""Several processes on the loopback interface: one run with the numbers of one process, and errors for lost ones."""
 
 import errno
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,17 @@ import jax
 import pytest
 
 from tests.helpers.errors import check_names
-from tests.helpers.runs import ROOT, folder_of, kept_steps, numbers, options
+from tests.helpers.runs import folder_of, kept_steps, numbers, options
+from tests.train.processes import (
+    SIZE,
+    TIMEOUT,
+    ended,
+    free_port,
+    own_lines,
+    start,
+    start_all,
+    wait_for_step_10,
+)
 from train.__main__ import main
 from train.devices.guard import LOST
 from train.devices.processes import is_loss
@@ -22,71 +29,12 @@ from train.metrics import read_metrics
 from train.runs import RunError
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("standard_promotion")]
-
-# A toy task, whose runs end without a sample: less to compile.
-SIZE = ["--config.d-model", "16", "--batch", "8", "--corpus", "brackets", "--context", "13"]
 TEXT = ["--config.d-model", "16", "--batch", "8", "--tokenizer", "bytes"]
-PATIENCE = 20
-
-
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
-
-
-def start(program: list[str], devices: int = 1, **environment: str) -> subprocess.Popen[str]:
-    """A process with this number of devices."""
-    # Of an option that comes twice the last counts.
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, *program], cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags} | environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def start_all(command: list[str], number: int, each: int = 1, *own: list[str]) -> list[Any]:
-    """The processes of a run; the nth has some options of its own."""
-    group = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(number)]
-    group += ["--patience", str(PATIENCE), "--process"]
-    extra = own or [[]] * number
-    return [
-        start(["-m", "train", *command, *group, str(i), *extra[i]], each) for i in range(number)
-    ]
-
-
-def wait_for_step_10(processes: list[Any], folder: Path) -> None:
-    """Until a checkpoint of it is there, while all of them live."""
-    deadline = time.monotonic() + 150
-    while 10 not in kept_steps(folder):
-        assert all(process.poll() is None for process in processes), ended(processes)
-        assert time.monotonic() < deadline, ended(processes, 1)
-        time.sleep(0.02)
-
-
-def ended(processes: list[Any], seconds: float = 180) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of each."""
-    deadline = time.monotonic() + seconds
-    results = []
-    for process in processes:
-        try:
-            said = process.communicate(timeout=max(deadline - time.monotonic(), 1))
-        except subprocess.TimeoutExpired:
-            for each in processes:
-                each.kill()
-            raise
-        results.append((process.returncode, *said))
-    return results
-
-
-def own_lines(output: str) -> list[str]:
-    """What we printed: Gloo, which joins processes on CPU, prints too."""
-    return [line for line in output.splitlines() if not line.startswith("[Gloo]")]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a child through /proc")
-def test_two_processes_lose_one_and_four_go_on_to_the_numbers_of_one(corpus: Path):
-    # Long enough to be met in the middle; the recipe's number of steps is the schedule's too.
+def test_four_processes_resume_a_run_of_two_with_the_numbers_of_one(corpus: Path):
+    # The runs need the same --steps, which the schedule depends on, and enough of them to kill one in the middle.
     size = [*SIZE, "--chunk", "1", "--validate-every", "10"]
     whole = options(corpus, "whole", 30, *size)
     shared = options(corpus, "shared", 30, *size, "--mesh", "data=2,fsdp=2")
@@ -95,16 +43,16 @@ def test_two_processes_lose_one_and_four_go_on_to_the_numbers_of_one(corpus: Pat
     wait_for_step_10(pair, folder)
     guard = pair[1].pid
     worker, *_ = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
-    pair[1].kill()  # the guard, whose worker must not stay behind
+    pair[1].kill()  # the guard; its worker must exit too
     begun = time.monotonic()
-    (status, out, error), (killed, quiet, _) = ended(pair, PATIENCE + 30)
-    assert time.monotonic() - begun < PATIENCE + 15
+    (status, out, error), (killed, quiet, _) = ended(pair, TIMEOUT + 30)
+    assert time.monotonic() - begun < TIMEOUT + 15
     assert (status, killed) == (LOST, -signal.SIGKILL), error
-    stat = Path(f"/proc/{worker}/stat")  # of a zombie only its number is left
+    stat = Path(f"/proc/{worker}/stat")  # a zombie keeps its number
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
     last = error.splitlines()[-1]
     assert last.startswith("error: ")
-    check_names(last, "--patience", "--resume")
+    check_names(last, "--timeout", "--resume")
     assert "validation loss" in out
     assert own_lines(quiet) == []
     saved = max(kept_steps(folder))
@@ -119,7 +67,9 @@ def test_two_processes_lose_one_and_four_go_on_to_the_numbers_of_one(corpus: Pat
         assert line["step"] == own["step"]
         for name in line.keys() & {"loss", "validation_loss", "gradient_norm"}:
             assert line[name] == pytest.approx(own[name], rel=1e-5)
-    parts = (folder / "checkpoints" / "30" / "state").glob("ocdbt.process_*")  # each wrote its own
+    parts = (folder / "checkpoints" / "30" / "state").glob(
+        "ocdbt.process_*"
+    )  # each process wrote its own part
     assert {path.name for path in parts} == {f"ocdbt.process_{i}" for i in range(4)}
 
 
@@ -143,16 +93,16 @@ def test_processes_with_different_options_are_refused(corpus: Path):
     assert not folder_of(command).exists()
 
 
-def test_a_coordinator_that_is_not_there_is_waited_for_as_long_as_said(corpus: Path):
+def test_a_missing_coordinator_ends_the_process_after_the_timeout(corpus: Path):
     command = options(corpus, "alone", 30, *SIZE, "--mesh", "data=2")
     where = f"127.0.0.1:{free_port()}"
-    group = ["--coordinator", where, "--processes", "2", "--process", "1", "--patience", "2"]
+    group = ["--coordinator", where, "--processes", "2", "--process", "1", "--timeout", "2"]
     [(status, out, error)] = ended([start(["-m", "train", *command, *group])])
     assert status == LOST
     assert out == ""
     last = error.splitlines()[-1]
     assert last.startswith("error: ")
-    check_names(last, "2 s", "--patience", f"--coordinator {where}")
+    check_names(last, "2 s", "--timeout", f"--coordinator {where}")
 
 
 ROWS = """
@@ -183,7 +133,7 @@ print("half of the rows")
 """
 
 
-def test_each_process_reads_its_own_rows_alone(corpus: Path):
+def test_each_process_reads_only_its_own_rows(corpus: Path):
     command = options(corpus, "rows", 30, *TEXT)
     where = f"127.0.0.1:{free_port()}"
     results = ended([start(["-c", ROWS, where, str(i), *command]) for i in range(2)])
@@ -200,10 +150,12 @@ def test_each_process_reads_its_own_rows_alone(corpus: Path):
         (("--coordinator", "a:1", "--processes", "2", "--process", "2"), ("process=2", "processes=2")),
         (("--processes", "2"), ("--processes", "--process", "--coordinator")),
         (("--coordinator", "auto", "--process", "1"), ("--processes", "--process", "--coordinator")),
-        (("--patience", "0"), ("patience=0", 1)),
+        (("--timeout", "0"), ("timeout=0", 1)),
     ],
 )  # fmt: skip
-def test_what_describes_no_group_is_refused(corpus: Path, capsys: Any, extra: Any, named: Any):
+def test_contradicting_process_options_are_refused(
+    corpus: Path, capsys: Any, extra: Any, named: Any
+):
     with pytest.raises(SystemExit):
         main(options(corpus, "refused", 10, *extra))
     said = capsys.readouterr().err.replace("│", " ")
@@ -225,8 +177,8 @@ def open_mpi(process: int, port: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("cluster", [slurm, open_mpi])
-def test_under_a_cluster_s_launcher_the_processes_find_each_other(corpus: Path, cluster: Any):
-    """As they tell each other by what they do not agree on."""
+def test_processes_under_a_cluster_s_launcher_find_each_other(corpus: Path, cluster: Any):
+    """Their disagreement about --seed shows that they communicate."""
     command = options(corpus, "cluster", 30, *SIZE, "--mesh", "data=2", "--coordinator", "auto")
     port = free_port()
     command = ["-m", "train", *command, "--seed"]
@@ -236,7 +188,7 @@ def test_under_a_cluster_s_launcher_the_processes_find_each_other(corpus: Path, 
     check_names(results[0][2], "seed=0", "process 0", "process 1")
 
 
-def test_auto_is_refused_where_there_is_no_cluster(corpus: Path):
+def test_coordinator_auto_is_refused_without_a_cluster(corpus: Path):
     command = options(corpus, "auto", 30, "--coordinator", "auto")
     [(status, _, error)] = ended([start(["-m", "train", *command])])
     assert status == 1
@@ -244,8 +196,8 @@ def test_auto_is_refused_where_there_is_no_cluster(corpus: Path):
     check_names(error, "--coordinator auto", "HOST:PORT", "--processes", "--process")
 
 
-def test_a_folder_that_not_all_see_is_refused(corpus: Path):
-    """Named as the words are by which JAX says that a process is gone: it is not."""
+def test_a_folder_that_is_not_shared_is_refused(corpus: Path):
+    """The folder has words of JAX's message for a lost process, but no process is lost."""
     places = [corpus.parent / f"heartbeat coordination {i}" for i in (0, 1)]
     command = options(corpus, "NCCL", 30, *SIZE, "--mesh", "data=2")
     results = ended(start_all(command, 2, 1, *(["--runs", str(place)] for place in places)))
@@ -259,7 +211,7 @@ def test_a_port_that_is_taken_is_refused(corpus: Path):
         place.bind(("127.0.0.1", 0))
         place.listen()
         where = f"127.0.0.1:{place.getsockname()[1]}"
-        group = ["--coordinator", where, "--processes", "2", "--process", "0", "--patience", "5"]
+        group = ["--coordinator", where, "--processes", "2", "--process", "0", "--timeout", "5"]
         [(status, _, error)] = ended([start(["-m", "train", *command, *group])])
     assert (status, error.startswith("error: ")) == (1, True), error
     check_names(error, "process 0", where, f"Errno {errno.EADDRINUSE}")
@@ -277,14 +229,14 @@ def test_a_signal_to_one_stops_all_with_the_state_saved(corpus: Path):
     assert read_metrics(folder_of(command))[-1]["step"] in kept_steps(folder_of(command))
 
 
-def test_an_error_of_jax_means_that_another_process_is_gone_unless_it_is_this_one_s(monkeypatch):
+def test_jax_errors_mean_a_lost_process_unless_this_one_causes_them(monkeypatch):
     gone, own = map(
         jax.errors.JaxRuntimeError, ("UNKNOWN: Gloo closed", "RESOURCE_EXHAUSTED: 9 GB")
     )
     wrapped = RunError("cannot be written")
     wrapped.__cause__ = gone
     found = [is_loss(error) for error in (gone, wrapped, own, ValueError("UNKNOWN"), None)]
-    assert found == [False] * 5  # alone
+    assert found == [False] * 5  # one process
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     found = [is_loss(error) for error in (gone, wrapped, own, ValueError("UNKNOWN"), None)]
     assert found == [True, True, False, False, False]

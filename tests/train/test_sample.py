@@ -1,4 +1,4 @@
-"""Texts from a model: what `forward` alone says, and from a run's folder."""
+"""Sampled texts: from a model and from the folder of a run."""
 
 import os
 import signal
@@ -23,13 +23,13 @@ ALPHABET = Characters("abcdefghijk")
 
 
 def folder_with(path: Path, config: Config, tokenizer: Tokenizer = ALPHABET) -> str:
-    """A model's folder, of a run that says nothing."""
+    """Save a model, in a folder without run.json."""
     save(path / "model", config, init(config, jax.random.key(5)), tokenizer)
     return str(path / "model")
 
 
 def likeliest(params: Params, config: Config, prompt: list[int], n: int, context: int) -> list[int]:
-    """Token by token from forward alone; when the context is full, its latest half stays."""
+    """Return greedy tokens from forward; when the context is full, its latest half stays."""
     window, text = prompt[-context:], []
     for _ in range(n):
         logits = forward(params, config, jnp.asarray(window)).logits
@@ -42,7 +42,9 @@ def likeliest(params: Params, config: Config, prompt: list[int], n: int, context
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("seed", ["--context", "6"]), ("classic", [])])
-def test_greedy_text_is_what_forward_says(name: str, options: list[str], tmp_path: Path, capsys):
+def test_greedy_text_is_the_argmax_of_forward(
+    name: str, options: list[str], tmp_path: Path, capsys
+):
     config = NAMED[name]
     folder = folder_with(tmp_path, config)
     command = ["--prompt", "abcdefgh", "--n", "12", "--temperature", "0", *options]
@@ -57,7 +59,7 @@ def test_greedy_text_is_what_forward_says(name: str, options: list[str], tmp_pat
 
 
 @pytest.mark.slow
-def test_a_seed_gives_the_same_text_and_another_another(tmp_path: Path, capsys):
+def test_a_seed_determines_the_text(tmp_path: Path, capsys):
     folder = folder_with(tmp_path, SEED)
 
     def draw(*extra: str) -> str:
@@ -77,8 +79,8 @@ def test_a_seed_gives_the_same_text_and_another_another(tmp_path: Path, capsys):
 
 
 def test_the_context_is_the_trained_one_unless_the_table_is_shorter():
-    assert [sample.fitting(SEED, asked) for asked in (None, 32)] == [None, 32]
-    assert [sample.fitting(NAMED["classic"], asked) for asked in (None, 32, 4)] == [9, 9, 4]
+    assert [sample.fitting(SEED, context) for context in (None, 32)] == [None, 32]
+    assert [sample.fitting(NAMED["classic"], context) for context in (None, 32, 4)] == [9, 9, 4]
 
 
 def test_sample_continues_from_a_run(finished: Finished, capsys):
@@ -94,7 +96,7 @@ def test_sample_continues_from_a_run(finished: Finished, capsys):
 
 
 def check_refused(capsys, command: list[str], *named: object) -> str:
-    """The command ends with one line that names these fields and values; what it wrote before."""
+    """Check that the command fails with one line that names these values; return what it printed before."""
     assert sample.main(command) == 1
     out, err = capsys.readouterr()
     assert err.startswith("error: ")
@@ -117,7 +119,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("extra", REFUSED)
-def test_what_cannot_be_is_refused_in_one_sentence(extra: tuple[str, ...], tmp_path: Path, capsys):
+def test_invalid_options_are_refused_in_one_line(extra: tuple[str, ...], tmp_path: Path, capsys):
     command = [folder_with(tmp_path, SEED), "--prompt", "abc", *extra]
     assert check_refused(capsys, command, *REFUSED[extra]) == ""
 
@@ -130,18 +132,18 @@ def test_parameters_that_are_nan_are_named(tmp_path: Path, capsys):
 
 
 @pytest.mark.slow
-def test_bytes_come_as_the_text_of_them_all(tmp_path: Path, capsys):
+def test_bytes_are_decoded_to_text(tmp_path: Path, capsys):
     config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_vocab=256)
     folder = folder_with(tmp_path, config, Bytes())
     assert sample.main([folder, "--prompt", "né", "--n", "60", "--temperature", "1"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("né")
-    assert "\ufffd" in text  # untrained bytes are no text
+    assert "\ufffd" in text  # an untrained model writes invalid UTF-8
 
 
 @pytest.fixture
 def endless(tmp_path: Path):
-    """An endless text that has begun, in a process of its own that two minutes end."""
+    """A separate process that generates an endless text, killed after two minutes."""
     env = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
     command = ["--prompt", "abc", "--n", "100000000", "--context", "8"]
     process = subprocess.Popen(
@@ -167,7 +169,7 @@ def test_ctrl_c_ends_the_line(endless: subprocess.Popen[bytes]):
 
 
 @pytest.mark.processes
-def test_a_closed_pipe_ends_the_text_without_a_word(endless: subprocess.Popen[bytes]):
+def test_a_closed_pipe_ends_the_text_silently(endless: subprocess.Popen[bytes]):
     assert endless.stdout is not None
     assert endless.stderr is not None
     endless.stdout.close()
@@ -176,7 +178,7 @@ def test_a_closed_pipe_ends_the_text_without_a_word(endless: subprocess.Popen[by
     endless.stdout = None
 
 
-def test_words_are_parted_from_the_prompt(tmp_path: Path, capsys):
+def test_generated_words_are_separated_from_the_prompt(tmp_path: Path, capsys):
     save(tmp_path / "model", SEED, init(SEED, jax.random.key(0)), Words(list("abcdefghijk")))
     assert sample.main([str(tmp_path / "model"), "--prompt", "a b", "--n", "3"]) == 0
     assert len(capsys.readouterr().out.split()) == 5

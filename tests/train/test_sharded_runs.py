@@ -1,4 +1,4 @@
-"""Runs on a mesh: their batches, their checkpoints, their command line."""
+"""Runs on a mesh: batches, checkpoints, command line."""
 
 import dataclasses
 from pathlib import Path
@@ -14,12 +14,12 @@ from tests.helpers.runs import check_refused, folder_of, numbers, options, stop_
 from tests.helpers.tuned import foreign, text_at, tuning
 from train.__main__ import main, parse
 from train.checkpoints import Checkpoints
+from train.compiled import many_steps
 from train.data.dataset import open_data
 from train.devices.layout import Layout
 from train.optimizer import make_optimizer
-from train.run import Run, draw, fresh_state, how_of, state_shapes
+from train.run import Run, draw, fresh_state, state_shapes, step_options
 from train.start import open_recipe
-from train.step import many_steps
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -75,7 +75,7 @@ def test_checkpoints_move_between_meshes(tmp_path: Path, one: str | None, other:
 
 
 @pytest.mark.slow
-def test_a_run_begun_on_a_mesh_goes_on_without_and_is_the_run_of_one_device(corpus: Path):
+def test_a_run_on_a_mesh_resumes_without_one_and_equals_the_run_of_one_device(corpus: Path):
     size = ["--config.d-model", "16", "--batch", "8", "--tokenizer", "bytes"]
     whole, moved = (options(corpus, name, 20, *size) for name in ("whole", "moved"))
     assert main(whole) == 0
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused(corpus: Path, capsys: Any, extra: Any, nam
 
 
 @pytest.mark.slow
-def test_a_model_without_layers_trains_on_a_mesh_and_goes_on(tmp_path: Path):
+def test_a_model_without_layers_trains_on_a_mesh_and_resumes(tmp_path: Path):
     flat = dataclasses.replace(MODERN_8, n_layers=0)
     recipe, layout = recipe_of(flat), layout_of("data=2,fsdp=4")
     state, history = trained(recipe, layout)
@@ -121,13 +121,13 @@ def test_a_model_without_layers_trains_on_a_mesh_and_goes_on(tmp_path: Path):
     restored = saved_and_restored(tmp_path, state, state_shapes(recipe, flat, layout))
     batches = layout.put(batches_for(recipe), None, layout.batch)
     optimizer = make_optimizer(flat, recipe.optimizer, recipe.steps)
-    program: Any = many_steps(flat, optimizer, how_of(recipe, layout))
+    program: Any = many_steps(flat, optimizer, step_options(recipe), layout)
     steps = program.lower(restored, batches).compile()
     after, _ = steps(restored, batches)
     assert int(steps(after, batches)[0].step) == 12
 
 
-def test_a_model_to_start_from_is_laid_on_the_mesh_too(tmp_path: Path):
+def test_a_model_to_start_from_is_sharded_too(tmp_path: Path):
     start, text = foreign(tmp_path / "model", "llama-plain"), text_at(tmp_path)
     recipe = parse(tuning(start, text, tmp_path, "x", "--steps", "10")).recipe
     layout = layout_of("data=4,tensor=2")

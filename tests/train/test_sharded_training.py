@@ -1,4 +1,4 @@
-"""Training on a mesh of eight virtual devices: the numbers of one device, in the memory of an eighth of it."""
+"""Training on a mesh of eight virtual devices: the numbers of one device, and an eighth of the memory on each."""
 
 import dataclasses
 from functools import partial
@@ -19,12 +19,12 @@ from tests.helpers.meshes import (
     trained,
 )
 from tests.helpers.models import SEED
+from train.compiled import many_steps
 from train.devices.layout import Layout
 from train.optimizer import make_optimizer
 from train.plan.memory import count_collectives
 from train.recipe import Architecture, Optimizer
-from train.run import batch_shapes, fresh_state, how_of, state_shapes
-from train.step import many_steps
+from train.run import batch_shapes, fresh_state, state_shapes, step_options
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -45,7 +45,7 @@ def test_the_loss_curve_is_that_of_one_device(name: str):
 
 
 @pytest.mark.slow
-def test_first_values_do_not_depend_on_the_mesh():
+def test_initial_parameters_do_not_depend_on_the_mesh():
     recipe = recipe_of(CLASSIC_8)
     laid = fresh_state(recipe, recipe.config, layout=layout_of("fsdp=4,tensor=2"))
     alone = fresh_state(recipe, recipe.config, layout=Layout())
@@ -56,7 +56,7 @@ def test_first_values_do_not_depend_on_the_mesh():
 @pytest.mark.parametrize(
     "changes", [{"optimizer": Optimizer(name="muon", warmup=1), "accumulate": 2}, {"seeds": 2}]
 )
-def test_so_it_is_with_muon_in_parts_and_side_by_side(changes: dict[str, Any]):
+def test_so_is_that_of_muon_with_accumulation_and_that_of_an_ensemble(changes: dict[str, Any]):
     recipe, layout = recipe_of(CLASSIC_8, **changes), layout_of(*LAYOUTS["all three"])
     history, expected = (trained(recipe, where)[1] for where in (layout, Layout()))
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
@@ -64,8 +64,8 @@ def test_so_it_is_with_muon_in_parts_and_side_by_side(changes: dict[str, Any]):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_in_64_bits_many_steps_leave_the_very_same_parameters():
-    """In 32 bits training amplifies rounding, on a mesh as anywhere."""
+def test_in_64_bits_many_steps_give_the_same_parameters():
+    """In 32 bits training amplifies rounding, with or without a mesh."""
     recipe = dataclasses.replace(recipe_of(MODERN_8), steps=24, validate_every=24, chunk=24)
     optimizer = make_optimizer(recipe.config, recipe.optimizer, recipe.steps)
     after = []
@@ -76,7 +76,9 @@ def test_in_64_bits_many_steps_leave_the_very_same_parameters():
         if layout.mesh is not None:
             state = jax.device_put(state, layout.state(recipe.config, state))
         batches = layout.put(batches_for(recipe), None, layout.batch)
-        after.append(many_steps(recipe.config, optimizer, how_of(recipe, layout))(state, batches))
+        after.append(
+            many_steps(recipe.config, optimizer, step_options(recipe), layout)(state, batches)
+        )
     (alone, history), (laid, other) = after
     np.testing.assert_allclose(other["loss"], history["loss"], rtol=1e-6)
     close = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10)
@@ -95,7 +97,7 @@ def test_fully_sharded_each_device_holds_an_eighth_of_parameters_and_moments():
 
 
 def test_without_a_mesh_a_step_has_no_constraint_at_all():
-    recipe = recipe_of(dataclasses.replace(Architecture(**dataclasses.asdict(SEED)), n_vocab=24))
+    recipe = recipe_of(dataclasses.replace(Architecture.of(SEED), n_vocab=24))
     optimizer = make_optimizer(recipe.config, recipe.optimizer, recipe.steps)
     state, batches = fresh_state(recipe, recipe.config), batches_for(recipe)
     text = str(jax.make_jaxpr(many_steps(recipe.config, optimizer))(state, batches))
@@ -105,15 +107,15 @@ def test_without_a_mesh_a_step_has_no_constraint_at_all():
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_fully_sharded_matrices_are_fetched_at_most_twice(accumulate: int):
-    """Once for each pass, and gradients are summed once.
+    """Once in each pass; and gradients are summed once.
 
-    A loop's body stands once in the program, however many layers and parts it runs.
+    The body of a loop is once in the program, for any number of layers and micro-batches.
     """
     recipe, layout = recipe_of(MODERN_8, accumulate=accumulate), layout_of("fsdp=4")
     recipe = dataclasses.replace(recipe, steps=1, chunk=1, validate_every=1)
     optimizer = make_optimizer(recipe.config, recipe.optimizer, 1)
     state, batches = state_shapes(recipe, recipe.config, layout), batch_shapes(recipe, layout)
-    steps: Any = many_steps(recipe.config, optimizer, how_of(recipe, layout))
+    steps: Any = many_steps(recipe.config, optimizer, step_options(recipe), layout)
     found = count_collectives(steps.lower(state, batches).compile().as_text())
     cut = [x for x in jax.tree.leaves(state.params) if 16 in x.shape]
     assert len(cut) < found["all-gather"] <= 2 * len(cut)

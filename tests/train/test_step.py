@@ -1,4 +1,4 @@
-"""One training step: its loss, its gradient, its update; and many as one compiled call."""
+"""One training step: loss, gradient, update; and many steps in one compiled call."""
 
 import math
 from typing import Any
@@ -12,18 +12,11 @@ import pytest
 from jaxformer import Compute, Config, Params, forward, init
 from tests.helpers.models import NAMED, SEED, random_params
 from tests.helpers.runs import batches_of
+from train.compiled import many_steps, validation_sums
 from train.data.batches import Batch, cover
 from train.optimizer import make_optimizer
 from train.recipe import Optimizer
-from train.step import (
-    How,
-    TrainState,
-    loss_and_gradient,
-    many_steps,
-    summed_loss,
-    train_step,
-    validation_sums,
-)
+from train.step import StepOptions, TrainState, loss_and_gradient, summed_loss, train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -36,7 +29,7 @@ def start(config: Config, steps: int = 8, **settings: Any):
 
 
 def some_batch(config: Config, rows: int = 6, context: int = 5, seed: int = 0) -> Batch:
-    """Random windows, of which about half of the targets count; not alike in all rows."""
+    """Return random windows; about half of the targets count, a different number in each row."""
     rng = np.random.default_rng(seed)
     windows = rng.integers(0, config.n_vocab, (rows, context + 1)).astype(np.int32)
     counted = rng.random((rows, context)) < np.linspace(0.1, 0.9, rows)[:, None]
@@ -44,7 +37,7 @@ def some_batch(config: Config, rows: int = 6, context: int = 5, seed: int = 0) -
 
 
 def assert_close(a: Any, b: Any, rtol: float, atol: float = 0.0) -> None:
-    """`atol` is a share of an array's largest value, where that is above 1: what its sums are rounded by."""
+    """Compare; `atol` is scaled with an array's largest value if that is above 1, as is the rounding of its sums."""
 
     def close(x: Any, y: Any) -> None:
         largest = max(1.0, float(np.abs(y).max(initial=0.0)))
@@ -88,13 +81,15 @@ def test_the_gradient_is_that_of_the_mean_over_the_targets_that_count():
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_what_does_not_count_has_no_influence_at_all(accumulate: int):
+def test_targets_that_do_not_count_have_no_influence(accumulate: int):
     params, batch = random_params(SEED), some_batch(SEED)
     rows = batch.counted.at[:, -1].set(False).at[2].set(False)
     batch = Batch(batch.windows, rows)
-    other = batch.windows.at[:, -1].add(3) % SEED.n_vocab  # a last token is a target only
+    other = batch.windows.at[:, -1].add(3) % SEED.n_vocab  # the last token is only a target
     other = other.at[2].set(0)
-    step = jax.jit(lambda batch: loss_and_gradient(params, SEED, batch, How(accumulate=accumulate)))
+    step = jax.jit(
+        lambda batch: loss_and_gradient(params, SEED, batch, StepOptions(accumulate=accumulate))
+    )
     one, two = step(batch), step(Batch(other, rows))
     jax.tree.map(np.testing.assert_array_equal, one, two)
     without = step(Batch(other, rows.at[0].set(True)))
@@ -112,27 +107,29 @@ def test_a_batch_in_which_nothing_counts_changes_nothing():
 @pytest.mark.slow(unless=("2-seed",))
 @pytest.mark.parametrize("name", ["seed", "modern", "classic"])
 @pytest.mark.parametrize("accumulate", [2, 6])
-def test_a_batch_in_parts_gives_the_whole_one_s_loss_and_gradient(name: str, accumulate: int):
-    """Parts of which each counts another number of targets, one of them none."""
+def test_gradient_accumulation_gives_the_same_loss_and_gradient(name: str, accumulate: int):
+    """Micro-batches with different numbers of targets that count, one of them without any."""
     config = NAMED[name]
     params, batch = random_params(config), some_batch(config)
     batch = Batch(batch.windows, batch.counted.at[0].set(False))
     numbers = batch.counted.reshape(-1, accumulate, 5).sum((0, 2))
     assert len(set(numbers.tolist())) > 1
-    step = jax.jit(loss_and_gradient, static_argnames=("config", "how"))
+    step = jax.jit(loss_and_gradient, static_argnames=("config", "options"))
     whole = step(params, config, batch)
-    parts = step(params, config, batch, how=How(accumulate=accumulate))
+    parts = step(params, config, batch, options=StepOptions(accumulate=accumulate))
     assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_in_64_bits_the_parts_sum_to_the_whole_gradient_exactly():
-    """But for the loss, which is counted in 32 bits."""
+def test_in_64_bits_accumulated_gradients_are_exact():
+    """Except the loss, which is computed in 32 bits."""
     params, batch = random_params(SEED, dtype=jnp.float64), some_batch(SEED)
     compute = Compute(dtype="float64")
-    whole, gradient = loss_and_gradient(params, SEED, batch, How(compute=compute))
-    loss, summed = loss_and_gradient(params, SEED, batch, How(compute=compute, accumulate=3))
+    whole, gradient = loss_and_gradient(params, SEED, batch, StepOptions(compute=compute))
+    loss, summed = loss_and_gradient(
+        params, SEED, batch, StepOptions(compute=compute, accumulate=3)
+    )
     assert loss.dtype == whole.dtype == jnp.float32
     assert_close(loss, whole, rtol=1e-6)
     assert jax.tree.leaves(summed)[0].dtype == jnp.float64
@@ -148,7 +145,7 @@ def test_many_steps_in_one_call_are_the_single_steps_and_compile_once(accumulate
     tokens = np.random.default_rng(0).integers(0, 11, 200).astype(np.int32)
     optimizer, state = start(SEED)
     singles, losses = state, []
-    how = How(accumulate=accumulate)
+    how = StepOptions(accumulate=accumulate)
     one = jax.jit(lambda state, batch: train_step(state, SEED, batch, optimizer, how))
     for i in range(6):
         batch = jax.tree.map(lambda x: x[0], batches_of(tokens, np.array([i]), 4, 6))
@@ -164,7 +161,7 @@ def test_many_steps_in_one_call_are_the_single_steps_and_compile_once(accumulate
 
 
 @pytest.mark.slow
-def test_the_state_s_buffers_are_taken_over():
+def test_the_state_s_buffers_are_donated():
     optimizer, state = start(SEED)
     steps = many_steps(SEED, optimizer)
     steps(state, batches_of(np.arange(11), np.arange(1), 2, 4))
@@ -195,7 +192,7 @@ def test_the_update_is_the_optimizer_s_after_clipping(rule: str):
     ("name", "rule"), [*((name, "adamw") for name in NAMED), ("modern", "muon")]
 )
 def test_every_model_learns_to_repeat(name: str, rule: str):
-    """A cycle of period 3 is learned to below a tenth of the uniform loss."""
+    """On a cycle of period 3 the loss falls below a tenth of the uniform loss."""
     config, rate = NAMED[name], {"adamw": 1e-2, "muon": 3e-2}[rule]
     optimizer, state = start(config, steps=150, name=rule, learning_rate=rate)
     tokens = (np.arange(300) % 3).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The story of the README: on a circuit that is known, and as the command that trains its own model."""
+"""The story of the README: on a planted circuit, and as the command that trains its own model."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ def folder_with(path: Path, config, params) -> str:
 
 
 @pytest.mark.slow
-def test_it_finds_the_circuit_that_was_put_there(tmp_path: Path, capsys):
+def test_it_finds_a_planted_circuit(tmp_path: Path, capsys):
     circuit = circuits.induction()
     folder = folder_with(tmp_path, circuit.config, circuit.params)
     picture = tmp_path / "found.png"
@@ -41,7 +41,7 @@ def test_it_finds_the_circuit_that_was_put_there(tmp_path: Path, capsys):
 
 
 @pytest.mark.slow
-def test_its_numbers_are_those_of_the_circuit():
+def test_its_scores_are_those_of_the_planted_circuit():
     circuit = circuits.induction()
     found = list(story.tell(circuit.params, circuit.config).values())
     induction, previous = np.zeros((2, 2, 2))
@@ -54,11 +54,13 @@ def test_its_numbers_are_those_of_the_circuit():
 
 @pytest.mark.processes
 def test_the_readme_s_command_trains_a_model_and_takes_it_apart_in_time(tmp_path: Path):
-    """In a process of its own: the tests' XLA does not optimise."""
+    """In a separate process, because XLA does not optimise in the tests."""
     command = [sys.executable, "-m", "train.story", "--picture", str(tmp_path / "story.png")]
     begun = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert time.monotonic() - begun < 300  # 60 s on two cores of its own; here others run beside it
+    assert (
+        time.monotonic() - begun < 300
+    )  # 60 s on two idle cores; other tests run at the same time
     scores = done.stdout.split("1. Look")[1].splitlines()[1:3]
     assert max(map(float, scores[1].split()[2:])) > 0.9
     check_names(done.stdout, "62 tokens")
@@ -66,7 +68,7 @@ def test_the_readme_s_command_trains_a_model_and_takes_it_apart_in_time(tmp_path
 
 
 def check_refused(capsys, options: list[str], *named: object) -> None:
-    """Nothing runs; one line names these fields and values."""
+    """Check that the command fails with one line that names these values."""
     assert story.main(options) == 1
     out, err = capsys.readouterr()
     assert not out
@@ -83,13 +85,13 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("named", OTHERS)
-def test_a_model_that_it_is_not_about_is_a_sentence(named: str, tmp_path: Path, capsys):
+def test_an_unsuitable_model_is_refused(named: str, tmp_path: Path, capsys):
     config = OTHERS[named]
     folder = folder_with(tmp_path, config, init(config, jax.random.key(0)))
     check_refused(capsys, ["--load", folder], named)
 
 
-def test_no_model_is_a_sentence(tmp_path: Path, capsys):
+def test_a_missing_model_is_refused(tmp_path: Path, capsys):
     picture, none = tmp_path / "story.png", tmp_path / "none"
     check_refused(capsys, ["--load", str(none), "--picture", str(picture)], none)
     assert not picture.exists()
@@ -97,7 +99,7 @@ def test_no_model_is_a_sentence(tmp_path: Path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("context", "vocabulary"), [(4, 11), (5, 11), (12, 3), (30, 62)])
-def test_the_answer_is_what_came_after_the_last_token_before(context: int, vocabulary: int):
+def test_the_answer_is_the_token_that_followed_the_last_token_before(context: int, vocabulary: int):
     config = dataclasses.replace(SEED, position="learned", n_context=context, n_vocab=vocabulary)
     texts = story.write_texts(config)
     for clean, corrupted, answer in zip(texts.clean, texts.corrupted, texts.answers, strict=True):
@@ -107,7 +109,7 @@ def test_the_answer_is_what_came_after_the_last_token_before(context: int, vocab
 
 
 def test_a_model_whose_best_head_has_none_before_it_ends_the_story(tmp_path: Path, capsys):
-    """The layers of the induction circuit, the wrong way round: a head in the first one has what score there is."""
+    """With the layers of the induction circuit swapped, the best head is in the first layer."""
     circuit = circuits.induction()
     blocks = jax.tree.map(lambda stacked: stacked[::-1], circuit.params.blocks)
     folder = folder_with(tmp_path, circuit.config, circuit.params._replace(blocks=blocks))
@@ -115,7 +117,7 @@ def test_a_model_whose_best_head_has_none_before_it_ends_the_story(tmp_path: Pat
     assert re.search(r"\b0\.[01]\b", capsys.readouterr().err)  # the head
 
 
-def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys):
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, capsys):
     nowhere, unknown = tmp_path / "none" / "story.png", tmp_path / "story.xyz"
     check_refused(capsys, ["--picture", str(nowhere)], nowhere)
     check_refused(capsys, ["--picture", str(tmp_path)], tmp_path, ".png")

@@ -1,4 +1,4 @@
-"""Toy tasks: each batch is what its task says, and the best possible loss is known exactly."""
+"""Toy tasks: batches follow the rules of the task, and the best possible loss is exact."""
 
 import math
 from collections import Counter
@@ -27,7 +27,7 @@ def made(name: str) -> Task:
 
 @lru_cache
 def drawn(name: str, batch: int = 512, context: int | None = None) -> tuple[np.ndarray, ...]:
-    """Windows, and which targets count."""
+    """Draw windows and the mask of the targets that count."""
     task, context = made(name), context or CONTEXT[name]
     return tuple(map(np.asarray, jax.jit(lambda key: task.draw(key, batch, context))(KEY)))
 
@@ -48,7 +48,7 @@ def test_a_batch_is_a_function_of_its_key(name: str):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_what_is_held_out_stays_the_same_and_fits_the_tokenizer(name: str):
+def test_validation_batches_are_fixed_and_fit_the_tokenizer(name: str):
     task, context = made(name), CONTEXT[name]
     windows, counted = map(np.asarray, task.held_out(context))
     np.testing.assert_array_equal(windows, task.held_out(context).windows)
@@ -61,7 +61,7 @@ def test_what_is_held_out_stays_the_same_and_fits_the_tokenizer(name: str):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_who_knows_more_loses_less(name: str):
+def test_better_predictors_have_lower_losses(name: str):
     task, context = made(name), CONTEXT[name]
     losses = [*task.yardsticks(context).values(), task.perfect(context)]
     assert losses == sorted(losses, reverse=True)
@@ -95,13 +95,13 @@ next_words = lru_cache(choices)
 
 
 def surprises(windows: np.ndarray) -> np.ndarray:
-    """-ln p(word | words before) of each target, by the grammar's rules alone."""
+    """Return -log p(word | earlier words) of each target, from the rules of the grammar."""
     task = made("grammar")
     losses = []
     for window in windows:
         story = Story()
         for word in task.tokenizer.decode(window).split():
-            chance, story = next_words(story)[word]  # no KeyError: every word drawn could come
+            chance, story = next_words(story)[word]  # a KeyError would be a word that cannot follow
             losses.append(-math.log(chance))
     return np.array(losses).reshape(windows.shape)[:, 1:]
 
@@ -115,7 +115,7 @@ def test_the_grammar_s_floor_is_the_mean_surprise_of_its_words():
 
 
 def test_the_grammar_s_floor_is_the_entropy_of_all_its_windows():
-    """The chain rule: the entropies of the words, given those before, add up to that of the window."""
+    """The chain rule: the entropies of the words, each given the earlier ones, add up to that of the window."""
     windows = [(1.0, Story())]
     for length in range(10):
         windows = [
@@ -138,7 +138,7 @@ def test_the_grammar_s_ngram_yardsticks_are_those_of_its_words():
     assert exact["bigram"] == pytest.approx(bigram, abs=0.01)
 
 
-def test_stories_begin_anew_and_use_every_word():
+def test_stories_restart_and_use_every_word():
     windows = drawn("grammar", 512, 64)[0]
     task = made("grammar")
     assert {task.tokenizer.decode(w[:1]) for w in windows} == {"once"}
@@ -189,7 +189,7 @@ def test_modular_addition_adds():
 
 
 def balanced(text: str) -> bool:
-    """Whether nothing is left once each pair beside each other is removed, again and again."""
+    """Return whether removing adjacent pairs repeatedly leaves nothing."""
     while "()" in text:
         text = text.replace("()", "")
     return not text
@@ -219,7 +219,7 @@ def test_brackets_of_each_kind_are_drawn_alike():
         assert set(window.tolist()) <= {OPEN, CLOSE}
         kind = (min(heights.min().item(), 0), heights[-1].item())
         kinds.setdefault(kind, Counter())[str(window)] += 1
-    # 8 brackets: Catalan(4) = 14 balanced; 28 that end on 2, and as many that fall to -1
+    # 8 brackets: Catalan(4) = 14 balanced, 28 that end at 2, 28 that fall to -1
     sizes = {kind: len(found) for kind, found in kinds.items()}
     assert sizes == {(0, 0): 14, (0, 2): 28, (-1, 0): 28}
     for kind, found in kinds.items():

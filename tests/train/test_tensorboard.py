@@ -1,4 +1,4 @@
-"""TensorBoard: the metrics' numbers, and none of a future that was not saved."""
+"""TensorBoard: the numbers of the metrics, without those of unsaved steps."""
 
 import struct
 import sys
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def events(folder: Path) -> Iterator[Any]:
-    """All that was written, in order: records of a length, its CRC, the event and its CRC."""
+    """Yield all written events, in order. A record is a length, its CRC, the event and its CRC."""
     make: Any = event_pb2
     for file in sorted((folder / "tensorboard").iterdir()):
         data = file.read_bytes()
@@ -28,7 +28,7 @@ def events(folder: Path) -> Iterator[Any]:
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
-    """As TensorBoard shows them: a start at a step hides what was written of it and of later ones."""
+    """Return the scalars that TensorBoard shows: a start at a step hides earlier events of this and later steps."""
     shown: dict[tuple[str, int], float] = {}
     for event in events(folder):
         if event.HasField("session_log"):
@@ -53,7 +53,7 @@ def test_the_scalars_are_the_metrics(corpus: Path):
     assert scalars(folder_of(command)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_what_was_not_saved_is_hidden_after_going_on(tmp_path: Path):
+def test_unsaved_steps_are_hidden_after_resuming(tmp_path: Path):
     with tensorboard(tmp_path)(0) as first:
         for step in (0, 5, 10, 15):
             first({"step": step, "loss": float(step)})
@@ -65,7 +65,7 @@ def test_what_was_not_saved_is_hidden_after_going_on(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_without_the_package_a_sentence_and_no_folder(corpus: Path, capsys, monkeypatch):
+def test_without_the_package_the_option_is_refused(corpus: Path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     command = options(corpus, "board", 20, "--tensorboard")
     check_refused(capsys, command, "--tensorboard", "tensorboardX")

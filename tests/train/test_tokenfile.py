@@ -1,4 +1,4 @@
-"""Token files: the corpus's own tokens, whatever the pieces, and no more memory than a batch needs."""
+"""Token files: the tokens of the corpus for any pieces, read with no more memory than a batch needs."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_pieces_give_the_same_file(tmp_path: Path, monkeypatch, text: str, size:
 
 
 class Words(Bytes):
-    """A tokenizer that looks at more than one character, as those of GPT-2 and its heirs do."""
+    """A tokenizer whose tokens depend on several characters, like GPT-2's."""
 
     n_vocab = 70_000
 
@@ -70,7 +70,7 @@ class Words(Bytes):
 @pytest.mark.parametrize("block", [1, 7, 50])
 def test_words_are_not_cut_and_may_take_four_bytes(tmp_path: Path, monkeypatch, block: int):
     monkeypatch.setitem(tokenizer.KINDS, "words", lambda fields: Words())
-    monkeypatch.setattr(tokenfile, "BLOCK", max(block, 20))  # room for a place to cut
+    monkeypatch.setattr(tokenfile, "BLOCK", max(block, 20))  # long enough to contain a cut
     file = write_tokens(tmp_path / "words.tokens", Words(), cut(TEXT, block))
     assert file.tokens.dtype == np.dtype("<u4")
     np.testing.assert_array_equal(file.tokens, Words().encode(TEXT))
@@ -131,7 +131,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     small, large, writing = map(float, done.stdout.split())
     assert max(small, large, writing) < 16
-    assert (tmp_path / str(10 * 2**30)).stat().st_blocks * 512 < 2**20  # a hole, not a disk full
+    assert (tmp_path / str(10 * 2**30)).stat().st_blocks * 512 < 2**20  # a sparse file
 
 
 # --- what goes wrong ---
@@ -160,7 +160,7 @@ def changed(data: bytes, place: int) -> bytes:
 
 
 def with_tokenizer(**changes: Any) -> bytes:
-    """A file of two tokens, whose tokenizer has these attributes in place of its own."""
+    """Return a file of two tokens whose tokenizer has these attributes replaced."""
     tokenizer = Bytes()
     vars(tokenizer).update(changes)
     return pack_header(tokenizer, 2, 2, bytes(32)) + bytes(4)
@@ -181,7 +181,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_file_that_is_not_as_written_is_refused(written: Path, what: str):
+def test_a_changed_file_is_refused(written: Path, what: str):
     damage, named = DAMAGES[what]
     size = written.write_bytes(damage(written.read_bytes()))
     with raises(ValueError, written, *named) as caught:
@@ -190,7 +190,7 @@ def test_a_file_that_is_not_as_written_is_refused(written: Path, what: str):
         check_names(str(caught.value), size)
 
 
-def test_no_part_of_a_file_opens_and_no_byte_of_its_header_may_change(written: Path):
+def test_truncated_files_and_changed_headers_are_refused(written: Path):
     data = written.read_bytes()
     header = tokenfile.HEADER.size + len(Characters.of(TEXT).to_json())
     parts = [data[:i] for i in range(0, len(data), 97)]
@@ -200,7 +200,7 @@ def test_no_part_of_a_file_opens_and_no_byte_of_its_header_may_change(written: P
             open_tokens(written)
 
 
-def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path):
+def test_a_missing_file_is_refused(tmp_path: Path):
     gone = tmp_path / "gone.tokens"
     with raises(FileNotFoundError, gone, "train.prepare"):
         open_tokens(gone)

@@ -1,4 +1,4 @@
-"""Runs that fail: a sentence, and the last good state is whole and named in it."""
+"""Runs that fail: the error names the last good checkpoint, which is complete."""
 
 import os
 import re
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def check_names_the_last(error: str, command: list[str], step: int, *damaged: int) -> None:
-    """The checkpoint in the sentence, beside those that are damaged, is the last one, and it can be restored."""
+    """Check that the error names the latest good checkpoint, besides damaged ones, and that it can be restored."""
     folder = re.escape(str(folder_of(command) / "checkpoints"))
     named = {int(found) for found in re.findall(rf"{folder}/(\d+)", error)}
     assert named == {step, *damaged}, error
@@ -49,7 +49,7 @@ WILD = ["--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30"]
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(corpus: Path, capsys):
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoints(corpus: Path, capsys):
     command = options(corpus, "nan", 40, *WILD)
     error = check_refused(capsys, command, "--optimizer.learning-rate", 1e30, "step")
     check_names_the_last(error, command, 0)
@@ -69,17 +69,17 @@ def test_a_diverged_validation_is_never_kept(corpus: Path, capsys):
 
 
 @pytest.mark.slow
-def test_parameters_that_are_no_numbers_are_not_saved(corpus: Path, capsys, monkeypatch):
-    """Not on request either; the last update of a chunk shows in no loss of it."""
+def test_parameters_that_are_not_finite_are_not_saved(corpus: Path, capsys, monkeypatch):
+    """Not even at SIGTERM. The losses of a chunk do not show its last update."""
     extra = ["--chunk", "1", "--optimizer.warmup", "0", "--optimizer.weight-decay", "1e9"]
     command = options(corpus, "inf", 40, *extra, "--optimizer.learning-rate", "1e30")
     draw = loop.draw
 
-    def asked(*args: Any) -> Any:
+    def interrupted(*args: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return draw(*args)
 
-    monkeypatch.setattr(loop, "draw", asked)
+    monkeypatch.setattr(loop, "draw", interrupted)
     error = check_refused(capsys, command, "step 1", "--optimizer.learning-rate", 1e30)
     check_names_the_last(error, command, 0)
 
@@ -94,14 +94,14 @@ what, step, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 owner = {"checkpoint": checkpoints.Checkpoints, "metrics": metrics.Metrics}[what]
 saved = "checkpoints/10"
 name = {"checkpoint": "save", "metrics": "write"}[what]
-whole = getattr(owner, name)
+original = getattr(owner, name)
 
 def full(self, given):
     while what == "metrics" and step == given["step"] and not (self.path.parent / saved).is_dir():
-        time.sleep(0.01)  # saving goes on in the background
+        time.sleep(0.01)  # the background save is not complete yet
     if (steps.steps_done(given) if what == "checkpoint" else given["step"]) >= step:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    whole(self, given)
+    original(self, given)
 
 setattr(owner, name, full)
 sys.exit(main(sys.argv[4:]))
@@ -112,19 +112,19 @@ sys.exit(main(sys.argv[4:]))
 @pytest.mark.parametrize(
     ("what", "step", "size", "saved"), [("checkpoint", 10, 4096, 0), ("metrics", 15, 64, 10)]
 )
-def test_a_full_disk_ends_the_run_with_a_sentence(
+def test_a_full_disk_ends_the_run_with_an_error(
     finished: Finished, corpus: Path, what: str, step: int, size: int, saved: int
 ):
-    """From a step on files may not grow past a limit; what was saved before is whole and can go on."""
+    """From a step on, a limit on the size of files stands for a full disk; earlier checkpoints stay readable."""
     command = options(corpus, "full")
     done = subprocess.run(
         [sys.executable, "-c", FULL, what, str(step), str(size), *command],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
-    # tensorstore may print a traceback of its own, when a failed write comes back to a closed event loop
+    # tensorstore may print a traceback when a failed write returns to a closed event loop.
     assert str(ROOT / "train") not in done.stderr
-    # Its threads write on their own: the sentence may stand behind a piece of theirs on one line.
+    # Its threads print concurrently, so the error may follow their output on the same line.
     errors = re.findall(r"error: .*", done.stderr)
     assert len(errors) == 1, done.stderr
     check_names(errors[0], folder_of(command), "--resume")
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_names_the_one_before(
     assert_same_run(finished.command, command)
 
 
-def test_no_checkpoint_that_can_be_read_is_a_sentence(finished: Finished, corpus: Path, capsys):
+def test_a_run_without_a_readable_checkpoint_is_refused(finished: Finished, corpus: Path, capsys):
     command = copied_run(finished, corpus, "hurt")
     folder = folder_of(command) / "checkpoints"
     cut_short(folder)

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, and that no run is mixed up with another."""
+"""Runs: the files that they write, and that runs are not confused with each other."""
 
 import json
 import shutil
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxformer import forward, load
+from jaxformer.config import Config
+from jaxformer.config_checks import FORMER_NAMES, flat_fields
 from tests.helpers.errors import check_names
 from tests.helpers.models import LATE
 from tests.helpers.runs import (
@@ -28,7 +30,7 @@ from train.recipe import Watch
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def test_a_run_leaves_what_it_promises_and_its_model_is_the_best_one(finished: Finished):
+def test_a_run_writes_its_files_and_its_model_is_the_best_one(finished: Finished):
     folder = folder_of(finished.command)
     names = {path.name for path in folder.iterdir()}
     files = "metrics.jsonl", "report.png", "run.json", "samples.txt"
@@ -45,7 +47,10 @@ def test_a_run_leaves_what_it_promises_and_its_model_is_the_best_one(finished: F
     assert tokenizer is not None
     tokens = jax.numpy.asarray(tokenizer.encode("To be"))
     assert forward(params, config, tokens).logits.shape == (5, config.n_vocab)
-    assert kept_steps(folder) == {40, 10 * int(np.argmin(losses[:-1]))}  # known when 40 was saved
+    assert kept_steps(folder) == {
+        40,
+        10 * int(np.argmin(losses[:-1])),
+    }  # as known when step 40 was saved
 
 
 def test_an_existing_run_is_kept_unless_overwritten(finished: Finished, corpus: Path, capsys):
@@ -60,7 +65,7 @@ def test_an_existing_run_is_kept_unless_overwritten(finished: Finished, corpus: 
     assert kept_steps(folder) == {0, 5}
 
 
-def test_overwrite_never_removes_a_folder_that_is_no_run(corpus: Path, capsys):
+def test_overwrite_never_removes_a_folder_that_is_not_a_run(corpus: Path, capsys):
     precious = corpus.parent / "runs" / "papers"
     precious.mkdir(parents=True)
     (precious / "thesis.txt").write_text("years of work")
@@ -108,9 +113,25 @@ def test_bad_options_are_refused(corpus: Path, capsys, what: str):
     with pytest.raises(SystemExit) as stopped:
         main([*options(corpus, "bad"), *extra])
     assert stopped.value.code == 2
-    said = " ".join(capsys.readouterr().err.replace("│", " ").split())  # tyro draws a box around it
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())  # tyro prints it in a box
     check_names(said, *named)
     assert not (corpus.parent / "runs").exists()
+
+
+UNREAD = {
+    "rotary": (["--config.rotary.base", "1e6"], ("--config.rotary.base", 'position="rotary"')),
+    "table": (["--config.n-context=9"], ("--config.n-context", 'position="learned"')),
+    "the default": (["--config.norm_place", "before"], ("--config.norm-place", 'norm="layer"')),
+    "gates": (["--config.d-mlp", "0", "--config.gated"], ("--config.gated", "d_mlp above 0")),
+    "momentum": (["--optimizer.momentum", "0.9"], ("--optimizer.momentum", "name=muon")),
+    "decay": (["--optimizer.decay", "0.5"], ("--optimizer.decay", "schedule=stable")),
+}
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_an_option_that_nothing_reads_is_refused(corpus: Path, capsys, what: str):
+    extra, named = UNREAD[what]
+    check_refused(capsys, ["seed", "--corpus", str(corpus), *extra], *named)
 
 
 def test_an_unknown_preset_is_refused(capsys):
@@ -124,7 +145,7 @@ def test_a_runs_folder_that_cannot_be_written_is_refused(corpus: Path, capsys):
 
 
 @pytest.mark.slow
-def test_a_model_without_layers_is_saved_and_goes_on(corpus: Path):
+def test_a_model_without_layers_is_saved_and_resumed(corpus: Path):
     command = options(corpus, "bigram", 10, "--config.n-layers", "0", "--watch", *get_args(Watch))
     assert main(command) == 0
     whole = final_state(command)
@@ -134,20 +155,25 @@ def test_a_model_without_layers_is_saved_and_goes_on(corpus: Path):
 
 
 @pytest.mark.parametrize("recipe", ["null", "5", '"context"', "{}"])
-def test_a_description_that_is_no_run_s_is_a_sentence(corpus: Path, capsys, recipe: str):
+def test_a_run_json_that_does_not_describe_a_run_is_refused(corpus: Path, capsys, recipe: str):
     folder = corpus.parent / "runs" / "hurt"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(f'{{"corpus_sha256": "", "recipe": {recipe}}}')
     check_refused(capsys, [*options(corpus, "hurt"), "--resume"], folder / "run.json")
 
 
-def test_a_run_from_before_a_field_was_there_goes_on(finished: Finished, corpus: Path):
+def test_a_run_of_an_earlier_version_can_be_resumed(finished: Finished, corpus: Path):
     command = copied_run(finished, corpus, "older")
     path = folder_of(command) / "run.json"
     about = json.loads(path.read_text())
     recipe = about["recipe"]
+    recipe["config"] = flat_fields(Config.from_dict(recipe["config"]))
     for late in LATE:
         del recipe["config"][late]
+    former = {name: before for before, name in FORMER_NAMES.items()}
+    recipe["config"] = {former.get(name, name): x for name, x in recipe["config"].items()}
+    assert {"rotary_base", "rotary_fraction"} <= recipe["config"].keys()
+    recipe["optimizer"]["last_share"] = recipe["optimizer"].pop("final_lr_fraction")
     del recipe["order"], recipe["watch"], recipe["optimizer"]["schedule"]
     path.write_text(json.dumps(about))
     assert main([*command, "--resume"]) == 0

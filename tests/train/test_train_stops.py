@@ -1,4 +1,4 @@
-"""A run that is stopped, at whatever moment, goes on as if nothing had been."""
+"""A run that is stopped at any moment resumes with the same numbers."""
 
 import shlex
 import signal
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def being_saved(folder: Path) -> bool:
-    """Whether a checkpoint is half written."""
+    """Return whether a checkpoint is being written."""
     return any(not path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
 
 
@@ -43,7 +43,7 @@ def last_saved(folder: Path) -> int:
 
 @pytest.mark.processes
 def test_a_run_killed_at_any_moment_is_the_run_that_was_never_killed(corpus: Path):
-    """At random moments, and twice in the middle of a checkpoint."""
+    """At random moments, and twice while a checkpoint is written."""
     whole, killed = (options(corpus, name, 400, "--keep", "2") for name in ("whole", "killed"))
     assert main(whole) == 0
     folder = folder_of(killed)
@@ -69,7 +69,7 @@ def test_a_run_killed_at_any_moment_is_the_run_that_was_never_killed(corpus: Pat
 
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(corpus: Path, number: signal.Signals):
+def test_a_signal_saves_the_state_and_prints_how_to_resume(corpus: Path, number: signal.Signals):
     command = options(corpus, "stopped", 4000)
     folder = folder_of(command)
     process = start_process(command)
@@ -87,11 +87,11 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus: Path, number: signal.Signa
 
 
 def interrupt(*args: object, **options: object) -> None:
-    """As a second Ctrl-C does: nothing else is saved."""
+    """Act like a second Ctrl-C, which saves nothing."""
     raise KeyboardInterrupt
 
 
-def test_a_run_stopped_between_validations_goes_on_from_there(finished: Finished, corpus: Path):
+def test_a_run_stopped_between_validations_resumes_there(finished: Finished, corpus: Path):
     command = options(corpus, "stopped")
     stop_at(command, 3)
     assert last_saved(folder_of(command)) == 15
@@ -101,8 +101,10 @@ def test_a_run_stopped_between_validations_goes_on_from_there(finished: Finished
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["evaluating", "keeping the model", "writing the metrics"])
-def test_a_run_killed_before_it_validates_looks_again(finished: Finished, corpus: Path, where: str):
-    """Its state was saved already."""
+def test_a_run_killed_before_its_validation_validates_on_resume(
+    finished: Finished, corpus: Path, where: str
+):
+    """The state has been saved before the validation."""
     command = options(corpus, "killed")
     make, write = loop.make_evaluation, Metrics.write
 
@@ -126,7 +128,7 @@ def test_a_run_killed_before_it_validates_looks_again(finished: Finished, corpus
 
 @pytest.mark.slow
 def test_the_last_checkpoints_and_the_best_are_kept(corpus: Path, monkeypatch):
-    """By losses that are made up: the second is the best."""
+    """With invented losses, of which the second is the best."""
     command = options(corpus, "kept", 60, "--keep", "3")
     make = loop.make_evaluation
     losses = iter([3.0, 1.0, 2.0, 2.0, 1.5, 1.0, 2.0])
@@ -141,8 +143,8 @@ def test_the_last_checkpoints_and_the_best_are_kept(corpus: Path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(finished: Finished, corpus: Path):
-    """A folder cut short under orbax's own name for it, and a line of the metrics too."""
+def test_an_unfinished_checkpoint_is_ignored(finished: Finished, corpus: Path):
+    """A truncated checkpoint under orbax's temporary name, and a truncated line of metrics."""
     command = copied_run(finished, corpus, "cut")
     folder = folder_of(command)
     before = numbers(folder)
@@ -157,7 +159,7 @@ def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(finished: Finished,
     assert not being_saved(folder)
 
 
-def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path):
+def test_an_incomplete_last_line_is_left_out(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n{"step": 10, "lo')
     assert read_metrics(tmp_path) == [{"step": 5, "loss": 1.0}]
     Metrics(tmp_path, 5).write({"step": 10, "loss": 0.5})

@@ -1,4 +1,4 @@
-"""Watching while training: what is seen is what plain numpy sees, and looking changes nothing."""
+"""Measurements during training: equal to plain numpy, and without influence on the run."""
 
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ def held_out(config: Config) -> Batch:
 
 
 def captured(config: Config, params: Any, rows: np.ndarray, *sites: str) -> dict[str, np.ndarray]:
-    """Of each row, [row l ...]."""
+    """Return the activations of each row, [row l ...]."""
     every = [forward(params, config, jnp.asarray(r), capture=sites).activations for r in rows]
     return {site: np.stack([np.asarray(shown[site]) for shown in every]) for site in sites}
 
@@ -39,7 +39,7 @@ def test_every_name_has_its_row():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [SEED, MODERN], ids=["seed", "modern"])
-def test_what_is_seen_is_what_numpy_sees(config: Config):
+def test_measurements_equal_those_of_numpy(config: Config):
     params, batch = random_params(config), held_out(config)
     names = get_args(Watch)
     seen = jax.jit(watcher(names, config, batch, Compute()))(params)
@@ -81,7 +81,7 @@ def test_repeats_are_of_different_tokens_where_there_are_enough():
 
 @pytest.mark.slow
 def test_watching_changes_no_number_of_the_run(finished: Finished, corpus: Path):
-    """And its lines hold [l][n] of the heads, [l] of the layers."""
+    """The lines have lists [l][n] for heads and [l] for layers."""
     command = [*finished.command, "--name", "watched", "--runs", str(corpus.parent / "runs")]
     assert main([*command, "--watch", *get_args(Watch)]) == 0
     lines = numbers(folder_of(command))
@@ -96,7 +96,7 @@ def test_watching_changes_no_number_of_the_run(finished: Finished, corpus: Path)
             assert np.shape(line[name]) == ((1,) if "norm" in name else (1, 2)), name
 
 
-def test_what_fills_up_a_batch_is_not_looked_at():
+def test_padding_rows_are_not_measured():
     params, batch = random_params(SEED), held_out(SEED)
     counted = batch.counted.copy()
     counted[0, 1:] = False
@@ -106,7 +106,7 @@ def test_what_fills_up_a_batch_is_not_looked_at():
     jax.tree.map(np.testing.assert_array_equal, filled, alone)
 
 
-def test_updates_are_seen_whatever_the_kernel():
+def test_update_norms_do_not_depend_on_the_kernel():
     params, batch = random_params(SEED), held_out(SEED)
     kernels = Compute(kernel="einsum"), Compute(kernel="blocked")
     einsum, blocked = (watcher(("update-norm",), SEED, batch, how)(params) for how in kernels)

@@ -1,1 +1,1 @@
-"""What a run trains on: texts, token files and toy tasks, and the batches drawn from them."""
+"""Training data: texts, token files and toy tasks, and the batches drawn from them."""

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (key, step): any step's batch can be drawn without those before it."""
+"""Batches as a pure function of (key, step), so the batch of any step can be drawn without the earlier ones."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,28 +10,28 @@ from jaxtyping import Array, Bool, Int, Integer, Key
 
 
 class Batch(NamedTuple):
-    """Windows of context + 1 tokens, and which of their next tokens count in the loss."""
+    """Windows of context + 1 tokens, and which of their targets count in the loss."""
 
-    windows: Any  # Int[Array, "*n b window"], of jax or of numpy
-    counted: Any  # Bool[Array, "*n b context"]
+    windows: Any  # Int[Array, "*steps b window"], of jax or numpy
+    counted: Any  # Bool[Array, "*steps b context"]
 
 
 def draw_starts(
     key: Key[Array, ""], step: Int[Array, ""], last: int, batch: int
 ) -> Int[Array, " b"]:
-    """Where a step's windows begin, if windows can begin at `last` < 2**31 places."""
+    """Return random starts of the windows of a step, from 0 to last - 1, where last < 2**31."""
     return jax.random.randint(jax.random.fold_in(key, step), (batch,), 0, last)
 
 
 def host_starts(
-    key: Key[Array, ""], steps: Int[np.ndarray, " n"], last: int, batch: int
-) -> Int[np.ndarray, "n b"]:
-    """Where the windows of some steps begin, as int64 on the host; there can be any number of places.
+    key: Key[Array, ""], steps: Int[np.ndarray, " steps"], last: int, batch: int
+) -> Int[np.ndarray, "steps b"]:
+    """Return random starts of the windows of some steps, as int64 on the host, from 0 to last - 1.
 
-    Below 2**31 places they are `draw_starts`'s own, so that a corpus in memory and the same corpus in a
-    file give the same batches. Above, int32 cannot count the places, and x64 mode would have to be on
-    before anything else was traced: each start is 64 random bits of the same key, modulo the places. That
-    favours some places by one part in 2**64 / last, less than a millionth up to 2**44 tokens.
+    For last < 2**31 they equal `draw_starts`, so a corpus gives the same batches from memory and from a file. Above,
+    int32 is too small, and 64-bit mode would have to be on before anything is traced. So each start is 64 random bits
+    of the same key, modulo last. This favours some starts by one part in 2**64 / last, less than a millionth up to
+    2**44 tokens.
 
     >>> host_starts(jax.random.key(0), np.array([7, 8]), 10**10, batch=3).shape
     (2, 3)
@@ -43,34 +43,34 @@ def host_starts(
 
 
 def shuffled_starts(
-    key: Key[Array, ""], steps: Int[np.ndarray, " n"], n_tokens: int, batch: int, context: int
-) -> Int[np.ndarray, "n b"]:
-    """Where the windows of some steps begin, if each epoch takes them side by side, in a new order.
+    key: Key[Array, ""], steps: Int[np.ndarray, " steps"], n_tokens: int, batch: int, context: int
+) -> Int[np.ndarray, "steps b"]:
+    """Return starts of non-overlapping windows for some steps, in a new random order each epoch.
 
-    No target comes twice in an epoch. Each epoch's first window begins at another of the first `context`
-    tokens, so that the cuts differ. An order takes 8 bytes per window while it is made.
+    No target occurs twice in an epoch. The windows of an epoch are shifted by a random offset below `context`, so they
+    differ between epochs. Making an order takes 8 bytes per window.
 
     Raises:
-        ValueError: not even one window fits behind every beginning.
+        ValueError: there are too few tokens for one window at every offset.
 
     >>> starts = shuffled_starts(jax.random.key(0), np.arange(3), 101, batch=3, context=10)
     >>> sorted(int(s) // 10 for s in starts.flat)
     [0, 1, 2, 3, 4, 5, 6, 7, 8]
     """
-    places = (n_tokens - 1) // context - 1
-    if places < 1:
+    n_windows = (n_tokens - 1) // context - 1
+    if n_windows < 1:
         raise ValueError(
-            f"{n_tokens} tokens are too few for windows of {context + 1} in a new order each epoch; "
-            f"give {2 * context + 1} or more, or --order random"
+            f"{n_tokens} tokens are too few for shuffled windows of {context + 1}; "
+            f"give at least {2 * context + 1}, or --order random"
         )
     numbers = steps.astype(np.int64)[:, None] * batch + np.arange(batch)
-    epochs, turns = np.divmod(numbers, places)
+    epochs, indices = np.divmod(numbers, n_windows)
     starts = np.empty_like(numbers)
     for epoch in np.unique(epochs):
         rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), epoch])
-        order, offset = rng.permutation(places), rng.integers(context)
+        order, offset = rng.permutation(n_windows), rng.integers(context)
         here = epochs == epoch
-        starts[here] = order[turns[here]] * context + offset
+        starts[here] = order[indices[here]] * context + offset
     return starts
 
 
@@ -87,12 +87,12 @@ def _random_words(key: Array, steps: Array, batch: int) -> Array:
 
 
 def draw_windows(
-    tokens: Integer[np.ndarray, " corpus"], starts: Int[np.ndarray, "*n b"], context: int
-) -> Int[np.ndarray, "*n b window"]:
-    """The windows of context + 1 tokens that begin there; of a mapped file only their pages are read.
+    tokens: Integer[np.ndarray, " corpus"], starts: Int[np.ndarray, "*steps b"], context: int
+) -> Int[np.ndarray, "*steps b window"]:
+    """Return the windows of context + 1 tokens at these starts; reads only their pages of a memory-mapped file.
 
     Raises:
-        ValueError: a window would leave the corpus.
+        ValueError: a window would reach beyond the corpus.
 
     >>> draw_windows(np.arange(100), np.array([3, 90]), context=4)[1]
     array([90, 91, 92, 93, 94], dtype=int32)
@@ -100,18 +100,18 @@ def draw_windows(
     last = len(tokens) - context - 1
     if starts.size and (starts.min() < 0 or starts.max() > last):
         raise ValueError(
-            f"windows of {context + 1} of {len(tokens)} tokens begin at 0 to {last}; "
-            f"the starts go from {starts.min()} to {starts.max()}"
+            f"windows of {context + 1} in {len(tokens)} tokens must start between 0 and {last}; "
+            f"the starts are between {starts.min()} and {starts.max()}"
         )
-    windows = np.lib.stride_tricks.sliding_window_view(tokens, context + 1)  # a view, no copy
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, context + 1)  # a view, not a copy
     return windows[starts].astype(np.int32)
 
 
-def held_out_starts(n_tokens: int, context: int, most: int = 2**20) -> Int[np.ndarray, " n"]:
-    """Where the windows begin on which the last 10 % of a corpus is validated, in order.
+def held_out_starts(n_tokens: int, context: int, most: int = 2**20) -> Int[np.ndarray, " windows"]:
+    """Return the starts of the validation windows in the last 10 % of a corpus, in order.
 
-    All whole windows, one after another as in `cover`, if their targets are at most `most`; otherwise as
-    many as that, at least one, evenly spread. No token is a target twice.
+    The windows are consecutive if all of them together have at most `most` targets. Otherwise they are evenly spaced,
+    as many as have at most `most` targets (but at least one window). No token is a target twice.
 
     Raises:
         ValueError: the last 10 % is shorter than a window.
@@ -120,22 +120,22 @@ def held_out_starts(n_tokens: int, context: int, most: int = 2**20) -> Int[np.nd
     array([900, 930, 960])
     """
     begin = n_tokens * 9 // 10
-    there = (n_tokens - begin - 1) // context
-    if there < 1:
+    n_windows = (n_tokens - begin - 1) // context
+    if n_windows < 1:
         raise ValueError(
-            f"the last 10 % are {n_tokens - begin} of {n_tokens} tokens; a context of {context} needs at "
+            f"the last 10 % are {n_tokens - begin} of {n_tokens} tokens; context={context} needs at "
             f"least {context + 1}. Give more text or a smaller --context"
         )
-    n = min(there, max(1, most // context))
-    return begin + np.arange(n, dtype=np.int64) * there // n * context
+    n = min(n_windows, max(1, most // context))
+    return begin + np.arange(n, dtype=np.int64) * n_windows // n * context
 
 
 def cover(
     tokens: Int[np.ndarray, " corpus"], batch: int, context: int
-) -> tuple[Int[np.ndarray, "n b window"], Bool[np.ndarray, "n b context"]]:
-    """All of a corpus in order: batches of windows in which each token but the first is a target once.
+) -> tuple[Int[np.ndarray, "batches b window"], Bool[np.ndarray, "batches b context"]]:
+    """Return batches of consecutive windows in which each token of a corpus but the first is a target once.
 
-    The mask marks the real targets; the last windows are filled up with the corpus's first token.
+    The mask marks the real targets; the last windows are padded with the first token of the corpus.
     """
     targets = len(tokens) - 1
     rows = -(-targets // context)

@@ -1,4 +1,4 @@
-"""Texts to train on: one that every Python brings along, one to download once, or any of your own."""
+"""Texts to train on: one that ships with Python, one that is downloaded once, or your own files."""
 
 import codecs
 import glob
@@ -24,38 +24,39 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 
 
 class Corpus(NamedTuple):
-    """A text as tokens: the first 90 % to train on, the rest held out."""
+    """A text as tokens: the first 90 % for training, the rest for validation."""
 
     tokenizer: Tokenizer
-    train: Int[np.ndarray, " n"]
-    validation: Int[np.ndarray, " m"]
+    train: Int[np.ndarray, " train"]
+    validation: Int[np.ndarray, " validation"]
     characters_per_token: float
-    """in the validation part; losses per token become losses per character by it"""
+    """of the validation part; converts losses per token to losses per character"""
     sha256: str
+    """of the text"""
 
 
 def load_corpus(name: str, tokenizer: str | Tokenizer, context: int) -> Corpus:
-    """The corpus of this name or path, tokenized and split by position.
+    """Load, tokenize and split the corpus of this name or path.
 
     Args:
         name: python-docs, shakespeare or a path.
-        tokenizer: "characters" of the text, "bytes", or one that there is already.
-        context: tokens that a model sees at once.
+        tokenizer: "characters", "bytes", or an existing tokenizer.
+        context: sequence length, in tokens.
 
     Raises:
-        ValueError: it is empty, not UTF-8, too short for windows of this context, or no text for the tokenizer.
-        OSError: it cannot be read or downloaded.
+        ValueError: the text is empty, not UTF-8, too short for this context, or cannot be tokenized.
+        OSError: the text cannot be read or downloaded.
     """
     text = NAMED[name]() if name in NAMED else read_path(name)
     if not text:
-        raise ValueError(f"the corpus {name!r} is empty; give it some text")
+        raise ValueError(f"the corpus {name!r} is empty; give another --corpus")
     if isinstance(tokenizer, str):
         tokenizer = Characters.of(text) if tokenizer == "characters" else Bytes()
     train, validation, ratio = _split(text, tokenizer)
     if len(train) <= context or len(validation) < 2:
         raise ValueError(
             f"the corpus {name!r} is too short: its first 90 % are {len(train)} tokens and the rest "
-            f"{len(validation)}; a context of {context} needs at least {context + 1} and 2. "
+            f"{len(validation)}; context={context} needs at least {context + 1} and 2. "
             "Give more text or a smaller --context"
         )
     return Corpus(tokenizer, train, validation, ratio, hashlib.sha256(text.encode()).hexdigest())
@@ -63,10 +64,11 @@ def load_corpus(name: str, tokenizer: str | Tokenizer, context: int) -> Corpus:
 
 def _split(
     text: str, tokenizer: Tokenizer
-) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"], float]:
-    """The first 90 % and the rest, and the rest's characters per token.
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"], float]:
+    """Tokenize and split: return the first 90 %, the rest, and the characters per token of the rest.
 
-    Subwords and words see the text as a whole, so that none is cut, and what begins every text begins it once.
+    Subwords and words are tokenized before the split, so that it cuts none of them and special tokens that begin a text
+    occur once.
     """
     if isinstance(tokenizer, Characters | Bytes):
         cut = len(text) * 9 // 10
@@ -78,24 +80,24 @@ def _split(
 
 
 def python_docs() -> str:
-    """The English reference prose that ships inside CPython, topic by topic; about 0.5 MB.
+    """Return the English reference documentation that ships with CPython, about 0.5 MB.
 
-    The text differs a little from one Python version to the next.
+    The text differs slightly between Python versions.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise ValueError(
-            "this Python came without pydoc_data; choose another text: --corpus PATH"
+            "this Python has no module pydoc_data; choose another text: --corpus PATH"
         ) from error
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def shakespeare() -> str:
-    """Tiny Shakespeare (karpathy/char-rnn), from the user's cache or downloaded into it.
+    """Return tiny Shakespeare (karpathy/char-rnn), downloaded once into the user's cache.
 
     Raises:
-        ValueError: the bytes are not the expected ones.
+        ValueError: the file has the wrong SHA-256.
         OSError: there is no network.
     """
     path = Path(platformdirs.user_cache_dir("jaxformer")) / "tinyshakespeare.txt"
@@ -113,24 +115,24 @@ NAMED: dict[str, Callable[[], str]] = {"python-docs": python_docs, "shakespeare"
 
 
 def read_path(name: str) -> str:
-    """The text of a file, of all files in a folder, or of all that a glob finds, in sorted order.
+    """Read a file, all files in a folder, or all files that match a glob, in sorted order.
 
     Raises:
-        ValueError: nothing is there, or a file is not UTF-8.
+        ValueError: there is no such file, or a file is not UTF-8.
         OSError: a file cannot be read.
     """
     if not name:
-        raise ValueError(f"the corpus has no name; give a path, or one of {', '.join(NAMED)}")
+        raise ValueError(f"--corpus is empty; give a path, or one of {', '.join(NAMED)}")
     files = find_files(name)
     if not files:
         raise ValueError(
-            f"no corpus {name!r}: it is no file, folder or glob with files in it, nor one of {', '.join(NAMED)}"
+            f"there is no corpus {name!r}; give a file, a folder or a glob with files, or one of {', '.join(NAMED)}"
         )
     return "".join(piece for _, piece in read_files(files))
 
 
 def find_files(name: str) -> list[Path]:
-    """A file, all files in a folder but the hidden ones, or all that a glob finds; sorted, maybe none."""
+    """Return a file, the files in a folder without hidden ones, or those that match a glob; sorted, perhaps none."""
     path = Path(name)
     if path.is_dir():
         return sorted(
@@ -145,7 +147,7 @@ def find_files(name: str) -> list[Path]:
 
 
 def read_files(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """The text of many files with a newline between them, as pieces, each with the file that it is from.
+    """Yield the text of many files in pieces, each with its file; a newline separates the files.
 
     Raises:
         ValueError: a file is not UTF-8.
@@ -159,13 +161,15 @@ def read_files(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def read_pieces(path: Path, size: int = 2**18) -> Iterator[str]:
-    """A file's text in order, decoded from `size` bytes at a time; every line ends in a newline alone.
+    """Yield the text of a file, decoded from `size` bytes at a time, with newlines normalized.
 
     Raises:
-        ValueError: it is not UTF-8.
-        OSError: it cannot be read.
+        ValueError: the file is not UTF-8.
+        OSError: the file cannot be read.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()  # keeps the half of a character for later
+    decoder = codecs.getincrementaldecoder(
+        "utf-8"
+    )()  # keeps an incomplete character for the next call
     lines = io.IncrementalNewlineDecoder(None, translate=True)
     done = 0
     with path.open("rb") as file:
@@ -193,7 +197,7 @@ def _download(url: str, path: Path) -> bytes:
     except (urllib.error.URLError, TimeoutError) as error:
         raise OSError(
             f"could not download {url} ({error}); without a network, put the file at {path}, "
-            "or train on a text of your own: --corpus PATH"
+            "or train on another text: --corpus PATH"
         ) from error
 
 

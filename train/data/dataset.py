@@ -1,4 +1,4 @@
-"""What a run trains on and is judged by: texts, token files and toy tasks, seen alike by the loop."""
+"""The data of a run: texts, token files and toy tasks behind one interface."""
 
 import math
 from collections.abc import Callable
@@ -26,58 +26,58 @@ from train.data.tokenfile import TokenFile, is_token_file, open_tokens
 from train.recipe import Recipe
 
 Rows = slice | Int[np.ndarray, " rows"]
-"""Which sequences of a batch."""
+"""The sequences of a batch to draw."""
 ALL = slice(None)
 
 
 @runtime_checkable
 class Draw(Protocol):
-    """Draws batches: of some steps, all rows or some, of which no others are read."""
+    """A function that draws the batches of some steps; it reads only the given rows."""
 
     def __call__(
-        self, key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /
+        self, key: Key[Array, ""], steps: Int[np.ndarray, " steps"], rows: Rows = ALL, /
     ) -> Batch:
-        """Those steps' rows, `[n b window]`, whatever was drawn before."""
+        """Return these rows of these steps, `[steps b window]`, independent of earlier calls."""
         ...
 
 
 class Data(NamedTuple):
-    """A source of batches, and what to hold a loss against."""
+    """A source of batches, and losses to compare with."""
 
     tokenizer: Tokenizer
     draw: Draw
     held_out: Batch
-    """batches for the validation, `[n b window]`; what fills up the last is not counted"""
+    """validation batches, `[batches b window]`; padding rows of the last do not count"""
     about: str
-    """how much there is to train and to validate on"""
+    """how much data there is, in words"""
     sha256: str
-    """of the text; of a toy task, its name"""
+    """hash of the text; for a toy task, its name"""
     yardsticks: Callable[[], dict[str, float]]
-    """losses per token of predictors that are no neural network, by name"""
+    """losses per token of simple predictors without a neural network, by name"""
     perfect: float | None = None
-    """loss of the best possible predictor, where that is known"""
+    """loss of the best possible predictor, if it is known"""
     characters_per_token: float | None = None
-    """in a text's validation part, in all of a token file; losses per token become losses per character by it"""
+    """of the validation text or of all of a token file; converts losses per token to losses per character"""
     prompt: Int[np.ndarray, " t"] | None = None
-    """tokens to go on from in a sample, where there is something to go on with"""
+    """tokens for a sample to continue; None: samples make no sense for this data"""
 
 
 def open_data(recipe: Recipe, own: Tokenizer | None = None) -> Data:
-    """The Data that a Recipe names.
+    """Open the data of a Recipe.
 
     Args:
-        recipe: of a run that goes on from a model, its config must be that model's.
-        own: the tokenizer of the model that the run goes on from, if that has one.
+        recipe: with --start, its config must be that of the model to start from.
+        own: tokenizer of the model to start from, if it has one.
 
     Raises:
-        ValueError: there is no such corpus, it is too short, or it does not fit the Recipe or the model.
-        OSError: it cannot be read or downloaded.
+        ValueError: the corpus does not exist, is too short, or does not fit the Recipe or the model.
+        OSError: the corpus cannot be read or downloaded.
     """
     if recipe.corpus in TASKS:
         if recipe.start is not None:
             raise ValueError(
-                f"{recipe.corpus} brings its own vocabulary, so that no run on it can go on from another "
-                "model; give --corpus a text, or leave --start out"
+                f"corpus={recipe.corpus} has a vocabulary of its own, so a run on it cannot start from a model; "
+                "give a text as --corpus, or leave --start out"
             )
         return _from_task(TASKS[recipe.corpus](), recipe)
     path = Path(recipe.corpus)
@@ -87,31 +87,31 @@ def open_data(recipe: Recipe, own: Tokenizer | None = None) -> Data:
     if recipe.start is not None and own is None:
         raise ValueError(
             f"{recipe.start} has no tokenizer to read the text {recipe.corpus!r} with; "
-            "give --corpus a file that train.prepare wrote with the model's tokenizer"
+            "give as --corpus a file that train.prepare wrote with the tokenizer of this model"
         )
     return _from_text(recipe, own)
 
 
 def rows(recipe: Recipe) -> int:
-    """Sequences of a batch of the validation: as many as the gradient takes at once."""
+    """Return the batch size of the validation, which is that of a micro-batch."""
     return recipe.batch // recipe.accumulate
 
 
 def _fitting(file: TokenFile, recipe: Recipe, own: Tokenizer | None) -> Tokenizer:
-    """The tokenizer of a run on a token file.
+    """Return the tokenizer of a run on a token file.
 
     Raises:
-        ValueError: it was prepared for another vocabulary than that of the model that the run goes on from.
+        ValueError: the vocabulary of the file is not that of the model to start from.
     """
     if own is not None and vocabulary(own) != vocabulary(file.tokenizer):
         raise ValueError(
             f"{recipe.corpus} was prepared with another vocabulary than that of {recipe.start}; prepare it "
-            f"again: python -m train.prepare ... --tokenizer {recipe.start}"
+            f"again with python -m train.prepare ... --tokenizer {recipe.start}"
         )
     if recipe.start is not None and file.tokenizer.n_vocab > recipe.config.n_vocab:
         raise ValueError(
-            f"{recipe.corpus} was prepared with a vocabulary of {file.tokenizer.n_vocab}, and {recipe.start} "
-            f"has {recipe.config.n_vocab} entries; prepare it again with the model's own tokenizer"
+            f"{recipe.corpus} was prepared with a vocabulary of {file.tokenizer.n_vocab}, but {recipe.start} "
+            f"has {recipe.config.n_vocab} entries; prepare it again with the tokenizer of this model"
         )
     return own or file.tokenizer
 
@@ -152,21 +152,20 @@ def _from_task(task: Task, recipe: Recipe) -> Data:
     batch, context = recipe.batch, recipe.context
     if recipe.order != "random":
         raise ValueError(
-            f"order={recipe.order} is of a text's windows; {recipe.corpus} is drawn as it is needed. "
-            "Leave --order out"
+            f"order={recipe.order} needs the windows of a text; {recipe.corpus} has none, so leave --order out"
         )
     jax.eval_shape(
         lambda: task.draw(jax.random.key(0), batch, context)
-    )  # refuses what does not fit
+    )  # raises if the task does not fit the Recipe
 
     @jax.jit
-    def whole(key: Key[Array, ""], steps: Int[Array, " n"]) -> Batch:
+    def draw_all(key: Key[Array, ""], steps: Int[Array, " steps"]) -> Batch:
         return jax.vmap(lambda step: task.draw(jax.random.fold_in(key, step), batch, context))(
             steps
         )
 
-    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /) -> Batch:
-        drawn = whole(key, steps)
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " steps"], rows: Rows = ALL, /) -> Batch:
+        drawn = draw_all(key, steps)
         return drawn if rows is ALL else jax.tree.map(lambda x: np.asarray(x)[:, rows], drawn)
 
     held_out = jax.tree.map(np.asarray, task.held_out(context))
@@ -182,11 +181,11 @@ def _from_task(task: Task, recipe: Recipe) -> Data:
     )
 
 
-def _windows_of(tokens: Integer[np.ndarray, " n"], recipe: Recipe) -> Draw:
-    """Windows of the tokens, which may be on the disk, in the order that the Recipe names."""
+def _windows_of(tokens: Integer[np.ndarray, " corpus"], recipe: Recipe) -> Draw:
+    """Return a function that draws windows of the tokens, which may be on the disk, in the order of the Recipe."""
     n, batch, context = len(tokens), recipe.batch, recipe.context
 
-    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " n"], rows: Rows = ALL, /) -> Batch:
+    def draw(key: Key[Array, ""], steps: Int[np.ndarray, " steps"], rows: Rows = ALL, /) -> Batch:
         if recipe.order == "shuffled":
             starts = shuffled_starts(key, steps, n, batch, context)
         else:
@@ -194,12 +193,12 @@ def _windows_of(tokens: Integer[np.ndarray, " n"], recipe: Recipe) -> Draw:
         windows = draw_windows(tokens, starts[:, rows], context)
         return Batch(windows, np.ones(windows[..., 1:].shape, bool))
 
-    draw(jax.random.key(0), np.arange(1))  # refuses now what could not be drawn later
+    draw(jax.random.key(0), np.arange(1))  # raises now if no batch can be drawn
     return draw
 
 
 def in_batches(windows: Int[np.ndarray, "rows window"], batch: int) -> Batch:
-    """Windows as batches of this many rows; what fills up the last batch is not counted."""
+    """Group windows into batches of this many rows; padding rows of the last batch do not count."""
     n = -(-len(windows) // batch)
     missing = n * batch - len(windows)
     padded = np.pad(windows, ((0, missing), (0, 0)))

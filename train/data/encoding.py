@@ -1,4 +1,4 @@
-"""Texts by the tokenizers of published models, which put special tokens around each and look at whole words."""
+"""Tokenize long texts in pieces, also for published tokenizers with special tokens around each text."""
 
 import functools
 import re
@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import Config
-from jaxformer.model.sites import Edit, keep
+from jaxformer.model.sites import Edit, identity
 from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer, Tokens
 
 CUT = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=\w)")
-"""Places where a token ends whatever is far from it: before a space, which goes with what follows it, and at the
-beginning of a line."""
+"""Places where a token always ends: before a space (which belongs to the next word) and at the beginning of a line."""
 PAST = 128
-"""Characters of the text before a part that it is encoded with."""
+"""The number of characters before a part that are encoded together with the part, as context."""
 
 
 class Frame(NamedTuple):
@@ -30,7 +29,7 @@ class Frame(NamedTuple):
 
 
 def frame(tokenizer: Tokenizer) -> Frame:
-    """What a tokenizer does beside cutting the text."""
+    """Return the special tokens that a tokenizer adds to every text."""
     nothing = np.zeros(0, np.int32)
     if not isinstance(tokenizer, Subwords):
         return Frame(nothing, nothing, tokenizer)
@@ -38,19 +37,19 @@ def frame(tokenizer: Tokenizer) -> Frame:
     if not len(around):
         return Frame(nothing, nothing, tokenizer)
     plain = Subwords({**tokenizer.content, "post_processor": None})
-    inside, whole = plain.encode("a"), tokenizer.encode("a")
+    inside, framed = plain.encode("a"), tokenizer.encode("a")
     for i in range(len(around) + 1):
         parts = around[:i], inside, around[i:]
-        if np.array_equal(np.concatenate(parts), whole):
+        if np.array_equal(np.concatenate(parts), framed):
             return Frame(around[:i], around[i:], plain)
     raise ValueError(
-        f"the tokenizer puts {around.tolist()} around an empty text, but makes {whole.tolist()} of 'a', "
-        f"whose own tokens are {inside.tolist()}"
+        f"the tokenizer encodes '' as {around.tolist()} and 'a' as {framed.tolist()}, which are not special tokens "
+        f"around {inside.tolist()}; choose another tokenizer"
     )
 
 
 def opening(tokenizer: Tokenizer, text: str) -> Tokens:
-    """The tokens of a text that is to be gone on with: no token that ends every text is behind it."""
+    """Encode a text to continue, without the special tokens that end a text."""
     before, _, plain = frame(tokenizer)
     return np.concatenate([before, plain.encode(text)])
 
@@ -58,12 +57,12 @@ def opening(tokenizer: Tokenizer, text: str) -> Tokens:
 def encode_pieces(
     tokenizer: Tokenizer, pieces: Iterable[str], block: int
 ) -> Iterator[tuple[Tokens, int]]:
-    """The tokens of a whole text that comes in pieces, and of how many characters they are, part by part.
+    """Encode a long text in parts: yield the tokens of each part and its number of characters.
 
-    Only about `block` characters are held, or as many as there are between two places where words end.
+    Memory holds about `block` characters, or as many as there are between two places where words end.
 
     Raises:
-        ValueError: a text that has no ids, or is cut otherwise as a whole than in parts.
+        ValueError: the text cannot be encoded, or is tokenized differently in parts.
 
     >>> words = Subwords({"model": {"type": "WordLevel", "vocab": {"cat": 0, "?": 1}, "unk_token": "?"}})
     >>> list(encode_pieces(words, ["c", "at"], 100))
@@ -75,8 +74,8 @@ def encode_pieces(
         known, tokens = plain.encode(past), plain.encode(past + text)
         if not np.array_equal(tokens[: len(known)], known):
             raise ValueError(
-                f"the tokenizer cuts {past[-20:]!r} otherwise when {text[:20]!r} follows; "
-                "a text cannot be prepared with it in parts"
+                f"the tokenizer splits {past[-20:]!r} differently when {text[:20]!r} follows; "
+                "choose another tokenizer, which can encode a text in parts"
             )
         new = tokens[len(known) :]
         yield (new if past else np.concatenate([before, new])), len(text)
@@ -86,9 +85,9 @@ def encode_pieces(
 
 
 def blocks(pieces: Iterable[str], block: int, *, anywhere: bool = False) -> Iterator[str]:
-    """The same text in parts of about `block` characters, which end where words do.
+    """Regroup a text into parts of about `block` characters, each of which ends where a word ends.
 
-    Where a part has no such end, it is held until one comes, or it ends anywhere.
+    A part without the end of a word grows until it has one, or with `anywhere` ends anywhere.
 
     >>> list(blocks(["one tw", "o three"], 4))
     ['one', ' two', ' three']
@@ -100,7 +99,7 @@ def blocks(pieces: Iterable[str], block: int, *, anywhere: bool = False) -> Iter
             continue
         last = deque(CUT.finditer(held, searched), maxlen=1)
         if not last and not anywhere:
-            searched = len(held) - 1  # a place to cut is known by the character after it
+            searched = len(held) - 1  # whether a place is a cut depends on the character after it
             continue
         cut = last[0].start() if last else len(held)
         yield held[:cut]
@@ -110,7 +109,7 @@ def blocks(pieces: Iterable[str], block: int, *, anywhere: bool = False) -> Iter
 
 
 def vocabulary(tokenizer: Tokenizer) -> Any:
-    """What tells two tokenizers' vocabularies apart: of subwords, every token's id; of others, all there is."""
+    """Return a value that is equal for tokenizers with the same vocabulary: the ids of Subwords, or else the JSON."""
     if not isinstance(tokenizer, Subwords):
         return tokenizer.to_json()
     listed = tokenizer.content["model"]["vocab"]
@@ -124,12 +123,12 @@ def vocabulary(tokenizer: Tokenizer) -> Any:
 
 
 def sayable(config: Config, tokenizer: Tokenizer) -> Edit:
-    """An edit by which a model never says an entry that its tokenizer has no text for.
+    """Return an edit that gives probability 0 to vocabulary entries without a token.
 
-    Models of published families have more rows in their embeddings than tokens, to make them a round number.
+    Published models often pad their embeddings to a round number of rows.
     """
     if tokenizer.n_vocab >= config.n_vocab:
-        return keep
+        return identity
     return _below(tokenizer.n_vocab)
 
 

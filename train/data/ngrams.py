@@ -1,17 +1,20 @@
-"""Yardsticks: what counting n-grams predicts on the same split, without any neural network."""
+"""Losses of n-gram models, to compare a trained model with."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
 def ngram_losses(
-    train: Int[np.ndarray, " n"], held_out: Int[np.ndarray, " m"], n_vocab: int, orders: int = 3
+    train: Int[np.ndarray, " train"],
+    held_out: Int[np.ndarray, " held_out"],
+    n_vocab: int,
+    orders: int = 3,
 ) -> dict[str, float]:
-    """Mean loss per held-out token in nats of the unigram, bigram and trigram model.
+    """Return the mean loss per held-out token, in nats, of the unigram, bigram and trigram model.
 
-    Counted on the training tokens. Each order falls back on the one below by as much as new tokens
-    followed the same history there: p(c|h) = (n(hc) + T(h)·p(c|h')) / (n(h) + T(h)), where T(h) is the
-    number of different tokens seen after h and h' drops h's oldest token; below the unigram lies 1/n_vocab.
+    The models count n-grams of the training tokens. Each is interpolated with the next lower order:
+    p(c|h) = (n(hc) + T(h)·p(c|h')) / (n(h) + T(h)), where T(h) is the number of different tokens seen after h and
+    h' is h without its oldest token. Below the unigram is the uniform distribution.
 
     Source: Witten & Bell 1991, "The zero-frequency problem", method C.
 
@@ -29,23 +32,23 @@ def ngram_losses(
 
 
 def _witten_bell(
-    train: Int[np.ndarray, " n"],
-    held_out: Int[np.ndarray, " m"],
+    train: Int[np.ndarray, " train"],
+    held_out: Int[np.ndarray, " held_out"],
     n_vocab: int,
     order: int,
-    lower: Float[np.ndarray, " m"],
-) -> Float[np.ndarray, " m"]:
-    """The probability of each held-out token given the order - 1 before it, smoothed by the order below."""
+    lower: Float[np.ndarray, " held_out"],
+) -> Float[np.ndarray, " held_out"]:
+    """Return the probability of each held-out token given `order - 1` earlier tokens, smoothed by the lower order."""
     if len(train) < order or len(held_out) < order:
         return lower
     grams, seen = np.unique(_grams(train, n_vocab, order), return_counts=True)
     histories, first = np.unique(grams // n_vocab, return_index=True)
-    total = np.add.reduceat(seen, first)  # n(h): grams of one history lie side by side
+    total = np.add.reduceat(seen, first)  # n(h): the grams of a history are adjacent
     kinds = np.diff(np.append(first, len(grams)))  # T(h)
-    asked = _grams(held_out, n_vocab, order)
-    n_gram = _lookup(grams, seen, asked)
-    n_history = _lookup(histories, total, asked // n_vocab)
-    n_kinds = _lookup(histories, kinds, asked // n_vocab)
+    wanted = _grams(held_out, n_vocab, order)
+    n_gram = _lookup(grams, seen, wanted)
+    n_history = _lookup(histories, total, wanted // n_vocab)
+    n_kinds = _lookup(histories, kinds, wanted // n_vocab)
     known, smoothed = n_history > 0, lower.copy()
     ends = np.flatnonzero(known) + order - 1
     numerator = n_gram[known] + n_kinds[known] * lower[ends]
@@ -53,10 +56,14 @@ def _witten_bell(
     return smoothed
 
 
-def _grams(tokens: Int[np.ndarray, " n"], n_vocab: int, order: int) -> Int[np.ndarray, " grams"]:
-    """Each run of `order` tokens as one number, the newest token in the lowest place."""
+def _grams(
+    tokens: Int[np.ndarray, " tokens"], n_vocab: int, order: int
+) -> Int[np.ndarray, " grams"]:
+    """Return each run of `order` tokens as one number, with the newest token as the lowest digit."""
     if n_vocab**order >= 2**63:
-        raise ValueError(f"{order}-grams of a vocabulary of {n_vocab} do not fit 64-bit counting")
+        raise ValueError(
+            f"{order}-grams of a vocabulary of {n_vocab} do not fit into 64 bits; choose a lower order"
+        )
     length = max(len(tokens) - order + 1, 0)
     number = np.zeros(length, np.int64)
     for i in range(order):
@@ -65,8 +72,10 @@ def _grams(tokens: Int[np.ndarray, " n"], n_vocab: int, order: int) -> Int[np.nd
 
 
 def _lookup(
-    keys: Int[np.ndarray, " k"], values: Int[np.ndarray, " k"], asked: Int[np.ndarray, " a"]
-) -> Int[np.ndarray, " a"]:
-    """values[keys == asked], 0 where there is none; the keys are sorted."""
-    place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    return np.where(keys[place] == asked, values[place], 0)
+    keys: Int[np.ndarray, " keys"],
+    values: Int[np.ndarray, " keys"],
+    wanted: Int[np.ndarray, " wanted"],
+) -> Int[np.ndarray, " wanted"]:
+    """Return the value of each wanted key, or 0 if it is not among the sorted keys."""
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], 0)

@@ -1,1 +1,1 @@
-"""Where a run lies: meshes of devices, and several processes that train one model."""
+"""Meshes of devices, and several processes that train one model."""

@@ -1,4 +1,4 @@
-"""Where a run lies on many devices: its mesh, and the rules that lay arrays on it."""
+"""The layout of a run on many devices: a mesh, and the rules that shard arrays over it."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.config import Config
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, keep
+from jaxformer.model.sites import Edit, identity
 from jaxformer.sharding import (
     RULES,
     Places,
@@ -24,19 +24,20 @@ from jaxformer.sharding import (
     parts_of,
     shardings,
 )
+from train.devices.mesh_options import parse_mesh, parse_rules
 from train.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh and its rules; without a mesh all is on the first device, and nothing here does anything."""
+    """A mesh and its rules. Without a mesh all arrays are on the first device."""
 
     mesh: Mesh | None = None
     rules: tuple[tuple[str, Places], ...] = ()
 
     @property
     def about(self) -> str:
-        """The devices in words, to be added to a sentence; nothing without a mesh."""
+        """The end of a sentence that names the devices; empty without a mesh."""
         if self.mesh is None:
             return ""
         axes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
@@ -53,61 +54,55 @@ class Layout:
             ValueError: there is none.
         """
         if self.mesh is None:
-            raise ValueError(
-                "nothing is laid out without a mesh; give one, of one device if need be"
-            )
+            raise ValueError("sharding needs a mesh; give one, which may have a single device")
         return self.mesh
 
     @property
     def batch(self) -> Places:
-        """The mesh axes of a batch's sequences."""
+        """The mesh axes that shard the sequences of a batch."""
         return dict(self.rules).get("batch")
 
     @property
     def edit(self) -> Edit:
-        """Tells the compiler where activations lie."""
-        return keep if self.mesh is None else constrain(self.mesh, dict(self.rules))
+        """An edit that tells the compiler how activations are sharded."""
+        return identity if self.mesh is None else constrain(self.mesh, dict(self.rules))
 
     def check(self, recipe: Recipe, config: Config) -> None:
-        """Refuse a run whose arrays do not divide among the devices.
+        """Refuse a run whose arrays cannot be divided evenly among the devices.
 
         Raises:
-            ValueError: naming the parameter, or the batch or the context, and what would divide.
+            ValueError: names the parameter, the batch or the context, and a size that fits.
         """
         if self.mesh is None:
             return
         self.params(config)
         if shared := set(self.axes("t")) & set(self.axes("batch")):
             raise ValueError(
-                f"the rules lay both t and batch along {min(shared)}; give one of them another axis, or none"
+                f"the rules shard both t and batch along {min(shared)}; give one of them another mesh axis, or none"
             )
         rows, parts = recipe.batch // recipe.accumulate, self.parts("batch")
         if rows % parts:
             raise ValueError(
-                f"batch={recipe.batch} in accumulate={recipe.accumulate} parts leaves {rows} sequences, which do "
-                f"not divide among the {parts} devices along {self.batch}; choose a multiple of "
+                f"batch={recipe.batch} with accumulate={recipe.accumulate} gives micro-batches of {rows}, not a "
+                f"multiple of the {parts} devices along {self.batch}; choose a batch that is a multiple of "
                 f"{parts * recipe.accumulate}"
             )
         if recipe.context % self.parts("t"):
             raise ValueError(
-                f"context={recipe.context} does not divide among the {self.parts('t')} devices along "
+                f"context={recipe.context} is not a multiple of the {self.parts('t')} devices along "
                 f"{dict(self.rules)['t']}; choose a multiple"
             )
 
     def axes(self, axis: str) -> tuple[str, ...]:
-        """The mesh axes of an axis."""
+        """Return the mesh axes along which an axis is sharded."""
         return mesh_axes(dict(self.rules).get(axis))
 
     def parts(self, axis: str) -> int:
-        """How many parts an axis is cut into."""
+        """Return the number of shards of an axis."""
         return 1 if self.mesh is None else parts_of(self.mesh, dict(self.rules), axis)
 
-    def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function of every sequence of a batch, laid on the batch's mesh axes."""
-        return jax.vmap(function, spmd_axis_name=self.batch or None)
-
     def params(self, config: Config) -> Any:
-        """Where parameters lie, and what is like them: gradients, moments.
+        """Return the sharding of each parameter; gradients and moments have the same.
 
         Raises:
             ValueError: rules that do not fit the model or the mesh.
@@ -115,9 +110,9 @@ class Layout:
         return shardings(config, self.devices, dict(self.rules))
 
     def looked_up(self, config: Config, params: Params) -> Params:
-        """The parameters, with an embedding that no mesh axis of the batch cuts: a token's device has its row's parts.
+        """Return the parameters with an embedding that is not sharded along the mesh axes of the batch.
 
-        Left to itself, the compiler may look rows up where they lie and then move whole activations.
+        Otherwise the compiler may look up rows on other devices and then move all activations.
         """
         if self.mesh is None:
             return params
@@ -127,15 +122,15 @@ class Layout:
         return params._replace(W_E=table)
 
     def pinned(self, config: Config, like_params: Any) -> Any:
-        """A tree like the parameters, which the compiler is told to lay where they are."""
+        """Tell the compiler to shard a tree like the parameters."""
         if self.mesh is None:
             return like_params
         return jax.lax.with_sharding_constraint(like_params, self.params(config))
 
     def state(self, config: Config, state: Any) -> Any:
-        """Where each array of a TrainState (or its shapes) lies: moments beside their parameters, the rest everywhere.
+        """Return the sharding of each array of a TrainState or of its shapes.
 
-        Members of an ensemble are all on each device.
+        Moments are sharded like their parameters; all else is replicated. Every device has all members of an ensemble.
         """
         members = [None] * int(state.step.ndim)
         places = {
@@ -144,7 +139,7 @@ class Layout:
         }
 
         def place(path: Any, array: Any) -> NamedSharding:
-            # A moment's path ends with that of its parameter, whatever the optimizer has around it.
+            # The path of a moment ends with the path of its parameter, in every optimizer.
             ends = (path[i:] for i in range(len(path)))
             found = next((places[end] for end in ends if end in places), self.everywhere)
             return found if len(found.spec) <= array.ndim else self.everywhere
@@ -152,20 +147,20 @@ class Layout:
         return jax.tree_util.tree_map_with_path(place, state)
 
     def jitted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled, its results a copy on each device, so that every process can read them."""
+        """Compile a function whose results are replicated, so that every process can read them."""
         return jax.jit(function, out_shardings=None if self.mesh is None else self.everywhere)
 
     @property
     def everywhere(self) -> NamedSharding:
-        """A copy on each device."""
+        """The sharding of a replicated array."""
         return self.placed()
 
     def placed(self, *places: Places) -> NamedSharding:
-        """The sharding of an array with these mesh axes along its axes."""
+        """Return the sharding of an array, given the mesh axes for each of its axes."""
         return NamedSharding(self.devices, PartitionSpec(*places))
 
     def put(self, tree: Any, *places: Places) -> Any:
-        """Arrays that every process has whole, as arrays on the mesh; without one, on the first device."""
+        """Put arrays on the mesh, or without a mesh on the first device; every process must hold the full arrays."""
         if self.mesh is None:
             return jax.tree.map(jax.numpy.asarray, tree)
         where = self.placed(*places)
@@ -177,74 +172,26 @@ class Layout:
         return jax.tree.map(put, tree)
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """The axes of a mesh and their sizes, from the command line.
-
-    Raises:
-        ValueError: text of another form, an axis twice, a size below 1.
-
-    >>> parse_mesh("data=2,fsdp=4")
-    {'data': 2, 'fsdp': 4}
-    """
-    axes: dict[str, int] = {}
-    for part in text.split(","):
-        name, equals, size = (piece.strip() for piece in part.partition("="))
-        if not (equals and name.isidentifier() and size.isdecimal()):
-            raise ValueError(
-                f"mesh={text!r} is no mesh; write AXIS=SIZE,AXIS=SIZE as data=2,fsdp=4"
-            )
-        if name in axes:
-            raise ValueError(f"mesh={text!r} has the axis {name} twice; give each one size")
-        if int(size) < 1:
-            raise ValueError(f"mesh={text!r} has {name}={size}; an axis has at least 1 device")
-        axes[name] = int(size)
-    return axes
-
-
-def parse_rules(texts: tuple[str, ...]) -> dict[str, Places]:
-    """Rules from the command line: AXIS=MESH-AXIS, several mesh axes joined by "+", none as "none".
-
-    Raises:
-        ValueError: text of another form, an axis twice.
-
-    >>> parse_rules(("batch=data+fsdp", "d=fsdp", "v=none"))
-    {'batch': ('data', 'fsdp'), 'd': 'fsdp', 'v': None}
-    """
-    rules: dict[str, Places] = {}
-    for text in texts:
-        axis, equals, places = text.partition("=")
-        names = tuple(places.split("+"))
-        if not (equals and axis and all(name.isidentifier() for name in names)):
-            raise ValueError(
-                f"{text!r} is no rule; write AXIS=MESH-AXIS, as d=fsdp or batch=data+fsdp"
-            )
-        if axis in rules:
-            raise ValueError(f"the axis {axis} has two rules; give it one")
-        rules[axis] = None if names == ("none",) else names[0] if len(names) == 1 else names
-    return rules
-
-
 def lay_out(mesh: str | None, rules: tuple[str, ...], devices: Any = None) -> Layout:
-    """The Layout that a command line names, on these devices or all that JAX has.
+    """Return the Layout for these command-line options, on these devices or on all that JAX has.
 
-    Without rules: those of `jaxformer.sharding.RULES`, as far as the mesh has their axes. A rule given takes the
-    place of the one there.
+    A rule given here replaces the one in `jaxformer.sharding.RULES`. RULES for mesh axes that are missing are left out.
 
     Raises:
-        ValueError: a mesh of another number of devices; rules without a mesh, or for axes that it lacks.
+        ValueError: a mesh that does not fit the number of devices; rules without a mesh or for axes that it lacks.
     """
     if mesh is None:
         if rules:
-            raise ValueError(f"--rules {rules[0]} says where on a mesh arrays lie; give --mesh too")
+            raise ValueError(f"--rules {rules[0]} needs a mesh; give --mesh too")
         return Layout()
     axes = parse_mesh(mesh)
     devices = jax.devices() if devices is None else devices
     number = math.prod(axes.values())
     if number != len(devices):
         raise ValueError(
-            f"--mesh {mesh} is of {number} device{'s' * (number > 1)}, and there are {len(devices)} "
+            f"--mesh {mesh} needs {number} device{'s' * (number > 1)}, and there are {len(devices)} "
             f"({devices[0].platform}); choose sizes whose product is {len(devices)}"
-            + _how_to_have(devices[0].platform, number)
+            + _virtual_devices_hint(devices[0].platform, number)
         )
     made = jax.make_mesh(
         tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes), devices=devices
@@ -256,19 +203,19 @@ def lay_out(mesh: str | None, rules: tuple[str, ...], devices: Any = None) -> La
     if idle := [name for name, size in axes.items() if size > 1 and name not in used]:
         known = sorted({name for places in RULES.values() for name in mesh_axes(places)})
         raise ValueError(
-            f"nothing lies along {idle[0]} of --mesh {mesh}; the axes with rules of their own are "
-            f"{', '.join(known)}, others need --rules"
+            f"nothing is sharded along {idle[0]} of --mesh {mesh}; the axes with default rules are "
+            f"{', '.join(known)}; another axis needs --rules"
         )
     return Layout(made, tuple(merged.items()))
 
 
 def pretend(number: int) -> None:
-    """Cut the CPU into so many devices, unless JAX has begun with what it has."""
+    """Split the CPU into this many virtual devices, unless JAX is already initialized."""
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", number)
 
 
-def _how_to_have(platform: str, number: int) -> str:
+def _virtual_devices_hint(platform: str, number: int) -> str:
     if platform != "cpu" or jax.process_count() > 1:
         return ""
-    return f", or pretend to have them: JAX_NUM_CPU_DEVICES={number} python -m train ..."
+    return f", or use virtual devices: JAX_NUM_CPU_DEVICES={number} python -m train ..."

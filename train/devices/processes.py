@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they find each other and agree. JAX joins them (`jax.distributed`)."""
+"""Several processes that train one model (`jax.distributed`): join them, and check that they agree."""
 
 import json
 import secrets
@@ -16,74 +16,73 @@ from jaxformer.pretrained.atomic import replace_file
 from train.runs import RunError, flat
 
 OWN_FAULT = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
-"""How errors of JAX begin that no other process is the reason of."""
+"""Beginnings of JAX errors that this process alone causes."""
 
 
-class Refused(RunError):  # noqa: N818  says what it is
-    """What all processes refuse, at the same point."""
+class Refused(RunError):  # noqa: N818
+    """An error that all processes raise at the same point."""
 
 
 class Group(NamedTuple):
-    """The processes of a run, as the command line tells."""
+    """The processes of a run, from the command line."""
 
     coordinator: str | None
-    """host and port of process 0; auto: as the cluster says; None: there is but this process"""
+    """HOST:PORT of process 0; auto: found from the cluster; None: this is the only process"""
     processes: int | None
     process: int | None
-    patience: int
+    timeout: int
     """seconds"""
 
     def check(self) -> None:
-        """Refuse what describes no group.
+        """Refuse options that contradict each other.
 
         Raises:
-            ValueError: naming the option.
+            ValueError: names the option.
         """
-        if self.patience < 1:
-            raise ValueError(f"patience={self.patience} must be at least 1 second")
+        if self.timeout < 1:
+            raise ValueError(f"timeout={self.timeout} must be at least 1 second")
         numbers = (self.processes, self.process)
         if self.coordinator in (None, "auto"):
             if numbers != (None, None):
                 raise ValueError(
-                    "--processes and --process go with --coordinator HOST:PORT, process 0's; give all three, "
-                    "or --coordinator auto where a cluster tells them"
+                    "--processes and --process need --coordinator HOST:PORT, the address of process 0; give all three, "
+                    "or --coordinator auto on a cluster that sets them"
                 )
             return
         host, colon, port = self.coordinator.rpartition(":")
         if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
             raise ValueError(
-                f"coordinator={self.coordinator!r} is no HOST:PORT of process 0, as 10.0.0.1:1234"
+                f"coordinator={self.coordinator!r} is not a HOST:PORT of process 0; write it as 10.0.0.1:1234"
             )
         if None in numbers:
             raise ValueError(
-                f"--coordinator {self.coordinator} needs --processes, their number, and --process, this one's"
+                f"--coordinator {self.coordinator} needs --processes, their number, and --process, the rank of this one"
             )
         if not 0 <= int(self.process or 0) < int(self.processes or 0):
             raise ValueError(
-                f"process={self.process} of processes={self.processes}: they are numbered from 0, "
-                "and process is below processes"
+                f"process={self.process} must be at least 0 and below processes={self.processes}"
             )
 
     def join(self) -> None:
-        """Become one of the group. Where it is not complete in time, JAX aborts this process.
+        """Join the group. JAX aborts this process if the group is not complete within the timeout.
 
         Raises:
-            RunError: no cluster tells who belongs to the group.
+            RunError: there is no cluster to find the group from, or the coordinator cannot be used.
         """
-        # It would take SIGTERM for itself; a run heeds it by its own means.
+        # The preemption service would handle SIGTERM, which the run handles itself.
         jax.config.update("jax_enable_preemption_service", False)
-        how: dict[str, Any] = {
-            "initialization_timeout": self.patience,
-            "heartbeat_timeout_seconds": self.patience,
-            "shutdown_timeout_seconds": self.patience,
+        timeouts: dict[str, Any] = {
+            "initialization_timeout": self.timeout,
+            "heartbeat_timeout_seconds": self.timeout,
+            "shutdown_timeout_seconds": self.timeout,
         }
         if self.coordinator == "auto":
             try:
-                jax.distributed.initialize(**how)
-            except (ValueError, RuntimeError) as error:  # of a cluster without its library
+                jax.distributed.initialize(**timeouts)
+            except (ValueError, RuntimeError) as error:
                 raise RunError(
-                    "--coordinator auto: JAX finds no cluster here (SLURM, Kubernetes, Open MPI, cloud TPU) that "
-                    f"tells the processes of each other ({error}); give HOST:PORT, --processes and --process"
+                    "--coordinator auto: JAX finds no cluster here (SLURM, Kubernetes, Open MPI or cloud TPU; "
+                    f"{error}); give --coordinator HOST:PORT, --processes and --process"
                 ) from error
             return
         try:
@@ -94,81 +93,85 @@ class Group(NamedTuple):
                 self.processes,
                 self.process,
                 cluster_detection_method="deactivate",
-                **how,
+                **timeouts,
             )
         except (RuntimeError, OSError) as error:
             raise RunError(
-                f"process {self.process} cannot take part at {self.coordinator} ({error}); is the port "
-                "another program's? Choose another"
+                f"process {self.process} cannot join at {self.coordinator} ({error}); if another program uses "
+                "the port, choose another"
             ) from error
 
 
 def _check_free(port: int) -> None:
-    """Refuse a port that another program listens at: JAX's coordinator may crash there.
+    """Refuse a port that another program uses, where the coordinator of JAX may crash.
 
     Raises:
-        OSError: it is taken.
+        OSError: the port is in use.
     """
     with socket.socket() as own:
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just left is free
+        own.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # accept a port that was just closed
         own.bind(("", port))
 
 
 def is_first() -> bool:
-    """Whether this process speaks for all: it writes, and the others keep quiet."""
+    """Return whether this is process 0, the only one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def of_each(value: Any) -> np.ndarray:
-    """Every process's number, or array of one shape; all must call this at the same point."""
+    """Gather one number or array of every process; all processes must call this at the same point."""
     if jax.process_count() == 1:
         return np.asarray(value)[None]
     return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
 
 
 def check_devices() -> None:
-    """Refuse processes with different numbers of devices, which no mesh can be made of.
+    """Refuse processes with different numbers of devices, which cannot form a mesh.
 
     Raises:
-        Refused: saying how many each has.
+        Refused: names the number of devices of each process.
     """
     owners = [device.process_index for device in jax.devices()]
     numbers = [owners.count(process) for process in range(jax.process_count())]
     if len(set(numbers)) > 1:
         raise Refused(
-            f"the processes have {', '.join(map(str, numbers))} devices; give each the same number"
+            f"the processes have {', '.join(map(str, numbers))} devices; give each process the same number"
         )
 
 
 def check_shared(folder: Path) -> None:
-    """Refuse processes that do not see what the first one writes into a folder.
+    """Refuse processes that do not share the folder of process 0.
 
     Raises:
-        Refused: naming the first that does not.
+        Refused: names the first process that does not see a file of process 0.
     """
     if jax.process_count() == 1:
         return
     own = np.frombuffer(secrets.token_bytes(8), np.uint8)
-    word, place = of_each(own)[0].tobytes(), folder / ".shared"
-    by_first(lambda: replace_file(place, word))
-    seen = of_each(place.is_file() and place.read_bytes() == word)
-    by_first(lambda: place.unlink(missing_ok=True))
+    content, path = of_each(own)[0].tobytes(), folder / ".shared"
+    by_first(lambda: replace_file(path, content))
+    seen = of_each(path.is_file() and path.read_bytes() == content)
+    by_first(lambda: path.unlink(missing_ok=True))
     if not seen.all():
         raise Refused(
-            f"process {seen.argmin()} does not see {folder} of process 0; all need one folder to write a "
-            "checkpoint into (--runs)"
+            f"process {seen.argmin()} does not see the folder {folder} of process 0; put --runs on a file "
+            "system that all processes share"
         )
 
 
 def check_agreement(about: dict[str, Any]) -> None:
-    """Refuse processes that were started to do different things.
+    """Refuse processes with different options or data.
 
     Raises:
-        Refused: naming the first that differs from process 0, and in what.
+        Refused: names the first process that differs from process 0, and the fields.
     """
     own = flat(about)
     if len({*of_each(np.uint32(zlib.crc32(json.dumps([*own]).encode()))).tolist()}) > 1:
-        raise Refused("the processes run different versions of jaxformer; start all with the same")
+        raise Refused(
+            "the processes run different versions of jaxformer; start all with the same version"
+        )
     hashes = [zlib.crc32(json.dumps(value).encode()) for value in own.values()]
     differ = (each := of_each(np.array(hashes, np.uint32))) != each[0]
     if differ.any():
@@ -176,16 +179,16 @@ def check_agreement(about: dict[str, Any]) -> None:
         names = [name for name, other in zip(own, differ[number], strict=True) if other]
         here = ", ".join(f"{name}={own[name]!r}" for name in names)
         raise Refused(
-            f"process {number} has other options or other data than process 0, which has {here}; start all with "
-            "the same"
+            f"process {number} has other options or data than process 0, which has {here}; start all processes "
+            "with the same"
         )
 
 
 def by_first(action: Callable[[], None]) -> None:
-    """What process 0 does for all, while the others wait; all fail where it does.
+    """Run an action on process 0 while the others wait; if it fails, all processes raise.
 
     Raises:
-        Refused: it failed; process 0 says why.
+        Refused: the action failed; process 0 reports the reason.
     """
     if jax.process_count() == 1:
         action()
@@ -197,27 +200,28 @@ def by_first(action: Callable[[], None]) -> None:
         except (RunError, OSError, ValueError) as error:
             failed = error
     if multihost_utils.broadcast_one_to_all(np.bool_(failed is not None)):
-        why = "process 0 failed, and says why" if failed is None else str(failed)
+        why = "process 0 failed and reports the reason" if failed is None else str(failed)
         raise Refused(why or type(failed).__name__) from failed
 
 
 def on_host(array: Any) -> np.ndarray:
-    """An array's numbers on this host; all processes must call this at the same point."""
+    """Return the full array on this host; all processes must call this at the same point."""
     if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def whole_on_first(array: Any) -> np.ndarray | None:
-    """The same, for process 0 alone to hold."""
+    """Return the full array on process 0, and None elsewhere."""
     numbers = on_host(array)
     return numbers if is_first() else None
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, may mean that another process is gone: JAX's own, of a run with others.
+    """Return whether an error, or its cause, may mean that another process was lost.
 
-    Not where this process alone is the reason, as by its memory: then it is the others that lose it.
+    In a run of several processes every error of JAX may mean that, except errors that this process causes itself, such
+    as a lack of memory.
     """
     if error is None:
         return False

@@ -1,1 +1,1 @@
-"""What a training step takes, before it is run: memory, arithmetic, collectives, and a lower bound of its time."""
+"""Predictions for a training step, without running it: memory, FLOPs, collectives, a lower bound of the time."""

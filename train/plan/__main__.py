@@ -1,6 +1,6 @@
-"""What a run would take, before anybody pays for it: `python -m train.plan PRESET --mesh data=8,fsdp=32`.
+"""Predict memory and time of a training step: `python -m train.plan PRESET --mesh data=8,fsdp=32`.
 
-The step is compiled for as many devices as the mesh has, all of them pretended, and nothing is allocated.
+The step is compiled for virtual devices, as many as the mesh has, and no array is allocated.
 """
 
 import math
@@ -15,14 +15,15 @@ from rich.table import Table
 
 from jaxformer.config import Config
 from jaxformer.model.params import count
-from train.devices.layout import lay_out, parse_mesh, pretend
+from train.devices.layout import lay_out, pretend
+from train.devices.mesh_options import parse_mesh
 from train.plan.hardware import HARDWARE, Hardware, assumptions, find_hardware, step_seconds
 from train.plan.memory import Plan, plan
 from train.recipe import Recipe
 from train.start import open_vocabulary, read_command, recipe_of
 
 MOST = 8192
-"""Devices that a plan can be made for: each takes memory here, pretended as it is."""
+"""The largest number of devices: virtual devices need memory too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +31,17 @@ class Command(Recipe):
     """A Recipe, and the devices to run it on."""
 
     mesh: str = "data=1"
-    """devices, as data=8,fsdp=32"""
+    """mesh of devices, such as data=8,fsdp=32"""
     rules: tuple[str, ...] = ()
-    """as of python -m train"""
+    """sharding rules, as in python -m train"""
     vocab: int | None = None
-    """entries of the vocabulary; None: the preset's, or those of the corpus's tokenizer"""
+    """vocabulary size; None: that of the preset, or of the tokenizer of the corpus"""
     hardware: tuple[str, ...] = ()
-    """accelerators to estimate the time of a step on, as h100; none given: all that there are numbers of"""
+    """accelerators to estimate the step time for, such as h100; without this option: all known ones"""
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status."""
+    """Run the command line and return its exit status."""
     args = sys.argv[1:] if args is None else args
     out = Console(width=None if sys.stdout.isatty() else 110)
     try:
@@ -75,10 +76,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def planned_config(command: Command) -> Config:
-    """The architecture, with a vocabulary; no text is downloaded for its sake.
+    """Return the Config with a vocabulary size, without downloading a text.
 
     Raises:
-        ValueError: nothing tells the size of the vocabulary.
+        ValueError: the vocabulary size is unknown.
     """
     if command.vocab is not None:
         if command.vocab < 1:
@@ -88,34 +89,34 @@ def planned_config(command: Command) -> Config:
         return command.config
     if command.corpus == "shakespeare":
         raise ValueError(
-            "how large the vocabulary is depends on the text; give --vocab (shakespeare: 65)"
+            "the vocabulary size depends on the text; give --vocab (65 for shakespeare)"
         )
     try:
         return open_vocabulary(recipe_of(command))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{error}; or give --vocab, then no text is needed") from error
+        raise ValueError(f"{error}; or give --vocab, which needs no text") from error
 
 
 def pretended(number: int) -> list[Any]:
-    """So many devices of a CPU that is cut into them, if JAX has not begun with another number.
+    """Return this many virtual devices of the CPU.
 
     Raises:
-        ValueError: it has, or there are more than it can pretend in reasonable memory.
+        ValueError: there are too many, or JAX is already initialized with fewer.
     """
     if number > MOST:
-        raise ValueError(f"{number} devices are too many to pretend; plan for at most {MOST}")
+        raise ValueError(f"{number} devices are too many to simulate; plan for at most {MOST}")
     jax.config.update("jax_platforms", "cpu")
     pretend(number)
     devices = jax.devices("cpu")
     if len(devices) < number:
         raise ValueError(
-            f"JAX has begun with {len(devices)} devices; a plan for {number} needs a new process"
+            f"JAX is already initialized with {len(devices)} devices; plan for {number} in a new process"
         )
     return devices[:number]
 
 
 def memory_table(found: Plan) -> Table:
-    """Bytes of one device."""
+    """Return a table of the memory of one device."""
     table = Table(title="memory of one device", box=box.SIMPLE)
     table.add_column("")
     table.add_column("MB", justify="right")
@@ -131,7 +132,7 @@ def memory_table(found: Plan) -> Table:
 
 
 def time_table(found: Plan, hardware: list[Hardware], tokens: int) -> Table:
-    """What a step would take at least."""
+    """Return a table of lower bounds of the step time on each accelerator."""
     table = Table(title="a step takes at least", box=box.SIMPLE)
     for name in (
         "device",
@@ -143,19 +144,19 @@ def time_table(found: Plan, hardware: list[Hardware], tokens: int) -> Table:
     ):
         table.add_column(name, justify="right" if name != "device" else "left")
     for device in hardware:
-        took = step_seconds(device, found.flops, found.traffic)
+        bound = step_seconds(device, found.flops, found.traffic)
         share = found.memory / device.memory
         table.add_row(
             device.name,
             f"{share:.0%}" + (" too much" if share > 1 else ""),
-            *(f"{seconds:.3g}" for seconds in (*took, took.least)),
-            rounded(tokens / took.least),
+            *(f"{seconds:.3g}" for seconds in (*bound, bound.least)),
+            rounded(tokens / bound.least),
         )
     return table
 
 
 def rounded(number: int | float) -> str:
-    """Three digits, and a thousand, a million or a billion as a letter.
+    """Round to three digits with a metric prefix.
 
     >>> rounded(1_085_718), rounded(64_000), rounded(7)
     ('1.09 M', '64 k', '7')
@@ -167,20 +168,20 @@ def rounded(number: int | float) -> str:
 
 
 def notes(recipe: Recipe, hardware: list[Hardware]) -> list[str]:
-    """What the numbers take for granted."""
-    said = [
-        "Temporaries are those of XLA's program for CPU; other compilers fuse and schedule otherwise.",
-        "Seconds: the longer of compute and memory. What devices wait for each other comes on top.",
+    """Return the assumptions behind the numbers, as sentences."""
+    sentences = [
+        "Temporaries are those of XLA's CPU program; other compilers fuse and schedule differently.",
+        "Seconds are the longer of compute and memory. The time for communication is not included.",
     ]
     if recipe.compute.kernel == "fused":
-        said.append(
-            'kernel="fused" is compiled without cuDNN here: its scores are formed, a layer at a time.'
+        sentences.append(
+            'kernel="fused" is compiled without cuDNN here, so the scores of a layer are materialized.'
         )
     if recipe.compute.dtype in ("bfloat16", "float16"):
-        said.append("XLA for CPU keeps some of bfloat16 as float32.")
+        sentences.append("XLA for CPU stores some bfloat16 arrays as float32.")
     if len(hardware) == 1:
-        return said + assumptions(hardware[0])
-    return [*said, "Matrix products run at the datasheet's peak of dense bfloat16."]
+        return sentences + assumptions(hardware[0])
+    return [*sentences, "Matrix products run at the datasheet's peak of dense bfloat16."]
 
 
 if __name__ == "__main__":

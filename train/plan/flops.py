@@ -1,4 +1,4 @@
-"""How much arithmetic a program is: by the formula of a model's sizes, or counted in what JAX traced."""
+"""FLOPs of a program: from the sizes of a model, or counted in a traced program."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from jaxformer.config import Config
 
 
 def forward_flops(config: Config, context: int, past: int = 0) -> int:
-    """Floating-point operations of one sequence's forward pass: two per multiply-add of every matrix product.
+    """Return the FLOPs of the matrix products in one sequence's forward pass, two per multiply-add.
 
-    Attention is counted as computed, the masked half included, over `past + context` keys. Norms, softmax,
-    positions and activations are left out, as is usual: they are below 2 % at the sizes benchmarked.
+    Attention is counted over all `past + context` keys, including the masked half. Norms, softmax, positions and
+    activations are left out, as is usual; they are below 2 % at the benchmarked sizes.
     """
     size = config.sizes
     d, heads, kv = size["d"], size["n"] * size["h"], size["k"] * size["h"]
@@ -27,24 +27,24 @@ def forward_flops(config: Config, context: int, past: int = 0) -> int:
 
 
 def train_flops(config: Config, context: int) -> int:
-    """Of a training step: the backward pass has two products for each one of the forward pass."""
+    """Return the FLOPs per sequence of a training step: the backward pass has two products per forward product."""
     return 3 * forward_flops(config, context)
 
 
 def program_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Floating-point operations of all matrix products of a function, on all devices together: two per multiply-add.
+    """Return the FLOPs of all matrix products of a function, on all devices together, two per multiply-add.
 
-    XLA's own count (`cost_analysis`) has a scan's body once, however often it turns. These are counted in the traced
-    program, so that what `jax.checkpoint` computes a second time counts twice, and what nothing reads not at all. A
-    loop counts as often as it turns, of the branches of a condition the most expensive. Ragged products, convolutions
-    and what kernels of their own do (Pallas, cuDNN) are left out.
+    They are counted in the traced program: what `jax.checkpoint` recomputes counts twice, and what nothing reads does
+    not count. The body of a loop counts once per iteration (once in all in XLA's `cost_analysis`); of the branches of a
+    condition, the most expensive one counts. Ragged products, convolutions and custom kernels (Pallas, cuDNN) are left
+    out.
 
     Args:
-        function: is traced, not run.
+        function: is traced, but not run.
         arguments: arrays, or their `jax.ShapeDtypeStruct`s.
 
     Raises:
-        ValueError: a loop that multiplies matrices, and turns as often as its values say.
+        ValueError: a while loop with matrix products, whose number of iterations depends on values.
 
     >>> a, b = jax.ShapeDtypeStruct((3, 5), "float32"), jax.ShapeDtypeStruct((5, 7), "float32")
     >>> program_flops(lambda a, b: a @ b, a, b)  # 2 · 3 · 5 · 7
@@ -60,12 +60,12 @@ def _flops(jaxpr: Jaxpr) -> int:
 
 
 def _inside(eqn: JaxprEqn) -> int:
-    """A call: what is called, once."""
+    """A call counts the called functions once."""
     return sum(_flops(jaxpr) for jaxpr in _called(eqn))
 
 
 def _product(eqn: JaxprEqn) -> int:
-    """An entry of the result has a multiply-add for each pair that is summed over."""
+    """Each entry of the result has one multiply-add per pair that is summed over."""
     (summed, _), _ = eqn.params["dimension_numbers"]
     left: Any = eqn.invars[0].aval
     result: Any = eqn.outvars[0].aval
@@ -83,14 +83,14 @@ def _branches(eqn: JaxprEqn) -> int:
 def _open_loop(eqn: JaxprEqn) -> int:
     if flops := _inside(eqn):
         raise ValueError(
-            f"a while loop of the program has products of {flops:,} floating-point operations a turn, and "
-            "how often it turns is known only when it runs; use jax.lax.scan, or count the turn's function"
+            f"a while loop of the program has matrix products of {flops:,} FLOPs per iteration, and its number of "
+            "iterations is unknown before it runs; use jax.lax.scan, or count the body of the loop"
         )
     return 0
 
 
 def _each_device(eqn: JaxprEqn) -> int:
-    """A shard_map's body is the program of one device of the mesh axes that it maps."""
+    """The body of a shard_map is the program of one device, so it counts once per device of the mapped mesh axes."""
     sizes = eqn.params["mesh"].shape
     return math.prod(sizes[axis] for axis in eqn.params["newly_manual_axes"]) * _inside(eqn)
 
@@ -103,7 +103,7 @@ RULES: dict[str, Callable[[JaxprEqn], int]] = {
     "shard_map": _each_device,
     "pallas_call": lambda _: 0,
 }
-"""By the names of JAX's primitives."""
+"""How to count each JAX primitive, by name."""
 
 
 def _called(eqn: JaxprEqn) -> list[Jaxpr]:

@@ -1,22 +1,22 @@
-"""Accelerators by their makers' datasheets, and how long a step takes on one at least."""
+"""Accelerators by their datasheets, and a lower bound of the time of a step."""
 
 from typing import NamedTuple
 
 
 class Hardware(NamedTuple):
-    """One accelerator: what its maker says that it can do."""
+    """The datasheet of one accelerator."""
 
     name: str
     device_kinds: tuple[str, ...]
-    """what JAX calls it, as `device_kind`"""
+    """its names in JAX, as `device_kind`"""
     flops: float
-    """of dense bfloat16 matrix products, per second"""
+    """peak rate of dense bfloat16 matrix products, per second"""
     memory: float
     """bytes"""
     memory_rate: float
     """bytes per second"""
     source: str
-    """whose numbers these are"""
+    """document with these numbers"""
 
 
 HARDWARE: tuple[Hardware, ...] = (
@@ -57,14 +57,14 @@ HARDWARE: tuple[Hardware, ...] = (
         "Google Cloud documentation, TPU v6e",
     ),
 )  # fmt: skip
-"""Those that we have a maker's numbers for."""
+"""All known accelerators."""
 
 
 def find_hardware(name: str) -> Hardware:
-    """The accelerator of this name of ours, or of this `device_kind` of JAX's.
+    """Return the accelerator with this name or `device_kind`.
 
     Raises:
-        ValueError: none of ours; the sentence lists them.
+        ValueError: an unknown name; the message lists the known ones.
 
     >>> find_hardware("TPU v5 lite").name
     'tpu-v5e'
@@ -73,27 +73,27 @@ def find_hardware(name: str) -> Hardware:
         if name in (hardware.name, *hardware.device_kinds):
             return hardware
     names = ", ".join(hardware.name for hardware in HARDWARE)
-    raise ValueError(f"no hardware {name!r}; choose one of {names}")
+    raise ValueError(f"there is no hardware {name!r}; choose one of {names}")
 
 
 class StepSeconds(NamedTuple):
-    """How long one device is busy with each part of a step, if it does nothing else meanwhile."""
+    """The time that one device needs for each part of a step alone."""
 
     compute: float
     memory: float
 
     @property
     def least(self) -> float:
-        """No step takes less, even where both parts run at the same time and nothing waits for other devices."""
+        """The lower bound: both parts run at the same time, and no device waits for another."""
         return max(self)
 
 
 def step_seconds(hardware: Hardware, flops: float, memory_traffic: float) -> StepSeconds:
-    """A lower bound of a step's time by the datasheet: work over rate; `assumptions` says what it leaves out.
+    """Return a lower bound of the time of a step, work divided by peak rate; see `assumptions`.
 
     Args:
-        hardware: what one device is.
-        flops: of matrix products, by one device.
+        hardware: one device.
+        flops: FLOPs of matrix products on one device.
         memory_traffic: bytes that one device reads and writes.
 
     Source: Williams et al. 2009, "Roofline".
@@ -106,7 +106,7 @@ def step_seconds(hardware: Hardware, flops: float, memory_traffic: float) -> Ste
 
 
 def assumptions(hardware: Hardware) -> list[str]:
-    """What `step_seconds` takes for granted, in sentences to print beside its numbers.
+    """Return the assumptions of `step_seconds` as sentences.
 
     >>> print(assumptions(find_hardware("h100"))[0])
     Matrix products run at 989 TFLOP/s, the peak of dense bfloat16.

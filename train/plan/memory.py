@@ -1,69 +1,68 @@
-"""One training step, compiled for devices that need not be there: what one of them has to hold and compute."""
+"""Compile one training step for virtual devices, and read off the memory and FLOPs of one device."""
 
 import math
 import re
 from collections import Counter
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxformer.config import Config
+from train.compiled import many_steps
 from train.devices.layout import Layout
 from train.optimizer import make_optimizer
 from train.plan.flops import program_flops, train_flops
 from train.recipe import Recipe
-from train.run import batch_shapes, how_of, state_shapes
-from train.step import many_steps
+from train.run import batch_shapes, state_shapes, step_options
 
 
 class Plan(NamedTuple):
-    """What one device holds and computes in a step."""
+    """The memory and the work of one device in a training step."""
 
     parameters: int
-    """bytes, like all that has no other unit"""
+    """in bytes, as all fields without another unit"""
     optimizer: int
     batch: int
     temporaries: int
-    """all that XLA allocates beside what comes in and goes out"""
+    """what XLA allocates besides inputs and outputs"""
     collectives: dict[str, int]
-    """how often each kind stands in the program's text; a loop's body counts once"""
+    """number of each kind of collective in the text of the program; the body of a loop counts once"""
     flops: float
-    """of matrix products, what is computed again included; a device's share, if all have the same"""
+    """FLOPs of matrix products, with recomputation; assumes equal work on all devices"""
     model_flops: float
-    """of these, what the model's formula has: one forward and one backward pass"""
+    """FLOPs of one forward and one backward pass, by the formula of the model's sizes"""
 
     @property
     def memory(self) -> int:
-        """All of it at once."""
+        """The peak memory: all parts together."""
         return self.state + self.batch + self.temporaries
 
     @property
     def state(self) -> int:
-        """What a checkpoint holds."""
+        """The bytes of a checkpoint."""
         return self.parameters + self.optimizer
 
     @property
     def traffic(self) -> int:
-        """Bytes read and written at the least: the state, once, for the update."""
+        """A lower bound of the bytes read and written: the update reads and writes the state once."""
         return 2 * self.state
 
 
 def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
-    """Compile one training step for a mesh, and read off what it takes.
+    """Compile one training step for a mesh, without allocating arrays.
 
     Raises:
-        ValueError: no mesh; a recipe that does not fit it.
+        ValueError: there is no mesh, or the Recipe does not fit it.
     """
     devices = layout.devices.size
     layout.check(recipe, config)
     optimizer = make_optimizer(config, recipe.optimizer, recipe.steps)
-    how = how_of(recipe, layout)
+    options = step_options(recipe)
     state, batches = state_shapes(recipe, config, layout), batch_shapes(recipe, layout)
-    steps: Any = many_steps(config, optimizer, how, members=recipe.seeds)
+    steps: Any = many_steps(config, optimizer, options, layout, members=recipe.seeds)
     compiled = steps.lower(state, batches).compile()
     analysis: Any = compiled.memory_analysis()
-    alone: Any = many_steps(config, optimizer, replace(how, layout=Layout()), members=recipe.seeds)
+    alone: Any = many_steps(config, optimizer, options, members=recipe.seeds)
     members = recipe.seeds * recipe.batch
     return Plan(
         parameters=own_bytes(state.params),
@@ -77,9 +76,9 @@ def plan(recipe: Recipe, config: Config, layout: Layout) -> Plan:
 
 
 def count_collectives(text: str) -> dict[str, int]:
-    """How often each collective operation stands in a compiled program's text; one with start and done counts once.
+    """Count the collectives in the text of a compiled program; a pair of start and done counts once.
 
-    A loop's body stands there once, however often it runs.
+    The body of a loop is in the text once.
 
     >>> count_collectives("%a = f32[8] all-gather-start(%x), ... %b = f32[8] all-gather-done(%a)")
     {'all-gather': 1}
@@ -91,11 +90,11 @@ COLLECTIVE = re.compile(
     r" (all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|"
     r"collective-broadcast)(?:-start)?\("
 )
-"""As XLA prints them."""
+"""Collectives as XLA prints them."""
 
 
 def own_bytes(shapes: Any) -> int:
-    """Bytes that one device holds of some arrays."""
+    """Return the bytes of some arrays on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(shapes)

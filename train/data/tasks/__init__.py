@@ -1,4 +1,4 @@
-"""Toy tasks with a known answer, each small enough that a tiny model can be held against the best there is."""
+"""Toy tasks whose best possible loss is known, small enough for a tiny model."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Brackets: is a sequence of them balanced?"""
+"""Brackets: decide whether a sequence is balanced."""
 
 import math
 
@@ -15,11 +15,11 @@ OPEN, CLOSE, ASK, YES, NO = range(5)
 
 
 def brackets() -> Task:
-    """Brackets, `?`, then `yes` if they are balanced and `no` if not; half are.
+    """Brackets, then `?`, then `yes` if they are balanced or `no` if not; half of the sequences are balanced.
 
-    Balanced: the height, `(` less `)` so far, never falls below 0 and ends on 0. Half of the others
-    break only the first rule (they fall to -1), half only the second (they end on 2), so that
-    counting brackets is not enough, nor is looking for a fall. Each kind is drawn uniformly.
+    In a balanced sequence the height, `(` minus `)` so far, never falls below 0 and ends at 0. Half of the other
+    sequences break only the first rule (they fall to -1), half only the second (they end at 2). So it is not enough to
+    count brackets or to find a fall below 0. Each kind is drawn uniformly.
 
     >>> task = brackets()
     >>> windows = task.held_out(5).windows.reshape(-1, 6)
@@ -38,7 +38,7 @@ def brackets() -> Task:
 def _draw(key: Key[Array, ""], batch: int, context: int) -> Batch:
     n = _length(context)
     of_kind, of_brackets = jax.random.split(key)
-    # 0, half of all: balanced; 1: ends on 2; 2: falls to -1
+    # 0 (half of all): balanced; 1: ends at 2; 2: falls to -1
     kind = jax.random.choice(of_kind, jnp.array([0, 0, 1, 2]), (batch,))
     windows = jax.vmap(_window, in_axes=(0, 0, None))(
         jax.random.split(of_brackets, batch), kind, jnp.asarray(_chances(n), jnp.float32)
@@ -48,7 +48,7 @@ def _draw(key: Key[Array, ""], batch: int, context: int) -> Batch:
 
 
 def _window(
-    key: Key[Array, ""], kind: Int[Array, ""], chances: Float[Array, "ends n height"]
+    key: Key[Array, ""], kind: Int[Array, ""], chances: Float[Array, "ends place height"]
 ) -> Int[Array, " window"]:
     n = chances.shape[1]
     chances = chances[jnp.minimum(kind, 1)]
@@ -60,8 +60,8 @@ def _window(
 
     start = jnp.zeros((), jnp.int32)
     _, (heights, opens) = jax.lax.scan(step, start, (chances, jax.random.uniform(key, (n,))))
-    # Where a sequence that ends on 2 leaves height 0 for good, `)` for `(` makes one that falls to
-    # -1 and ends on 0; each such sequence comes from one of those, so it is drawn uniformly too.
+    # Take a sequence that ends at 2, at the `(` after which it never returns to height 0: with `)` there, it falls to
+    # -1 and ends at 0. This maps the two kinds one to one, so the result is uniform too.
     leaves = n - 1 - jnp.argmax(heights[::-1] == 0)
     opens = opens & ~((kind == 2) & (jnp.arange(n) == leaves))
     answer = jnp.where(kind == 0, YES, NO)
@@ -70,15 +70,15 @@ def _window(
     ).astype(jnp.int32)
 
 
-def _chances(n: int) -> Float[np.ndarray, "ends n height"]:
-    """The chance of `(` at each place and height, uniform over sequences that end on 0, or on 2.
+def _chances(n: int) -> Float[np.ndarray, "ends place height"]:
+    """Return the probability of `(` at each place and height, uniform over sequences that end at 0, or at 2.
 
-    It is the share of the ways to go on, never below 0, that begin with `(`. The ways are counted from
-    the end; only their ratios matter, so that each row of them is scaled to stay finite.
+    It is the fraction of the continuations that never fall below 0 which begin with `(`. Continuations are counted from
+    the end. Only their ratios matter, so each row is scaled to stay finite.
     """
     chances = np.zeros((2, n, n + 2))
     for i, end in enumerate((0, 2)):
-        ways = np.zeros(n + 3)  # by height, with a 0 for those too high to come back
+        ways = np.zeros(n + 3)  # by height; the last entry is 0, too high to return
         ways[end] = 1.0
         for place in reversed(range(n)):
             up, down = ways[1:], np.concatenate([[0.0], ways[:-2]])
@@ -89,11 +89,11 @@ def _chances(n: int) -> Float[np.ndarray, "ends n height"]:
 
 
 def _length(context: int) -> int:
-    """The number of brackets; the question and the answer fill the window's other two places."""
+    """Return the number of brackets: all of the window except the question and the answer."""
     if context < 3 or context % 2 == 0:
         raise ValueError(
-            f"context={context} does not fit brackets: it holds an even number of them and a `?`; "
-            "choose an odd one of at least 3"
+            f"context={context} does not fit brackets, which needs an even number of brackets and a `?`; "
+            "choose an odd context of at least 3"
         )
     return context - 1
 
@@ -104,6 +104,6 @@ def _perfect(context: int) -> float:
 
 
 def _yardsticks(context: int) -> dict[str, float]:
-    """Chance; and the loss of one who only counts: 3 of 4 have as many `(` as `)`, 2 of those balanced."""
+    """Chance, and the loss of only counting: 3 of 4 sequences have as many `(` as `)`, and 2 of these are balanced."""
     _length(context)
     return {"chance": math.log(2), "counting only": (2 * math.log(3 / 2) + math.log(3)) / 4}

@@ -1,4 +1,4 @@
-"""Words from a Markov chain whose state they give away, so that its entropy is computed, not estimated."""
+"""Words from a Markov chain whose state follows from the words, so that its entropy can be computed exactly."""
 
 from collections.abc import Callable, Hashable
 from typing import NamedTuple, TypeVar
@@ -14,24 +14,26 @@ State = TypeVar("State", bound=Hashable)
 
 
 class Chain(NamedTuple):
-    """States and their choices as arrays: row by state, column by choice; state 0 is the start."""
+    """A Markov chain as arrays with a row per state and a column per choice; state 0 is the start."""
 
     vocabulary: tuple[str, ...]
     chance: Float[np.ndarray, "state choice"]
-    """0 in the columns that a state has no choice for"""
+    """probability of each choice; 0 in unused columns"""
     word: Int[np.ndarray, "state choice"]
     after: Int[np.ndarray, "state choice"]
 
 
 def tabulate(start: State, choices: Callable[[State], dict[str, tuple[float, State]]]) -> Chain:
-    """Number every state that can be reached, in order of first sight, and every word, sorted.
+    """Build the chain of all states that can be reached from the start.
+
+    States are numbered as they are found, words alphabetically.
 
     >>> coin = tabulate("toss", lambda state: {"heads": (0.5, state), "tails": (0.5, state)})
     >>> coin.vocabulary, coin.chance
     (('heads', 'tails'), array([[0.5, 0.5]]))
     """
     numbers, queue, rows = {start: 0}, [start], []
-    for state in queue:  # which grows meanwhile
+    for state in queue:  # grows during the loop
         rows.append(choices(state))
         for _, after in rows[-1].values():
             if after not in numbers:
@@ -50,9 +52,9 @@ def tabulate(start: State, choices: Callable[[State], dict[str, tuple[float, Sta
 
 
 def sample(chain: Chain, key: Key[Array, ""], batch: int, context: int) -> Batch:
-    """Windows that begin at the start; every target counts."""
+    """Draw windows that begin at the start state; every target counts."""
     _check_context(context)
-    with np.errstate(divide="ignore"):  # ln 0: never drawn
+    with np.errstate(divide="ignore"):  # log 0 = -inf is never drawn
         logits = jnp.asarray(np.log(chain.chance), jnp.float32)
     word, after = jnp.asarray(chain.word), jnp.asarray(chain.after)
 
@@ -66,9 +68,9 @@ def sample(chain: Chain, key: Key[Array, ""], batch: int, context: int) -> Batch
 
 
 def entropy(chain: Chain, context: int) -> float:
-    """Mean of H(word | words before) over the targets of a window, in nats.
+    """Return the mean of H(word | earlier words) over the targets of a window, in nats.
 
-    The words before tell the state s, so that it is the mean over targets of Σ_s P(s)·H(word | s).
+    The earlier words determine the state s, so this is the mean over targets of Σ_s P(s)·H(word | s).
     """
     _check_context(context)
     surprise = -np.log(chain.chance, where=chain.chance > 0, out=np.zeros_like(chain.chance))
@@ -77,7 +79,7 @@ def entropy(chain: Chain, context: int) -> float:
 
 
 def ngram_entropies(chain: Chain, context: int) -> dict[str, float]:
-    """What is left to know of a target without the words before it, and with only the last of them."""
+    """Return the entropy of a target without any earlier word (unigram), and given only the last one (bigram)."""
     at = visits(chain, context)
     n_vocab = len(chain.vocabulary)
     followed = chain.chance[chain.after]  # [state choice choice]: this word, then that one
@@ -93,7 +95,7 @@ def ngram_entropies(chain: Chain, context: int) -> dict[str, float]:
 
 
 def visits(chain: Chain, context: int) -> Float[np.ndarray, " state"]:
-    """How the states before a window's words are distributed, all words but the last taken together."""
+    """Return the distribution of the state before a word, over all words of a window but the last."""
     _check_context(context)
     at = np.zeros(len(chain.chance))
     at[0] = 1.0
@@ -105,15 +107,15 @@ def visits(chain: Chain, context: int) -> Float[np.ndarray, " state"]:
 
 
 def _advance(chain: Chain, at: Float[np.ndarray, " state"]) -> Float[np.ndarray, " state"]:
-    """The distribution of the state one word later."""
+    """Return the distribution of the state one word later."""
     return np.bincount(chain.after.ravel(), (at[:, None] * chain.chance).ravel(), len(at))
 
 
-def _entropy(chances: Float[np.ndarray, " n"]) -> float:
+def _entropy(chances: Float[np.ndarray, " outcomes"]) -> float:
     positive = chances[chances > 0]
     return float(-(positive * np.log(positive)).sum())
 
 
 def _check_context(context: int) -> None:
     if context < 1:
-        raise ValueError(f"context={context} leaves no word to predict; choose one of at least 1")
+        raise ValueError(f"context={context} leaves no word to predict; choose at least 1")

@@ -1,4 +1,4 @@
-"""Little stories from a probabilistic grammar, whose entropy is known exactly."""
+"""Short stories from a probabilistic grammar with exactly known entropy."""
 
 from functools import partial
 from typing import NamedTuple
@@ -16,12 +16,12 @@ THINGS = ("ball", "coin", "ring", "hat")
 
 
 class Story(NamedTuple):
-    """All that the next word depends on."""
+    """The state of a story: everything that the next word depends on."""
 
     coming: tuple[str, ...] = ("once",)
-    """words that are certain"""
+    """next words, without a choice"""
     then: str = "hero"
-    """what is chosen after them"""
+    """what to choose after them"""
     hero: str = ""
     many: bool = False
     colour: str = ""
@@ -31,9 +31,9 @@ class Story(NamedTuple):
 
 
 def choices(story: Story) -> dict[str, tuple[float, Story]]:
-    """The words that can come next: the chance of each, and where it leads.
+    """Return the possible next words, each with its probability and next state.
 
-    A word leads to one place, so that the words so far tell the state, and the entropy can be computed.
+    Each word leads to one state, so the words so far determine the state, and the entropy can be computed.
 
     >>> {word: chance for word, (chance, _) in choices(Story((), "sentence", "tom")).items()}
     {'he': 0.75, 'so': 0.25}
@@ -46,7 +46,7 @@ def choices(story: Story) -> dict[str, tuple[float, Story]]:
 
 
 def _opening(story: Story) -> dict[str, tuple[float, Story]]:
-    """`once ann found two red balls .`: what the rest of the story comes back to."""
+    """Choose a word of the first sentence, such as `once ann found two red balls .`."""
     to = story._replace
     match story.then:
         case "hero":
@@ -63,19 +63,19 @@ def _opening(story: Story) -> dict[str, tuple[float, Story]]:
 
 
 def _end(story: Story, *words: str) -> Story:
-    """The sentence ends with these words."""
+    """End the sentence with these words."""
     return story._replace(coming=(*words, "."), then="sentence")
 
 
 def _event(story: Story) -> dict[str, tuple[float, Story]]:
-    """Sentences about hero, friend and thing, until `so` says who kept it; then the next story."""
+    """Choose a word of a later sentence; `so` begins the last one, which says who kept the thing."""
     hero, friend, given = story.hero, story.friend, story.given
     it = "them" if story.many else "it"
     the_thing = ("the", story.colour, story.thing + "s" * story.many)
     owner = friend if given else hero
     end = partial(_end, story)
     match story.then:
-        case "sentence":  # the pronoun is the hero; the friend goes by name
+        case "sentence":  # the hero is a pronoun, the friend a name
             subjects = {PRONOUN[hero]: (3.0, story._replace(then="hero does"))}
             if friend:
                 subjects[friend] = (2.0, story._replace(then="friend does"))
@@ -95,10 +95,10 @@ def _event(story: Story) -> dict[str, tuple[float, Story]]:
 
 
 def grammar() -> Task:
-    """Stories one after the other, word by word; each window begins with a story.
+    """Predict the words of consecutive stories; each window begins with a story.
 
-    There is a hero, a thing (or two), and perhaps a friend. To predict well is to let pronouns and
-    plurals agree, and to remember who found what, of which colour, and whether it was given away.
+    A story has a hero, one or two things, and perhaps a friend. A good prediction needs the agreement of pronouns and
+    plurals, and the memory of who found what, in which colour, and whether it was given away.
 
     >>> import jax
     >>> task = grammar()

@@ -1,4 +1,4 @@
-"""Induction: random tokens, repeated; what followed this token the last time follows it again."""
+"""Induction: a random sequence that repeats, so what followed a token before follows it again."""
 
 import math
 import string
@@ -18,8 +18,8 @@ ALPHABET = string.ascii_letters + string.digits
 def induction() -> Task:
     """Predict the repeats of a random sequence, from the second token of the first repeat on.
 
-    Solved by an induction head: attend to the token after the previous occurrence of the current one.
-    One attention layer cannot, as what precedes a token is not in its key before a layer has put it there.
+    An induction head solves it: it attends to the token after the previous occurrence of the current one. One attention
+    layer is not enough, because a key has the preceding token only after an earlier layer has put it there.
 
     Source: Olsson et al. 2022, "In-context Learning and Induction Heads".
 
@@ -39,16 +39,15 @@ def induction() -> Task:
 
 
 def periods(context: int) -> range:
-    """The lengths of the sequences that get repeated, each equally likely: a quarter to half of a window.
+    """Return the possible lengths of the repeated sequence: a quarter to half of a window, with equal probability.
 
-    They differ from window to window, or a model with positions would copy from a fixed offset and
-    never look at the tokens. Now only the tokens tell how far back the last occurrence lies.
+    They differ between windows; otherwise a model with positions could copy from a fixed offset and ignore the tokens.
     """
     least, most = 7, 2 * len(ALPHABET)
     if not least <= context <= most:
         raise ValueError(
-            f"context={context} does not fit induction: a sequence of up to half of it has different "
-            f"characters, and there are {len(ALPHABET)}; choose one from {least} to {most}"
+            f"context={context} does not fit induction, whose sequences of up to half the context have different "
+            f"characters, out of {len(ALPHABET)}; choose a context from {least} to {most}"
         )
     half = (context + 1) // 2
     return range((half + 1) // 2, half + 1)
@@ -58,12 +57,12 @@ def _draw(key: Key[Array, ""], batch: int, context: int) -> Batch:
     lengths = periods(context)
     of_period, of_tokens = jax.random.split(key)
     period = jax.random.randint(of_period, (batch, 1), lengths.start, lengths.stop)
-    # A sequence's tokens differ, so that the current token names its place: the answer is certain.
+    # The tokens of a sequence differ, so the current token determines the next one.
     ids = jnp.broadcast_to(jnp.arange(len(ALPHABET), dtype=jnp.int32), (batch, len(ALPHABET)))
     sequences = jax.random.permutation(of_tokens, ids, axis=1, independent=True)
     place = jnp.arange(context + 1)
     windows = jnp.take_along_axis(sequences, place % period, axis=1)
-    # The first token of the first repeat comes as a surprise: nothing has shown the period yet.
+    # The first token of the first repeat cannot be predicted: nothing shows the period yet.
     return Batch(windows, place[1:] > period)
 
 
@@ -73,7 +72,7 @@ def _perfect(context: int) -> float:
 
 
 def _yardsticks(context: int) -> dict[str, float]:
-    """Chance, and the loss of one who knows the sequence's tokens but not their order."""
+    """Chance, and the loss of a predictor that knows the tokens of the sequence but not their order."""
     lengths = np.array(periods(context))
     counted = context - lengths
     return {

@@ -1,4 +1,4 @@
-"""Modular addition: a table with structure, learned from a part of it; the rest shows who understood."""
+"""Modular addition: learn a table from 30 % of its entries; the others test whether the model has found the rule."""
 
 import math
 
@@ -12,14 +12,14 @@ from train.data.batches import Batch
 from train.data.tasks.task import Task
 
 MODULUS = 113
-TRAINED = MODULUS**2 * 3 // 10  # pairs: 30 %
-ROWS = 512  # of a batch of the validation
+TRAINED = MODULUS**2 * 3 // 10  # 30 % of the pairs
+ROWS = 512  # batch size of the validation
 
 
 def modular_addition() -> Task:
-    """`a b =`, then a + b mod 113; 30 % of the pairs to train on, all others held out.
+    """Predict a + b mod 113 after `a b =`, with 30 % of the pairs for training and the rest for validation.
 
-    A model first learns its pairs by heart, and much later, under weight decay, the rule: it groks.
+    A model first memorizes its pairs, and much later, with weight decay, learns the rule: it groks.
 
     Source: Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability", §3.
 
@@ -36,7 +36,7 @@ def modular_addition() -> Task:
         if batch > TRAINED:
             raise ValueError(
                 f"batch={batch} is more than the {TRAINED} pairs of a and b to train on; "
-                f"choose at most {TRAINED}, which is all of them in each step"
+                f"choose at most {TRAINED}, which trains on all of them in each step"
             )
         # Without replacement: a batch of TRAINED pairs is the whole training set.
         return _batch(jax.random.permutation(key, jnp.asarray(trained))[:batch])
@@ -59,13 +59,13 @@ def modular_addition() -> Task:
 
 
 def _split() -> tuple[np.ndarray, np.ndarray]:
-    """The pairs to train on and the others, in random order; a and b are the number a·113 + b."""
+    """Return the training pairs and the other pairs, in random order; a pair (a, b) is the number a·113 + b."""
     pairs = np.random.default_rng(0).permutation(MODULUS**2).astype(np.int32)
     return pairs[:TRAINED], pairs[TRAINED:]
 
 
 def _batch(pairs: Array) -> Batch:
-    """`a b = answer` for each pair; only the answer counts."""
+    """Return a window `a b = answer` for each pair; only the answer counts."""
     a, b = pairs // MODULUS, pairs % MODULUS
     windows = jnp.stack([a, b, jnp.full_like(a, MODULUS), (a + b) % MODULUS], axis=-1)
     counted = jnp.array([False, False, True])

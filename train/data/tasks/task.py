@@ -1,4 +1,4 @@
-"""What a toy task is: a source of batches, and how well they can be predicted at best."""
+"""The interface of a toy task: a source of batches, and the best possible loss."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,22 +11,22 @@ from train.data.batches import Batch
 
 
 class Task(NamedTuple):
-    """A source of batches with a known answer; a context that it cannot use is a ValueError."""
+    """A source of batches whose best possible loss is known; its functions raise ValueError for a wrong context."""
 
     tokenizer: Tokenizer
     draw: Callable[[Key[Array, ""], int, int], Batch]
-    """(key, batch, context) -> one batch to train on, `[b window]`; pure, and traceable"""
+    """(key, batch, context) -> one training batch, `[b window]`; pure and traceable"""
     held_out: Callable[[int], Batch]
-    """context -> the same batches every time, `[n b window]`; what fills up the last is not counted"""
+    """context -> fixed validation batches, `[batches b window]`; padding rows of the last do not count"""
     perfect: Callable[[int], float]
-    """context -> nats per counted token of a perfect model, in expectation over windows; exact"""
+    """context -> exact expected loss of a perfect model, in nats per counted token"""
     yardsticks: Callable[[int], dict[str, float]]
-    """context -> nats per counted token of those who know less, by name; exact"""
+    """context -> exact losses of simple predictors, in nats per counted token, by name"""
 
 
 def fixed_batches(
     draw: Callable[[Key[Array, ""], int, int], Batch], context: int, *, n: int, batch: int
 ) -> Batch:
-    """Batches for the validation of a task that never runs out of windows."""
-    keys = jax.random.split(jax.random.key(2**31 - 1), n)  # a seed of its own: runs count from 0
+    """Draw validation batches for a task with unlimited windows."""
+    keys = jax.random.split(jax.random.key(2**31 - 1), n)  # above the seeds of runs
     return jax.jit(jax.vmap(lambda key: draw(key, batch, context)))(keys)
