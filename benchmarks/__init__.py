@@ -1,1 +1,1 @@
-"""Timed runs of the model, beside honest peers: `python -m benchmarks`."""
+"""Benchmarks of jaxformer and of other implementations: `python -m benchmarks`."""

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks import decode, forward, growth, memory, parity, patching, train_step
 from benchmarks.cases import cases
-from benchmarks.contest import Setting
+from benchmarks.comparison import Setting
 from benchmarks.device import Device, about, choose
 from benchmarks.options import Options
 from benchmarks.peers import chosen
@@ -38,10 +38,10 @@ DEFAULT_SIZES = {
     "patching": ("baby", "gpt2-124m"),
     "memory": ("gpt2-124m",),
 }
-OWN: dict[str, dict[str, Any]] = {"patching": {"peers": ("lens",)}}
-"""What one workload has for an option that is not given."""
+WORKLOAD_DEFAULTS: dict[str, dict[str, Any]] = {"patching": {"peers": ("lens",)}}
+"""Defaults of one workload that differ from those of Options."""
 SUITE_PEERS = ("flax-nnx", "torch", "torch-compile", "hf-sdpa")
-"""One of each kind; `--peers` chooses others."""
+"""The peers of the suite, one of each kind."""
 SUITE: dict[str, dict[str, Any]] = {
     "forward": {"seconds": 6.0},
     "train-step": {"seconds": 4.0},
@@ -53,21 +53,21 @@ SUITE: dict[str, dict[str, Any]] = {
 
 
 def run(workload: str, options: Options, device: Device, out: Console) -> list[dict[str, Any]]:
-    """One workload's rows, written to --json as they come, and its tables."""
+    """Run one workload: return its rows, append each to --json when it is measured, and print its tables."""
     peers, facts = chosen(options.peers), about(device)
-    heard: set[str] = set()
+    said: set[str] = set()
 
     def say(sentence: str) -> None:
-        if sentence not in heard:
-            heard.add(sentence)
+        if sentence not in said:
+            said.add(sentence)
             out.print(sentence, style="dim", highlight=False)
 
-    every = []
+    all_rows = []
     for dtype in ("float32",) if workload == "parity" else options.dtype:
         ceilings = measure(device, dtype)
         setting = Setting(options, device, dtype, ceilings, peers, say)
         rows = []
-        for case in selected(workload, options):
+        for case in selected_cases(workload, options):
             for row in WORKLOADS[workload](case, setting):
                 named = {
                     "workload": workload,
@@ -78,48 +78,48 @@ def run(workload: str, options: Options, device: Device, out: Console) -> list[d
                     "config": dataclasses.asdict(case.config),
                 }
                 rows.append(named | row | facts)
-                keep(rows[-1], options)
+                append_row(rows[-1], options)
         title = workload if workload == "parity" else f"{workload}, {dtype}"
         out.print(table(workload, rows, title))
         if workload != "parity":
             out.print(summary(ceilings, dtype), highlight=False)
-        every += rows
-    return every
+        all_rows += rows
+    return all_rows
 
 
-def selected(workload: str, options: Options) -> Any:
-    """The cases that the options name, or the workload's own."""
+def selected_cases(workload: str, options: Options) -> Any:
+    """Yield the cases that the options select, or the workload's default cases."""
     own = DEFAULT_SIZES[workload] if options.config is None else ()
     for case in cases(
         options.sizes or own, config=options.config, changes=options.set,
         batch=options.batch, seq=options.seq,
     ):  # fmt: skip
         if workload == "decode":
-            yield from decode.prompted(case, options)
+            yield from decode.decode_cases(case, options)
         elif workload == "patching":
-            yield from patching.prompted(case, options)
+            yield from patching.patching_cases(case, options)
         else:
             yield case
 
 
-def unless_given(options: Options, own: dict[str, Any]) -> Options:
-    """The options with the suite's own values in the place of defaults."""
+def with_defaults(options: Options, own: dict[str, Any]) -> Options:
+    """Return the options, with other values where the user left a default."""
     plain = Options()
-    free = {
+    changed = {
         name: value for name, value in own.items() if getattr(options, name) == getattr(plain, name)
     }
-    return dataclasses.replace(options, **free)
+    return dataclasses.replace(options, **changed)
 
 
-def keep(row: dict[str, Any], options: Options) -> None:
-    """Add one JSON line."""
+def append_row(row: dict[str, Any], options: Options) -> None:
+    """Append a row to the --json file."""
     if options.json is not None:
         with options.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, default=str) + "\n")
 
 
 def summary(ceilings: Ceilings, dtype: str) -> str:
-    """The ceilings in one line."""
+    """Describe the ceilings in one line."""
     peak = "" if ceilings.peak is None else f"; datasheet peak {ceilings.peak / 1e12:.0f} TFLOP/s"
     return (
         f"measured in this run: matmul {ceilings.matmul / 1e9:,.0f} GFLOP/s ({dtype}), "
@@ -128,23 +128,23 @@ def summary(ceilings: Ceilings, dtype: str) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; the exit status."""
+    """Run the command line, and return the exit status."""
     options = tyro.cli(Options, prog="python -m benchmarks", args=args)
     out = Console(width=None if sys.stdout.isatty() else 150)
     try:
         options.check()
         device = choose(options.device)
         chosen(options.peers)
-        plan = {options.workload: OWN.get(options.workload, {})}
+        plan = {options.workload: WORKLOAD_DEFAULTS.get(options.workload, {})}
         if options.workload == "suite":
             plan = {
-                name: {"peers": SUITE_PEERS} | OWN.get(name, {}) | own
+                name: {"peers": SUITE_PEERS} | WORKLOAD_DEFAULTS.get(name, {}) | own
                 for name, own in SUITE.items()
             }
         rows = []
         with jax.default_device(device):
             for workload, own in plan.items():
-                rows += run(workload, unless_given(options, own), device, out)
+                rows += run(workload, with_defaults(options, own), device, out)
         facts = about(device)
         caption = (
             f"{facts['processor'] or facts['device']}, {facts['cores']} cores ({facts['platform']}); "

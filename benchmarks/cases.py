@@ -1,4 +1,4 @@
-"""What is benchmarked: named sizes, and any other Config by flag."""
+"""The cases of a benchmark: named sizes, or a Config from a file."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from train.runs import find_model
 
 
 class Case(NamedTuple):
-    """One model on one shape of batch."""
+    """One model with one batch size and one sequence length."""
 
     name: str
     config: Config
@@ -22,8 +22,8 @@ class Case(NamedTuple):
     seq: int
 
 
-def sized(n_layers: int, n_heads: int, d_model: int, n_vocab: int, **choices: Any) -> Config:
-    """A Config with heads that fill the stream and an MLP four times as wide."""
+def gpt_config(n_layers: int, n_heads: int, d_model: int, n_vocab: int, **choices: Any) -> Config:
+    """Return a Config with n_heads · d_head = d_model and d_mlp = 4 · d_model."""
     return Config(
         n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_head=d_model // n_heads,
         d_mlp=4 * d_model, n_vocab=n_vocab, **choices,
@@ -35,12 +35,12 @@ GPT2: dict[str, Any] = {
 }  # fmt: skip
 
 SIZES: dict[str, tuple[Config, int, int]] = {
-    "seed": (sized(4, 4, 128, 65), 12, 64),
-    "baby": (sized(4, 4, 128, 65, **GPT2, n_context=64), 12, 64),
-    "char": (sized(6, 6, 384, 65, **GPT2, n_context=256), 16, 256),
-    "gpt2-124m": (sized(12, 12, 768, 50_257, **GPT2, n_context=1024), 1, 512),
+    "seed": (gpt_config(4, 4, 128, 65), 12, 64),
+    "baby": (gpt_config(4, 4, 128, 65, **GPT2, n_context=64), 12, 64),
+    "char": (gpt_config(6, 6, 384, 65, **GPT2, n_context=256), 16, 256),
+    "gpt2-124m": (gpt_config(12, 12, 768, 50_257, **GPT2, n_context=1024), 1, 512),
 }
-"""By name: Config, sequences in a batch, tokens in a sequence."""
+"""By name: Config, batch size, sequence length."""
 
 
 def cases(
@@ -51,33 +51,33 @@ def cases(
     batch: Sequence[int] = (),
     seq: Sequence[int] = (),
 ) -> Iterator[Case]:
-    """Every size at every batch and sequence length; a learned position table grows to the sequence.
+    """Yield every size at every batch size and sequence length. A position table grows to the sequence length.
 
     Raises:
-        ValueError: an unknown size, a Config that cannot be, a batch or length below 1.
-        OSError: the Config's file cannot be read.
+        ValueError: an unknown size, an invalid Config, or a batch size or sequence length below 1.
+        OSError: the file of the Config cannot be read.
     """
     if low := [n for n in (*batch, *seq) if n < 1]:
-        raise ValueError(f"{low[0]} sequences or tokens cannot be timed; give at least 1")
+        raise ValueError(f"a batch or sequence of {low[0]} cannot be timed; give at least 1")
     if unknown := [name for name in sizes if name not in SIZES]:
-        raise ValueError(f"no size {unknown[0]!r}; choose from {', '.join(SIZES)}")
+        raise ValueError(f"there is no size {unknown[0]!r}; choose from {', '.join(SIZES)}")
     table = {name: SIZES[name] for name in sizes}
     if config is not None:
         read = read_config(config)
-        table = {name_of(config): (read, 1, min(read.n_context or 512, 512))}
+        table = {name_of(config): (read, 1, min(read.max_length or 512, 512))}
     for name, (start, own_batch, own_seq) in table.items():
         changed = change(start, changes)
         for b in batch or (own_batch,):
             for t in seq or (own_seq,):
-                yield Case(name, stretched(changed, t), b, t)
+                yield Case(name, extended(changed, t), b, t)
 
 
 def read_config(path: str) -> Config:
-    """The Config in a file of ours, or that of a model: what a file is, it says itself.
+    """Read a Config from its JSON file, or from a model in a format of jaxformer, Hugging Face or GGUF.
 
     Raises:
-        ValueError: neither, or a model that jaxformer cannot compute.
-        OSError: it cannot be read.
+        ValueError: another kind of file, or a model that jaxformer cannot compute.
+        OSError: the file cannot be read.
     """
     place = Path(path)
     if place.suffix != ".json" and (not place.is_file() or is_gguf(place)):
@@ -85,17 +85,17 @@ def read_config(path: str) -> Config:
     fields = read_object(place)
     if "model_type" in fields:
         return read_foreign(place)[1]
-    own = fields.get("config") if "format" in fields else fields  # of a model.json
+    own = fields.get("config") if "format" in fields else fields  # a model.json holds a Config
     try:
         return Config.from_json(json.dumps(own))
     except ValueError as error:
         raise ValueError(
-            f"{path} is no Config of ours, nor, without a model_type, Hugging Face's: {error}"
+            f"{path} is not a Config of jaxformer, and without a model_type not one of Hugging Face: {error}"
         ) from error
 
 
 def name_of(path: str) -> str:
-    """What a row calls the model of a path.
+    """Return the name that rows give to the model of a path.
 
     >>> [name_of(path) for path in ("a/mine.json", "llama/config.json", "runs/seed/model", "org/name-1.5b")]
     ['mine', 'llama', 'seed', 'name-1.5b']
@@ -111,7 +111,7 @@ def name_of(path: str) -> str:
 
 
 def change(config: Config, changes: Sequence[str]) -> Config:
-    """The Config with some fields set, each by `name=value`.
+    """Return the Config with some fields changed, each by `name=value`.
 
     >>> change(SIZES["seed"][0], ["n_layers=2", "norm=rms"]).norm
     'rms'
@@ -131,8 +131,8 @@ def change(config: Config, changes: Sequence[str]) -> Config:
     return dataclasses.replace(config, **values)
 
 
-def stretched(config: Config, seq: int) -> Config:
-    """The Config with a position table that holds a sequence this long."""
-    if config.n_context is None or config.n_context >= seq:
+def extended(config: Config, seq: int) -> Config:
+    """Return the Config with a position table of at least this many rows."""
+    if config.max_length is None or config.max_length >= seq:
         return config
     return dataclasses.replace(config, n_context=seq)

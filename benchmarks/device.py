@@ -1,4 +1,4 @@
-"""Where a benchmark runs: the device, its memory, and all that a reader needs to repeat the run."""
+"""The device of a benchmark, its memory, and the facts that are needed to repeat the run."""
 
 import os
 import platform
@@ -11,27 +11,27 @@ from typing import Any
 
 import jax
 
-Device = Any  # jax.Device, which is a variable to a type checker
+Device = Any  # jax.Device, which type checkers see as a variable
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "GLIBC_TUNABLES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def choose(name: str | None) -> Device:
-    """The first device of a platform, or JAX's own choice.
+    """Return the first device of a platform, or JAX's default device.
 
     Raises:
-        ValueError: this machine, or this installation of JAX, has none.
+        ValueError: this machine, or this installation of JAX, has no such device.
     """
     try:
         return jax.devices(name)[0]
     except RuntimeError as error:
         here = ", ".join(sorted({device.platform for device in jax.devices()}))
-        raise ValueError(f"no device {name!r} here; JAX sees {here}") from error
+        raise ValueError(f"there is no device {name!r}; JAX sees {here}") from error
 
 
 def about(device: Device) -> dict[str, Any]:
-    """What the numbers were measured on and by, for every row."""
+    """Return what the numbers were measured on and with, for every row."""
     return {
         "device": device.device_kind,
         "platform": device.platform,
@@ -52,7 +52,7 @@ def about(device: Device) -> dict[str, Any]:
 
 
 def installed(package: str) -> str | None:
-    """A package's version, or None."""
+    """Return a package's version, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -60,7 +60,7 @@ def installed(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, or an empty string if it is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -69,7 +69,7 @@ def processor() -> str:
 
 
 def revision() -> str | None:
-    """The commit of this checkout, with `+` if files differ from it; None outside a checkout."""
+    """Return the commit of this checkout, with `+` if files differ; None outside a checkout."""
     where = Path(__file__).parents[1]
 
     def git(*args: str) -> str:
@@ -85,7 +85,7 @@ def revision() -> str | None:
 
 
 def free_memory(device: Device) -> int | None:
-    """Bytes that can still be allocated, or None where nobody tells."""
+    """Return the bytes that can still be allocated, or None if this is unknown."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -99,14 +99,14 @@ def free_memory(device: Device) -> int | None:
 
 
 def check_fits(what: str, needed: int, device: Device) -> None:
-    """Refuse a run before it allocates what is not there.
+    """Refuse a run that needs more than the free memory, before it allocates anything.
 
     Raises:
-        ValueError: needed and free memory, in GB.
+        ValueError: naming the needed and the free memory, in GB.
     """
     free = free_memory(device)
     if free is not None and needed > free:
         raise ValueError(
-            f"{what} needs about {needed / 1e9:.1f} GB, {device.device_kind} has {free / 1e9:.1f} GB free; "
+            f"{what} needs about {needed / 1e9:.1f} GB, but {device.device_kind} has {free / 1e9:.1f} GB free; "
             "choose a smaller --batch, --seq or size"
         )

@@ -1,4 +1,4 @@
-"""The jitted, vmapped forward pass: ours and the peers', on the same weights and tokens."""
+"""The forward workload: the jitted, vmapped forward pass of each implementation on the same weights and tokens."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case
-from benchmarks.contest import Setting, Work, contest, enter_ours, gather
-from benchmarks.program import batched_logits, every_site, fresh_seed, prepare, random_tokens
+from benchmarks.comparison import Setting, Work, compare, enter_jaxformer, enter_peers
+from benchmarks.program import batched_logits, every_site, new_seed, prepare, random_tokens
 from benchmarks.roofline import forward_bytes
 from jaxformer.config import Compute
 from jaxformer.model.params import abstract, init
 from train.plan.flops import forward_flops
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
-"""Largest difference of logits, relative to the largest logit."""
+"""The largest allowed difference of logits, relative to the largest logit."""
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
-    """One row per implementation."""
+    """Yield one row per implementation."""
     name, config, batch, seq = case
     options, dtype = setting.options, jnp.dtype(setting.dtype)
     compute = Compute(kernel=setting.kernel)
@@ -29,15 +29,15 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     compiled = partial(prepare, arguments=shapes, device=setting.device, options=options)
     program = compiled(what, batched_logits(config, compute, options.map))
     params = init(config, jax.random.key(0), dtype)
-    seed = fresh_seed()
+    seed = new_seed()
     tokens = random_tokens(config, batch, seq, seed=seed)
-    ours = enter_ours(
+    ours = enter_jaxformer(
         program, lambda: partial(program.run, params, tokens), kernel=compute.kernel, seed=seed
     )
-    others = gather(setting, "forward", (config, params, tokens, setting.device))
+    others = enter_peers(setting, "forward", (config, params, tokens, setting.device))
     if options.capture:
-        watched = compiled(f"{what}, every site", every_site(config, compute))
-        entered = enter_ours(watched, lambda: partial(watched.run, params, tokens))
+        captured = compiled(f"{what}, every site", every_site(config, compute))
+        entered = enter_jaxformer(captured, lambda: partial(captured.run, params, tokens))
         seen = entered._replace(name="jaxformer, every site", result=entered.result[0])
         others.insert(0, seen)
     work = Work(
@@ -45,4 +45,4 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         flops=batch * forward_flops(config, seq),
         traffic=forward_bytes(config, batch, seq, dtype.itemsize),
     )
-    yield from contest(ours, others, work, TOLERANCES[setting.dtype], setting)
+    yield from compare(ours, others, work, TOLERANCES[setting.dtype], setting)

@@ -1,4 +1,4 @@
-"""Memory of a training step: what each way of needing less gives, and what it costs in time."""
+"""The memory workload: the peak memory of a training step, and the memory and time of each way to lower it."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,33 +7,41 @@ from typing import Any
 import jax
 
 from benchmarks.cases import Case
-from benchmarks.contest import Setting, contest, enter
-from benchmarks.program import Program, fresh_seed, prepare, random_tokens
-from benchmarks.train_step import STEPS_COMPARED, TOLERANCES, fresh, shapes, step, stepping, work
+from benchmarks.comparison import Setting, compare, enter
+from benchmarks.program import Program, new_seed, prepare, random_tokens
+from benchmarks.train_step import (
+    STEPS_COMPARED,
+    TOLERANCES,
+    initial_state,
+    shapes,
+    step,
+    step_call,
+    work,
+)
 from jaxformer.config import Compute
-from jaxformer.model.sites import shown
-from train.step import How, TrainState
+from jaxformer.model.sites import available_sites
+from train.step import StepOptions, TrainState
 
 PLAIN = "jaxformer"
-"""The name of the step that the others are held against."""
+"""The name of the step that the others are compared with."""
 SAVED: tuple[tuple[Any, ...], ...] = (
     ("resid_mid", "z"),
     ("resid_mid",),
     ("resid_mid", "z", "pre", "pre_linear"),
 )
-"""Sites to keep, where --saved names none; as far as a model has them. The first also with a vocab_chunk."""
+"""The sites to keep if --saved names none, limited to those of the model. The first is also run with vocab_chunk."""
 CHUNK = 4096
-"""Entries of the vocabulary, where --vocab-chunk gives no number."""
+"""The default of --vocab-chunk."""
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
-    """One row per way; the losses of the first three steps must agree.
+    """Yield one row per way; the losses of the first three steps must agree.
 
-    What a program will hold beside the state is known before anything is allocated. All ways train the same state
-    on in turns: it is there once, whatever their number.
+    The memory that a program needs beside the state is known before anything is allocated. All ways continue to train
+    the same state alternately, so there is only one state in memory.
     """
     name, config, batch, seq = case
-    arguments, seed = shapes(case), fresh_seed()
+    arguments, seed = shapes(case), new_seed()
     known = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments))
     programs = {
         way: prepare(
@@ -46,9 +54,9 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     held: list[TrainState] = []
 
     def begin(program: Program) -> Callable[[], Any]:
-        held.clear()  # before there is another
-        held.append(fresh(config))
-        return stepping(program, held, windows)
+        held.clear()  # frees the old state before the new one is allocated
+        held.append(initial_state(config))
+        return step_call(program, held, windows)
 
     entered = [
         enter(
@@ -57,44 +65,44 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         )
         for way, program in programs.items()
     ]  # fmt: skip
-    found = contest(entered[0], entered[1:], work(case), TOLERANCES[setting.dtype], setting)
-    for row in found:
+    result_rows = compare(entered[0], entered[1:], work(case), TOLERANCES[setting.dtype], setting)
+    for row in result_rows:
         way = row["implementation"]
         yield row | {
             "way": "plain" if way == PLAIN else way,
-            "held_over_plain": row["held_bytes"] / found[0]["held_bytes"],
+            "held_over_plain": row["held_bytes"] / result_rows[0]["held_bytes"],
         }
 
 
-def ways(case: Case, setting: Setting) -> dict[str, How]:
-    """How each row's step is run; the first is the plain one."""
+def ways(case: Case, setting: Setting) -> dict[str, StepOptions]:
+    """Return how to run the step of each row; the first is the plain step."""
     options, config = setting.options, case.config
     narrow: Any = setting.dtype
-    how = partial(Compute, kernel=setting.kernel, dtype=narrow, unroll=options.unroll or 1)
-    seen = shown(config, how())
+    make_compute = partial(Compute, kernel=setting.kernel, dtype=narrow, unroll=options.unroll or 1)
+    available = available_sites(config, make_compute())
     given: Any = (options.saved,) if options.saved else SAVED
     if not options.saved:
-        given = dict.fromkeys(tuple(site for site in sites if site in seen) for sites in given)
-    kept = [how(remat="sites", saved=sites) for sites in given if sites]
-    found = {PLAIN: How(compute=how())}
-    most_first = sorted(kept, key=lambda compute: -len(compute.saved))
-    for compute in (how(remat="dots"), *most_first, how(remat="block")):
-        found[" ".join(("remat", compute.remat, *compute.saved))] = How(compute=compute)
+        given = dict.fromkeys(tuple(site for site in sites if site in available) for sites in given)
+    kept = [make_compute(remat="sites", saved=sites) for sites in given if sites]
+    found = {PLAIN: StepOptions(compute=make_compute())}
+    most_memory_first = sorted(kept, key=lambda compute: -len(compute.saved))
+    for compute in (make_compute(remat="dots"), *most_memory_first, make_compute(remat="block")):
+        found[" ".join(("remat", compute.remat, *compute.saved))] = StepOptions(compute=compute)
     chunk = options.vocab_chunk or CHUNK
     if chunk < config.n_vocab:
-        found[f"vocab_chunk {chunk}"] = How(compute=how(), vocab_chunk=chunk)
-        for compute in (*kept[:1], how(remat="block")):
+        found[f"vocab_chunk {chunk}"] = StepOptions(compute=make_compute(), vocab_chunk=chunk)
+        for compute in (*kept[:1], make_compute(remat="block")):
             way = " ".join((f"vocab_chunk {chunk}, remat", compute.remat, *compute.saved))
-            found[way] = How(compute=compute, vocab_chunk=chunk)
+            found[way] = StepOptions(compute=compute, vocab_chunk=chunk)
     else:
         setting.say(
-            f"vocab_chunk skipped at {case.name}: it has {config.n_vocab} entries, not more than {chunk}"
+            f"vocab_chunk skipped at {case.name}: its vocabulary of {config.n_vocab} entries is not larger than {chunk}"
         )
     parts = options.accumulate if options.accumulate > 1 else min(4, case.batch)
     if case.batch % parts:
         setting.say(
-            f"accumulate skipped at {case.name}: {parts} does not divide {case.batch} sequences"
+            f"accumulate skipped at {case.name}: {case.batch} sequences are not a multiple of {parts} micro-batches"
         )
     elif parts > 1:
-        found[f"accumulate {parts}"] = How(compute=how(), accumulate=parts)
+        found[f"accumulate {parts}"] = StepOptions(compute=make_compute(), accumulate=parts)
     return found

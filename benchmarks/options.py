@@ -12,80 +12,79 @@ Workload = Literal[
     "suite", "forward", "train-step", "decode", "compile", "parity", "patching", "memory",
 ]  # fmt: skip
 KERNELS: dict[str, Kernel] = {"cpu": "blocked", "gpu": "fused", "cuda": "fused"}
-"""The attention kernel of each platform; elsewhere einsum."""
+"""The default attention kernel of each platform; einsum elsewhere."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
 CacheName = Literal["int8", "bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Time jaxformer beside its peers and beside what this device can do.
+    """Time jaxformer, compare it with its peers, and relate both to the measured limits of this device.
 
-    Without a workload: a suite of the most telling ones, in under four minutes on two CPU cores.
+    Without a workload, run a suite of all but memory, which takes less than four minutes on two CPU cores.
     """
 
     workload: Annotated[Workload, tyro.conf.Positional] = "suite"
-    """forward: the jitted, vmapped pass; train-step: gradient and AdamW; decode: generate, greedily;
-    compile: how compile time and cost grow with depth and length; parity: errors against float64;
-    patching: activation patching, path patching and attribution; memory: what a training step holds, and ways
-    to hold less"""
+    """forward: the jitted, vmapped forward pass; train-step: gradient and AdamW; decode: greedy generation; compile:
+    compile time and run time by depth and sequence length; parity: logit errors against float64; patching: activation
+    patching, path patching and attribution; memory: peak memory of a training step, and of ways to lower it"""
     sizes: tuple[str, ...] = ()
-    """seed, baby, char, gpt2-124m; each workload has its own default"""
+    """sizes to time: seed, baby, char, gpt2-124m; each workload has its own default"""
     config: str | None = None
-    """a Config as JSON, or a model, whose Config it is, in place of a size: a folder of ours or of Hugging Face, its
-    config.json, a GGUF file, a hub id; the weights are random"""
+    """instead of a size, the Config of this JSON file or model (a folder of jaxformer or Hugging Face, a config.json, a
+    GGUF file, a hub id); the weights are random"""
     set: tuple[str, ...] = ()
-    """FIELD=VALUE: changes to the Config of every size"""
+    """FIELD=VALUE: fields to change in the Config of every size"""
     dtype: tuple[DTypeName, ...] = ("float32",)
-    """of parameters and matrix products"""
+    """dtype of parameters and matrix products; each is timed"""
     batch: tuple[int, ...] = ()
-    """sequences in a batch; several are each timed"""
+    """batch sizes; each is timed"""
     seq: tuple[int, ...] = ()
-    """tokens in a sequence (decode: in the prompt); several are each timed"""
+    """sequence lengths (decode: prompt lengths); each is timed"""
     new: int = 32
-    """decode: tokens to add to each prompt; the first is also timed apart from the others"""
+    """decode: tokens to generate per prompt; the first is also timed separately"""
     cache: tuple[CacheName, ...] = ()
-    """decode: add a row for each, that keeps keys and values so; without: only in dtype"""
+    """decode: dtypes of the key/value cache to time, in addition to --dtype"""
     depths: tuple[int, ...] = (2, 4, 8, 16, 32, 48)
-    """compile: layers to try"""
+    """compile: numbers of layers"""
     lengths: tuple[int, ...] = (64, 256, 1024, 4096, 8192)
-    """compile: tokens in one sequence to try"""
+    """compile: sequence lengths, at batch size 1"""
     budget: int = 1024
-    """patching: MiB that a sweep may hold beside the parameters"""
+    """patching: memory limit of a sweep in MiB, parameters excluded"""
     kernel: Literal["auto", "einsum", "blocked", "fused"] = "auto"
-    """our attention; auto: blocked on CPU, fused on GPU, einsum elsewhere"""
+    """jaxformer's attention kernel. auto: blocked on CPU, fused on GPU, einsum elsewhere"""
     map: int | None = None
-    """forward: run our batch so many sequences at a time (`jax.lax.map`): less memory, often less time"""
+    """forward: run jaxformer on this many sequences at a time (`jax.lax.map`): less memory, often less time"""
     accumulate: int = 1
-    """train-step, memory: cut our batch into so many parts, whose gradients are summed: less memory, often less time"""
+    """train-step, memory: gradient accumulation, jaxformer's micro-batches per step: less memory, often less time"""
     unroll: int | None = None
-    """train-step, memory: residual blocks per turn of our layer loop; if left out: all; memory: one"""
+    """train-step, memory: residual blocks per iteration of jaxformer's layer loop. None: all; for memory: one"""
     saved: tuple[Saved, ...] = ()
-    """memory: the sites whose values a row's backward pass keeps, in place of our choices"""
+    """memory: the sites whose values the backward pass keeps, instead of the default choices"""
     vocab_chunk: int | None = None
-    """memory: entries of the vocabulary whose logits a row's step has at once; 4096 if left out"""
+    """memory: vocabulary entries whose logits are computed at a time. None: 4096"""
     capture: bool = False
-    """forward: add a row that also returns every site, and use the kernel that shows them all"""
+    """forward: add a row that captures every site, and use the einsum kernel, which has them all"""
     xla: tuple[str, ...] = ()
-    """OPTION=VALUE: XLA options to compile our programs with"""
+    """OPTION=VALUE: XLA options for jaxformer's programs"""
     peers: tuple[str, ...] = ("all",)
-    """flax-nnx, torch, torch-compile, hf-eager, hf-sdpa, hf-compile, lens; all; none"""
+    """implementations to compare: flax-nnx, torch, torch-compile, hf-eager, hf-sdpa, hf-compile, lens; all; none"""
     device: str | None = None
-    """cpu, gpu, cuda, rocm or tpu; JAX's first choice if left out"""
+    """cpu, gpu, cuda, rocm or tpu. None: JAX's default"""
     repeats: int = 10
-    """timed rounds, in each of which every implementation has its turn"""
+    """timed rounds; each round times every implementation once"""
     seconds: float = 20.0
-    """start no further round of one row after this long, once there are three"""
+    """time limit per case: after this many seconds and three rounds, start no further round"""
     json: Path | None = None
-    """a file to add one JSON line per row to"""
+    """append one JSON line per row to this file"""
     plot: Path | None = None
-    """a PNG to draw: the roofline, and the ratios as bars"""
+    """draw a PNG: a roofline plot, and the time ratios as bars"""
 
     def check(self) -> None:
-        """Refuse what cannot be run.
+        """Refuse options that cannot be run.
 
         Raises:
-            ValueError: a number below what makes sense, options that exclude each other, or no VALUE.
+            ValueError: a number that is too small, options that exclude each other, or an OPTION without a VALUE.
         """
         for name in ("repeats", "new", "map", "accumulate", "unroll", "budget", "vocab_chunk"):
             value = getattr(self, name)
@@ -97,7 +96,7 @@ class Options:
             given = getattr(self, name)
             if len(set(given)) < len(given) or (name == "dtype" and not given):
                 raise ValueError(
-                    f"--{name} {' '.join(map(str, given))}: give each once, and at least one"
+                    f"--{name} {' '.join(map(str, given))} must name at least one value, and each only once"
                 )
         for path in (self.json, self.plot):
             if path is not None and not path.absolute().parent.is_dir():
@@ -106,17 +105,19 @@ class Options:
                 )
         if self.cache and self.workload not in ("decode", "suite"):
             raise ValueError(
-                f"--cache {' '.join(self.cache)} is for decode; {self.workload} has no cache to keep"
+                f"--cache {' '.join(self.cache)} is for decode; {self.workload} has no key/value cache"
             )
         for name in ("saved", "vocab_chunk"):
             if getattr(self, name) and self.workload != "memory":
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is for memory; {self.workload} does not read it")
         if self.capture and (self.map is not None or self.workload != "forward"):
-            raise ValueError("--capture is for forward, and without --map: it runs the whole batch")
+            raise ValueError(
+                "--capture is for forward without --map, because it runs the batch at once"
+            )
         if self.capture and self.kernel not in ("auto", "einsum"):
             raise ValueError(
-                f"kernel={self.kernel} does not show every site; --capture needs einsum"
+                f"kernel={self.kernel} does not have every site; --capture needs kernel=einsum"
             )
         for name in ("depths", "lengths"):
             if low := [n for n in getattr(self, name) if n < 1]:
@@ -124,7 +125,7 @@ class Options:
         self.compiler_options()
 
     def compiler_options(self) -> dict[str, Any]:
-        """The XLA options, as `jax.jit(..., compiler_options=...)` takes them."""
+        """Return the XLA options, as `jax.jit(..., compiler_options=...)` takes them."""
         parsed: dict[str, Any] = {}
         for text in self.xla:
             name, equals, value = text.partition("=")
@@ -135,7 +136,7 @@ class Options:
         return parsed
 
     def compute_kernel(self, platform: str) -> Kernel:
-        """The attention kernel on a platform."""
+        """Return the attention kernel for a platform."""
         if self.kernel != "auto":
             return self.kernel
         if self.capture:

@@ -1,6 +1,6 @@
-"""How far the logits are from float64's: per dtype, attention kernel and precision of matrix products.
+"""The parity workload: errors of the logits, relative to float64, by dtype, attention kernel and matmul precision.
 
-And how far those read with a narrow cache are from those with a float32 one.
+It also reports the errors that a narrow key/value cache adds to those of a float32 cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case
-from benchmarks.contest import Setting, difference
+from benchmarks.comparison import Setting, difference
 from benchmarks.device import check_fits
 from benchmarks.options import CacheName, DTypeName
 from benchmarks.program import batched_logits, random_tokens
@@ -22,24 +22,24 @@ from jaxformer.model.transformer import forward
 
 PRECISIONS = ("default", "high", "highest")
 POSITIONS = 128
-"""The most that are read one by one through a cache."""
+"""The most positions that are read one at a time through a cache."""
 
 
 def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
-    """A row per way of running: the largest logit error, relative to the largest logit.
+    """Yield a row per dtype, kernel and precision: the largest logit error, relative to the largest logit.
 
-    The weights are float32 numbers in every row; float64 on the CPU judges. A precision other than the
-    default is the user's `jax.default_matmul_precision`.
+    The weights are float32 numbers in every row, and the exact logits are computed in float64 on the CPU. The
+    precision is that of `jax.default_matmul_precision`.
     """
     _, config, batch, seq = case
     scores = config.n_heads * seq * seq
-    needed = 8 * batch * (3 * seq * config.n_vocab + 2 * scores)  # float64's share is the largest
+    needed = 8 * batch * (3 * seq * config.n_vocab + 2 * scores)  # float64 needs the most
     check_fits(f"parity {batch} x {seq}", needed, setting.device)
     params = init(config, jax.random.key(0))
     tokens = random_tokens(config, batch, seq, seed=1)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        exact = jax.jit(batched_logits(config, Compute(dtype="float64")))
-        judge = jax.device_get(exact(*jax.device_get((params, tokens))))
+        run_exact = jax.jit(batched_logits(config, Compute(dtype="float64")))
+        exact = jax.device_get(run_exact(*jax.device_get((params, tokens))))
     for dtype in get_args(DTypeName):
         for kernel in get_args(Kernel):
             for precision in PRECISIONS:
@@ -48,23 +48,23 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
                 yield {
                     "implementation": "jaxformer",
                     **row,
-                    **errors(config, compute, precision, params, tokens, judge),
+                    **errors(config, compute, precision, params, tokens, exact),
                 }
-    yield from cached(config, params, tokens[:, :POSITIONS])
+    yield from cache_rows(config, params, tokens[:, :POSITIONS])
 
 
-def cached(config: Config, params: Params, tokens: Any) -> Iterator[dict[str, Any]]:
-    """A row per narrow cache, judged by the float32 one: every token is given, and read by itself."""
-    judge = jax.device_get(jax.jit(partial(one_by_one(config, "float32"), params))(tokens))
+def cache_rows(config: Config, params: Params, tokens: Any) -> Iterator[dict[str, Any]]:
+    """Yield a row per narrow cache, compared with a float32 cache. The given tokens are read one at a time."""
+    exact = jax.device_get(jax.jit(partial(one_by_one(config, "float32"), params))(tokens))
     for cache in get_args(CacheName):
         if cache != "float32":
             row = {"compute_dtype": "float32", "kernel": "einsum", "precision": "default"}
             logits = jax.jit(partial(one_by_one(config, cache), params))(tokens)
-            yield {"implementation": "jaxformer", **row, "cache": cache, **compared(logits, judge)}
+            yield {"implementation": "jaxformer", **row, "cache": cache, **figures(logits, exact)}
 
 
 def one_by_one(config: Config, cache: str) -> Callable[[Params, Any], Any]:
-    """(params, tokens [b t]) -> logits [b t v] of tokens that are read one at a time, as in decoding."""
+    """Return a function (params, tokens [b t]) -> logits [b t v] that reads one token at a time, as in decoding."""
 
     def logits(params: Params, tokens: Any) -> Any:
         def step(past: Any, token: Any) -> Any:
@@ -80,22 +80,22 @@ def one_by_one(config: Config, cache: str) -> Callable[[Params, Any], Any]:
 
 
 def errors(
-    config: Config, compute: Compute, precision: str, params: Params, tokens: Any, judge: Any
+    config: Config, compute: Compute, precision: str, params: Params, tokens: Any, exact: Any
 ) -> dict[str, Any]:
-    """The figures of one way of running; why there are none, where this device cannot run it."""
+    """Return the figures of one row, or the reason why this device cannot run it."""
     run = jax.jit(batched_logits(config, compute))
     try:
         with jax.default_matmul_precision(precision):
             logits = run(params, tokens)
     except (ValueError, NotImplementedError) as error:
         return {"unsupported": str(error).splitlines()[0]}
-    return compared(logits, judge)
+    return figures(logits, exact)
 
 
-def compared(logits: Any, judge: Any) -> dict[str, Any]:
-    """The largest difference, relative to the largest logit, and how often the likeliest token is the same."""
+def figures(logits: Any, exact: Any) -> dict[str, Any]:
+    """Return the largest error, relative to the largest logit, and how often the argmax agrees."""
     return {
-        "error": difference(logits, judge),
-        "largest_logit": float(abs(judge).max()),
-        "argmax_agrees": float((jnp.argmax(logits, -1) == judge.argmax(-1)).mean()),
+        "error": difference(logits, exact),
+        "largest_logit": float(abs(exact).max()),
+        "argmax_agrees": float((jnp.argmax(logits, -1) == exact.argmax(-1)).mean()),
     }

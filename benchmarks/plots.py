@@ -1,4 +1,4 @@
-"""The rows as a picture: a roofline, and bars of time relative to ours."""
+"""The plots of --plot: a roofline, and bars of time relative to jaxformer."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ def draw(rows: list[Row], path: Path, caption: str) -> None:
     """Write the PNG.
 
     Raises:
-        ValueError: rows with nothing to draw in them.
+        ValueError: no row has a roofline.
     """
     timed = [row for row in rows if "traffic" in row and "median" in row]
     if not timed:
         raise ValueError("--plot needs a forward, train-step or decode row; these have no roofline")
-    groups = grouped(timed)
+    groups = group_by_case(timed)
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(12, max(4.5, 1.2 + 0.22 * len(timed))), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -31,8 +31,8 @@ def draw(rows: list[Row], path: Path, caption: str) -> None:
         figure.savefig(path, dpi=150, format="png")
 
 
-def grouped(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of each race, by its label."""
+def group_by_case(rows: list[Row]) -> dict[str, list[Row]]:
+    """Group the rows by case; a label names each case."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         label = f"{row['workload']} {row['size']} {row['batch']}×{row['seq']} {row['dtype']}"
@@ -41,7 +41,7 @@ def grouped(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def roofline(axes: Axes, rows: list[Row]) -> None:
-    """Achieved FLOP/s over arithmetic intensity, under the ceilings measured in the same run."""
+    """Plot achieved FLOP/s by arithmetic intensity, under the ceilings measured in the same run."""
     intensity = np.array([row["flops"] / row["traffic"] for row in rows])
     span = np.geomspace(min(intensity.min(), 1) / 2, max(intensity.max(), 100) * 2, 200)
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
@@ -68,7 +68,7 @@ def roofline(axes: Axes, rows: list[Row]) -> None:
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="FLOP per byte of least traffic",
+        xlabel="FLOP per byte of memory traffic (lower bound)",
         ylabel="GFLOP/s",
         title="Roofline",
     )
@@ -76,32 +76,28 @@ def roofline(axes: Axes, rows: list[Row]) -> None:
 
 
 def bars(axes: Axes, groups: dict[str, list[Row]]) -> None:
-    """Each implementation's time over ours, with quartiles; longer is slower."""
-    place, ticks, labels = 0.0, [], []
+    """Plot each implementation's time relative to jaxformer, with quartiles; longer is slower."""
+    y, ticks, labels = 0.0, [], []
     for label, rows in groups.items():
-        axes.text(0, place, label, fontsize=8, fontweight="bold", va="center")
-        place += 1
+        axes.text(0, y, label, fontsize=8, fontweight="bold", va="center")
+        y += 1
         for row in rows:
             middle, low, high = (row[f"time_over_ours{end}"] for end in ("", "_low", "_high"))
             color = OURS if row["implementation"] == "jaxformer" else PEER
             error = [[middle - low], [high - middle]]
-            axes.barh(place, middle, height=0.75, color=color, xerr=error, ecolor=INK, capsize=2)
+            axes.barh(y, middle, height=0.75, color=color, xerr=error, ecolor=INK, capsize=2)
             axes.text(
-                high,
-                place,
-                f" {middle:.2f} · {1e3 * row['median']:.3g} ms",
-                fontsize=7,
-                va="center",
+                high, y, f" {middle:.2f} · {1e3 * row['median']:.3g} ms", fontsize=7, va="center"
             )
-            ticks.append(place)
+            ticks.append(y)
             labels.append(row["implementation"])
-            place += 1
-        place += 0.3
+            y += 1
+        y += 0.3
     axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(ticks, labels, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.18)
     axes.set(
-        xlabel="time / jaxformer's, pair by pair",
+        xlabel="time / time of jaxformer, round by round",
         title="Time relative to jaxformer (longer is slower)",
     )

@@ -1,4 +1,4 @@
-"""Our side of every workload: a function compiled ahead of time, its cost known before it runs."""
+"""Jaxformer's program of a workload, compiled ahead of time, so that its memory is known before it runs."""
 
 import time
 from collections.abc import Callable
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from benchmarks.device import Device, check_fits
 from benchmarks.options import Options
 from jaxformer.config import Compute, Config
-from jaxformer.model.sites import WHOLE, shown
+from jaxformer.model.sites import MODEL_SITES, available_sites
 from jaxformer.model.transformer import forward
 
 
 class Program(NamedTuple):
-    """A compiled function and what it cost to get."""
+    """A compiled function, its compile time and its memory."""
 
     run: Callable[..., Any]
     trace_seconds: float
@@ -24,11 +24,11 @@ class Program(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """From Python to machine code."""
+        """The seconds of tracing and compiling."""
         return self.trace_seconds + self.compile_seconds
 
     def notes(self) -> dict[str, Any]:
-        """What a row says of it."""
+        """The fields of a row."""
         return {
             "trace_seconds": self.trace_seconds,
             "compile_seconds": self.compile_seconds,
@@ -45,21 +45,23 @@ def prepare(
     options: Options,
     donate: tuple[int, ...] = (),
 ) -> Program:
-    """Compile for arguments that need only shapes, and refuse what would not fit into memory.
+    """Compile for these arguments, which may be shapes, and refuse a program that does not fit into memory.
 
     Raises:
         ValueError: an XLA option that this compiler does not know, or too much memory.
     """
-    # A new function each time: JAX remembers what it has traced, and the clock must not.
+    # A new function each time, because JAX caches traces, which would not be timed.
     jitted = jax.jit(lambda *args: function(*args), donate_argnums=donate)
     known = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arguments))
-    return ahead(what, lambda: jitted.lower(*arguments), known, device=device, options=options)
+    return compile_ahead(
+        what, lambda: jitted.lower(*arguments), known, device=device, options=options
+    )
 
 
-def ahead(
+def compile_ahead(
     what: str, lower: Callable[[], Any], known: int, *, device: Device, options: Options
 ) -> Program:
-    """Compile what is lowered on the clock; `known` bytes are those of its arguments.
+    """Lower and compile, and time both. `known`: the bytes of the arguments.
 
     Raises:
         ValueError: an XLA option that this compiler does not know, or too much memory.
@@ -74,7 +76,7 @@ def ahead(
         compiled = lowered.compile(compiler_options=options.compiler_options())
     except jax.errors.JaxRuntimeError as error:
         if options.xla and "option" in str(error):
-            raise ValueError(f"XLA refuses --xla: {error}") from error
+            raise ValueError(f"XLA rejects --xla: {error}") from error
         raise
     done = time.perf_counter()
     peak = peak_bytes(compiled)
@@ -83,7 +85,7 @@ def ahead(
 
 
 def peak_bytes(compiled: Any) -> int:
-    """What a program holds at its widest; 0 where the backend does not say."""
+    """Return the peak memory of a program; 0 if the backend does not report it."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
@@ -94,7 +96,7 @@ def peak_bytes(compiled: Any) -> int:
 def batched_logits(
     config: Config, compute: Compute, at_once: int | None = None
 ) -> Callable[..., Any]:
-    """(params, tokens [b t]) -> logits [b t v]."""
+    """Return a function (params, tokens [b t]) -> logits [b t v]."""
 
     def logits(params: Any, tokens: Any) -> Any:
         def one(sequence: Any) -> Any:
@@ -108,24 +110,24 @@ def batched_logits(
 
 
 def every_site(config: Config, compute: Compute) -> Callable[..., Any]:
-    """(params, tokens [b t]) -> logits and all activations, layers in front where there are layers."""
-    axes = {site: 0 if site in WHOLE else 1 for site in shown(config, compute)}
+    """Return a function (params, tokens [b t]) -> logits and activations of every site, layers in front."""
+    axes = {site: 0 if site in MODEL_SITES else 1 for site in available_sites(config, compute)}
 
-    def seen(params: Any, tokens: Any) -> Any:
+    def captured(params: Any, tokens: Any) -> Any:
         def one(sequence: Any) -> Any:
             out = forward(params, config, sequence, capture=tuple(axes), compute=compute)
             return out.logits, out.activations
 
         return jax.vmap(one, out_axes=(0, axes))(tokens)
 
-    return seen
+    return captured
 
 
-def fresh_seed() -> int:
-    """Another one in every run; a row keeps it."""
+def new_seed() -> int:
+    """Return another seed in every run; rows record it."""
     return time.time_ns() % 2**31
 
 
 def random_tokens(config: Config, batch: int, seq: int, seed: int) -> Any:
-    """Fresh ids, [b t]."""
+    """Return random token ids, [b t]."""
     return jax.random.randint(jax.random.key(seed), (batch, seq), 0, config.n_vocab, jnp.int32)

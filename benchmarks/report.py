@@ -1,4 +1,4 @@
-"""The rows, for people: tables on a terminal."""
+"""The tables that are printed on the terminal."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,14 @@ Row = dict[str, Any]
 
 
 def milliseconds(row: Row) -> str:
-    """Median and quartiles."""
+    """Return median and quartiles in milliseconds."""
     if "median" not in row:
         return "not timed"
     return f"{1e3 * row['median']:.4g} ({1e3 * row['low']:.4g}-{1e3 * row['high']:.4g})"
 
 
 def ratio(row: Row) -> str:
-    """A peer's time over ours, pair by pair; above 1 ours is faster."""
+    """Return the ratio of a peer's time to jaxformer's; above 1, jaxformer is faster."""
     if row["implementation"] == "jaxformer":
         return "1"
     if not row["agrees"]:
@@ -26,7 +26,7 @@ def ratio(row: Row) -> str:
 
 
 def spread(key: str, form: str) -> Callable[[Row], str]:
-    """A column with a median and its quartiles, blank where a row has none."""
+    """Return a column with a median and its quartiles, blank where a row has none."""
 
     def show(row: Row) -> str:
         if f"{key}_median" not in row:
@@ -38,7 +38,7 @@ def spread(key: str, form: str) -> Callable[[Row], str]:
 
 
 def figure(key: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
-    """A column that formats one number, blank where a row has none."""
+    """Return a column with one number, blank where a row has none."""
 
     def show(row: Row) -> str:
         value = row.get(key)
@@ -48,22 +48,22 @@ def figure(key: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
 
 
 def shape(row: Row) -> str:
-    """Sequences times tokens."""
+    """Return batch size and sequence length."""
     return f"{row['batch']} × {row['seq']}"
 
 
 def error(row: Row) -> str:
-    """A parity row's error, or that this device has no such product."""
+    """Return the error of a parity row, or a note that this device cannot run it."""
     return "not on this device" if "unsupported" in row else f"{row['error']:.1e}"
 
 
 def cached(row: Row) -> str:
-    """How the cache of a parity row is kept."""
+    """Return the dtype of a parity row's cache."""
     return row.get("cache", "none")
 
 
 MILLISECONDS = {"ms (quartiles)": milliseconds}
-RACE: dict[str, Callable[[Row], str]] = {
+COMPARISON: dict[str, Callable[[Row], str]] = {
     "size": figure("size", ""),
     "batch × seq": shape,
     "implementation": figure("implementation", ""),
@@ -78,8 +78,8 @@ RACE: dict[str, Callable[[Row], str]] = {
     "MB": figure("peak_bytes", ",.0f", 1e-6),
 }
 COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
-    "forward": RACE,
-    "train-step": RACE,
+    "forward": COMPARISON,
+    "train-step": COMPARISON,
     "decode": {
         "size": figure("size", ""),
         "prompts": shape,
@@ -143,16 +143,16 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
 }
 
 
-LEFT = ("size", "task", "way", "implementation", "dtype", "kernel", "precision", "cache")
-"""The columns of words."""
+TEXT_COLUMNS = ("size", "task", "way", "implementation", "dtype", "kernel", "precision", "cache")
+"""The left-aligned columns, which hold text."""
 
 
 def table(workload: str, rows: list[Row], title: str) -> Table:
-    """The rows of one workload."""
+    """Return a table of the rows of one workload."""
     sheet = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     columns = COLUMNS[workload]
     for name in columns:
-        text = name in LEFT
+        text = name in TEXT_COLUMNS
         sheet.add_column(name, justify="left" if text else "right", no_wrap=True)
     for row in rows:
         sheet.add_row(*(show(row) for show in columns.values()))

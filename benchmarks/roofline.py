@@ -1,4 +1,4 @@
-"""What a run costs in memory traffic, and how fast this device does that and arithmetic."""
+"""The roofline: the memory traffic of a run, and the measured matmul and copy rates of this device."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,30 +15,30 @@ from train.plan.hardware import HARDWARE
 
 
 def forward_bytes(config: Config, batch: int, context: int, itemsize: int) -> int:
-    """The least memory traffic of a batch: every parameter read once, the float32 logits written once."""
+    """Return the least memory traffic of a batch: read every parameter once, write the float32 logits once."""
     return count(config) * itemsize + batch * context * config.n_vocab * 4
 
 
 class Ceilings(NamedTuple):
-    """What this device reached in this run; the datasheet's peak where the device is a known one."""
+    """The rates that this device reached in this run, and the datasheet's peak if the device is known."""
 
     matmul: float  # FLOP/s
     copy: float  # bytes/s, read and written
     peak: float | None  # FLOP/s
 
     def bound(self, flops: int, traffic: int) -> float:
-        """The seconds that this much work takes at the ceilings: a roofline (Williams et al. 2009)."""
+        """Return the least seconds for this work at the ceilings: the roofline (Williams et al. 2009)."""
         return max(flops / self.matmul, traffic / self.copy)
 
 
 def measure(device: Device, dtype: Any, repeats: int = 7) -> Ceilings:
-    """All ceilings of the default device, which must be this one."""
+    """Measure the ceilings of this device, which must be the default device."""
     rates = matmul_rate(dtype, repeats=repeats), copy_rate(repeats=repeats)
     return Ceilings(*rates, peak(device.device_kind, dtype))
 
 
 def matmul_rate(dtype: Any, sizes: tuple[int, ...] = (1024, 2048, 3072), repeats: int = 7) -> float:
-    """The best median rate of square matrix products, in FLOP/s; narrow ones also with a float32 result."""
+    """Return the best median rate of square matrix products, in FLOP/s; narrow dtypes also with float32 results."""
 
     def product(size: int, result: Any) -> Callable[[], Any]:
         a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
@@ -52,7 +52,7 @@ def matmul_rate(dtype: Any, sizes: tuple[int, ...] = (1024, 2048, 3072), repeats
 
 
 def copy_rate(size: int = 2**28, repeats: int = 7) -> float:
-    """The median rate of adding one to a large array in place, in bytes read and written per second."""
+    """Return the median rate of adding 1 to a large array in place, in bytes read and written per second."""
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     held = [jnp.zeros(size // 4, jnp.int32)]
 
@@ -64,9 +64,9 @@ def copy_rate(size: int = 2**28, repeats: int = 7) -> float:
 
 
 PEAKS: dict[str, float] = {kind: known.flops for known in HARDWARE for kind in known.device_kinds}
-"""Dense bfloat16 FLOP/s by JAX's device_kind, from the makers' datasheets."""
+"""Dense bfloat16 FLOP/s by JAX's device_kind, from datasheets."""
 
 
 def peak(device_kind: str, dtype: Any) -> float | None:
-    """The datasheet's rate, or None: no guess for another device or dtype."""
+    """Return the datasheet's rate, or None for another device or dtype."""
     return PEAKS.get(device_kind) if jnp.dtype(dtype) == jnp.bfloat16 else None

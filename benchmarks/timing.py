@@ -1,4 +1,4 @@
-"""How every benchmark here times: warm up, then take turns, and report medians with quartiles."""
+"""The timing method of all benchmarks: warm up, alternate the implementations, report medians with quartiles."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ import jax
 
 
 class Timing(NamedTuple):
-    """The median of some measurements (seconds per call, or a ratio), the quartiles, and their number."""
+    """Median and quartiles of some measurements (seconds per call, or a ratio), and their number."""
 
     median: float
     low: float
@@ -24,20 +24,21 @@ def interleave(
     warmup: int = 1,
     repeats: int = 10,
     seconds: float = math.inf,
-    settle: float = 0.1,
+    warm_up: float = 0.1,
     together: int = 1,
 ) -> dict[str, list[float]]:
-    """Each function's seconds per call, in turns (A B C, B C A, ...): a drift of the machine hits all alike.
+    """Time functions alternately (A B C, B C A, ...), so that a drift of the machine affects all of them equally.
+
+    Returns the seconds of each counted call, by name.
 
     Args:
-        functions: by name; each is called without arguments and its result waited for.
+        functions: by name; each is called without arguments, and the clock stops when its result is ready.
         warmup: rounds that are not counted.
         repeats: counted rounds.
-        seconds: start no further round after this long, once there are three.
-        settle: a call that takes less than this is made uncounted in its turn before the counted one, as often
-            as it takes that long. Whoever came before leaves the caches full and, if it is another library, its
-            threads spinning for a while on the cores.
-        together: so many neighbours share a turn: always called one after the other.
+        seconds: after this many seconds and three rounds, start no further round.
+        warm_up: a shorter call is repeated uncounted for this many seconds before its counted call. The function
+            that ran before leaves its data in the caches, and another library's threads spin on the cores for a while.
+        together: neighbours in groups of this size keep their order in every round.
 
     >>> len(interleave({"a": lambda: 1, "b": lambda: 2}, repeats=5)["a"])
     5
@@ -47,16 +48,16 @@ def interleave(
         name: min(clock(function) for _ in range(max(warmup, 1)))
         for name, function in functions.items()
     }
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for done in range(repeats):
-        if done >= 3 and time.perf_counter() - begun > seconds:
+        if done >= 3 and time.perf_counter() - start > seconds:
             break
         names = list(functions)
-        turn = done * together % len(names)  # nobody always follows the same one
-        for name in names[turn:] + names[:turn]:
+        offset = done * together % len(names)  # so that the order rotates
+        for name in names[offset:] + names[:offset]:
             function = functions[name]
-            settled = time.perf_counter() + settle
-            while last[name] < settle and time.perf_counter() < settled:
+            warm_until = time.perf_counter() + warm_up
+            while last[name] < warm_up and time.perf_counter() < warm_until:
                 clock(function)
             last[name] = clock(function)
             taken[name].append(last[name])
@@ -64,14 +65,14 @@ def interleave(
 
 
 def clock(function: Callable[[], Any]) -> float:
-    """The seconds of one call, its result waited for."""
+    """Return the seconds of one call, until its result is ready."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def summarize(values: Sequence[float]) -> Timing:
-    """Median and quartiles.
+    """Return median and quartiles.
 
     >>> summarize([3.0, 1.0, 2.0]).median
     2.0
@@ -83,7 +84,7 @@ def summarize(values: Sequence[float]) -> Timing:
 
 
 def paired(times: Sequence[float], base: Sequence[float]) -> Timing:
-    """The ratio times/base, formed round by round before its median is taken.
+    """Return the median of the ratios times/base, which are taken round by round.
 
     >>> paired([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]).median
     2.0

@@ -1,8 +1,8 @@
-"""Other people's implementations of the same architectures, run with our weights.
+"""Peers: other implementations of the same architectures, run with jaxformer's weights.
 
-Each module below has a function for each workload that it takes part in (`forward`, `train_step`, `decode`;
-`patching`, `paths` and `attribution`, which are all of the workload patching): it is given our Config, weights
-and tokens, and returns the call to time; that of `decode` takes the number of tokens to add to each prompt.
+Each module has one function per workload that it supports: `forward`, `train_step`, `decode`, and for the workload
+patching `patching`, `paths` and `attribution`. The function takes a Config, weights and tokens, and returns the call
+to time. The call of `decode` takes the number of tokens to generate.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from jaxformer.config import Config
+from jaxformer.config_checks import flat_fields, unread_fields
 
 ADAMW: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -21,15 +22,15 @@ ADAMW: dict[str, Any] = {
     "eps": 1e-8,
     "weight_decay": 0.1,
 }
-"""Of every training step, ours too, as `optax.adamw` takes it: decay on every parameter."""
+"""The optimizer of every training step, as arguments of `optax.adamw`; every parameter has weight decay."""
 
 
 class UnsupportedError(ValueError):
-    """This peer is not installed, or does not do what is asked; the message says which."""
+    """A peer is not installed, or does not support a workload or a Config; the message says which."""
 
 
 class Peer(NamedTuple):
-    """Where a peer lives, what it needs, and how to get that."""
+    """A peer: its module, the packages that it needs, how to install them, and options of its functions."""
 
     module: str
     needs: tuple[str, ...]
@@ -55,21 +56,23 @@ PEERS: dict[str, Peer] = {
 
 
 def refuse_others(config: Config, peer: str, known: Iterable[str]) -> None:
-    """Refuse a Config whose fields are not all known to a peer; what it does not know must be at its default.
+    """Refuse a Config in which a field that the peer does not support differs from its default.
 
-    A field that Config gets later is refused as well, until a peer knows it.
+    This also refuses fields that Config gets later, until the peer lists them as supported.
 
     Raises:
         UnsupportedError: naming the first such field.
     """
-    for field in dataclasses.fields(Config):
-        value, default = getattr(config, field.name), field.default
-        if default is not dataclasses.MISSING and field.name not in known and value != default:
-            raise UnsupportedError(f"{peer} has no {field.name}={value!r}, only {default!r}")
+    sizes: Any = {f.name: 1 for f in dataclasses.fields(Config) if f.default is dataclasses.MISSING}
+    defaults = flat_fields(Config(**sizes))
+    for name, value in flat_fields(config).items():
+        skipped = {*sizes, *known, *unread_fields(config)}
+        if name not in skipped and value != defaults[name]:
+            raise UnsupportedError(f"{peer} has no {name}={value!r}, only {defaults[name]!r}")
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """The peers' names, with `all` and `none` resolved.
+    """Return the names of the peers, with `all` and `none` resolved.
 
     Raises:
         ValueError: an unknown name.
@@ -80,21 +83,23 @@ def chosen(names: Iterable[str]) -> list[str]:
     if names == ("all",):
         return list(PEERS)
     if unknown := [name for name in names if name not in PEERS]:
-        raise ValueError(f"no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all, none")
+        raise ValueError(
+            f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all, none"
+        )
     return list(names)
 
 
-def entrance(name: str, workload: str) -> Callable[..., Callable[..., Any]]:
-    """A peer's function for a workload.
+def peer_function(name: str, workload: str) -> Callable[..., Callable[..., Any]]:
+    """Return a peer's function for a workload.
 
     Raises:
-        UnsupportedError: it is not installed, or takes no part.
+        UnsupportedError: the peer is not installed, or does not support the workload.
     """
     peer = PEERS[name]
     if missing := [package for package in peer.needs if not importlib.util.find_spec(package)]:
-        raise UnsupportedError(f"needs {missing[0]}; {peer.install}")
+        raise UnsupportedError(f"it needs {missing[0]}; {peer.install}")
     module = importlib.import_module(f"benchmarks.peers.{peer.module}")
     function = getattr(module, workload, None)
     if function is None:
-        raise UnsupportedError(f"takes no part in {workload.replace('_', '-')}")
+        raise UnsupportedError(f"it does not support {workload.replace('_', '-')}")
     return partial(function, **peer.options)

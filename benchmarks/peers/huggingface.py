@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-2 in PyTorch with our weights, and its `generate`."""
+"""The peers hf-*: Hugging Face's GPT-2 in PyTorch, with our weights, and its `generate`."""
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxformer.model.params import Params
 from jaxformer.pretrained.export import foreign_config, foreign_tensors
 from jaxformer.pretrained.families import FAMILIES
 
-hf: Any = transformers  # its own annotations refuse its own options
+hf: Any = transformers  # its annotations reject its own options
 
 GPT2 = FAMILIES["gpt2"]
 
@@ -42,7 +42,7 @@ def forward(
     attention: str,
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
-    """Logits of a batch."""
+    """Return a call that computes the logits of a batch."""
     return run_forward(
         Logits(build(config, params, device, attention)), tokens, device, compiled=compiled
     )
@@ -58,7 +58,7 @@ def train_step(
     dtype: str = "float32",
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
-    """One AdamW step."""
+    """Return a call that makes one AdamW step and returns its loss."""
     model = Logits(build(config, params, device, attention))
     return run_train_step(model, windows, device, dtype=dtype, compiled=compiled)
 
@@ -72,26 +72,26 @@ def decode(
     attention: str,
     compiled: bool = False,
 ) -> Callable[[int], Tensor]:
-    """The tokens that `generate` adds to each prompt, greedily, with its KV cache."""
+    """Return a call that generates greedily with the key/value cache of transformers."""
     if compiled:
-        raise UnsupportedError("generate compiles nothing with its default cache")
+        raise UnsupportedError("generate does not compile with its default cache")
     model = build(config, params, device, attention).eval()
     batch = tensor(prompts).long().to(place(device))
     options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(batch)}
 
     def call(new: int) -> Tensor:
         with torch.inference_mode():
-            every = model.generate(batch, max_new_tokens=new, min_new_tokens=new, **options)
-        return every[:, batch.shape[1] :]
+            tokens = model.generate(batch, max_new_tokens=new, min_new_tokens=new, **options)
+        return tokens[:, batch.shape[1] :]
 
     return waited(call, device)
 
 
 def build(config: Config, params: Params, device: Device, attention: str) -> Any:
-    """GPT-2 of this Config with our weights, in their dtype.
+    """Return GPT-2 with our weights, in their dtype.
 
     Raises:
-        UnsupportedError: anything that GPT-2 does not have.
+        UnsupportedError: a choice of the Config that GPT-2 does not have.
     """
     try:
         fields = foreign_config(GPT2, config)
@@ -105,5 +105,7 @@ def build(config: Config, params: Params, device: Device, attention: str) -> Any
     weights = foreign_tensors(GPT2, config, params)
     found = model.load_state_dict({name: tensor(w) for name, w in weights.items()}, strict=False)
     if absent := set(found.missing_keys) - ({"lm_head.weight"} if config.tied else set()):
-        raise UnsupportedError(f"this transformers has another GPT-2: no weights for {min(absent)}")
+        raise UnsupportedError(
+            f"GPT-2 differs in this version of transformers: there are no weights for {min(absent)}"
+        )
     return model.to(device=place(device))

@@ -1,4 +1,4 @@
-"""TransformerLens around Hugging Face's GPT-2 with our weights: its patching, in a loop over forward passes."""
+"""The peer lens: TransformerLens on GPT-2 with our weights. It patches in a loop over forward passes."""
 # pyright: reportMissingImports=false
 
 import io
@@ -22,13 +22,13 @@ from jaxformer.model.params import Params
 
 
 def build(config: Config, params: Params, device: Device) -> Any:
-    """TransformerLens's bridge to GPT-2 of this Config with our weights, unfolded.
+    """Return TransformerLens's bridge to GPT-2 with our weights, not folded.
 
-    Since version 4 it has no model of its own: it puts hooks around one of transformers, whose attention
-    must be eager. Nothing is downloaded.
+    Since version 4, TransformerLens has no model of its own: it puts hooks around a model of transformers, whose
+    attention must be eager. Nothing is downloaded.
 
     Raises:
-        UnsupportedError: anything that GPT-2 does not have.
+        UnsupportedError: a choice of the Config that GPT-2 does not have.
     """
     model = huggingface.build(config, params, device, "eager").eval()
     bridge = build_bridge_from_module(model, "GPT2LMHeadModel", hf_config=model.config)
@@ -47,7 +47,7 @@ def patching(
     by: tuple[str, ...],
     cells: np.ndarray,
 ) -> Callable[[], Tensor]:
-    """The metric with each of these cells patched; the clean run's cache is taken ahead."""
+    """Return a call that computes the metric with each of these cells patched; the clean cache is computed before."""
     model = build(config, params, device)
     batches = [ids(tokens, device) for tokens in (clean, corrupted)]
     axes = [name for name in ("layer", "position", "head") if name in by]  # the setters' order
@@ -56,7 +56,7 @@ def patching(
         cache = model.run_with_cache(batches[0])[1]
 
     def call() -> Tensor:
-        with torch.inference_mode(), redirect_stderr(io.StringIO()):  # its progress bar
+        with torch.inference_mode(), redirect_stderr(io.StringIO()):  # hides its progress bar
             return lens.generic_activation_patch(
                 model, batches[1], cache, metric, SETTERS[tuple(axes)], site, index_df=index
             )
@@ -80,7 +80,10 @@ def paths(
     *,
     metric: Callable[[Tensor], Tensor],
 ) -> Callable[[], Tensor]:
-    """The metric with every path from a head to a later head's queries patched; both caches are taken ahead."""
+    """Return a call that patches every path from a head to the queries of a later head, and computes the metric.
+
+    Both caches are computed before.
+    """
     model = build(config, params, device)
     batches = [ids(tokens, device) for tokens in (clean, corrupted)]
     with torch.inference_mode():
@@ -104,7 +107,7 @@ def attribution(
     *,
     metric: Callable[[Tensor], Tensor],
 ) -> Callable[[], Tensor]:
-    """Every node's attribution: heads [l n t], then the embedding [t], then MLPs [l t], in one row."""
+    """Return a call that computes all attributions in one vector: heads [l n t], the embedding [t], MLPs [l t]."""
     model = build(config, params, device)
     batches = [ids(tokens, device) for tokens in (clean, corrupted)]
     kinds = ("attn_head_out", "embed", "mlp_out")
@@ -120,5 +123,5 @@ def attribution(
 
 
 def ids(tokens: Any, device: Device) -> Tensor:
-    """Token ids [b t] as PyTorch takes them."""
+    """Return token ids [b t] as a tensor."""
     return tensor(tokens).long().to(place(device))

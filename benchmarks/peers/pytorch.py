@@ -1,4 +1,4 @@
-"""What every PyTorch peer shares: a model's forward pass and training step as calls to time."""
+"""The parts that the PyTorch peers share: a forward pass and a training step as calls to time."""
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  the field's own name
+import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import Tensor, nn
 
 from benchmarks.device import Device
@@ -14,7 +14,7 @@ from benchmarks.peers import ADAMW, UnsupportedError
 
 
 def place(device: Device) -> str:
-    """PyTorch's name of the device that JAX runs on.
+    """Return PyTorch's name of the device that JAX runs on.
 
     Raises:
         UnsupportedError: a device that this PyTorch does not have.
@@ -23,18 +23,18 @@ def place(device: Device) -> str:
         return "cpu"
     if device.platform in ("gpu", "cuda") and torch.cuda.is_available():
         return "cuda"
-    raise UnsupportedError(f"this PyTorch has no {device.platform}")
+    raise UnsupportedError(f"this PyTorch does not support {device.platform}")
 
 
 def tensor(array: Any) -> Tensor:
-    """A copy of one of our arrays; narrow floats become float32, which holds them exactly."""
+    """Return a copy of an array as a tensor; narrow floats become float32, which is exact."""
     array = np.asarray(array)
     exact = array.dtype.kind in "iu" or array.dtype in (np.float64, np.float32)
     return torch.from_numpy(np.array(array if exact else array.astype(np.float32)))
 
 
 def waited(call: Callable[..., Any], device: Device) -> Callable[..., Any]:
-    """The call, with the wait for a GPU in it."""
+    """Make the call wait until a GPU has finished."""
     if device.platform == "cpu":
         return call
 
@@ -49,7 +49,7 @@ def waited(call: Callable[..., Any], device: Device) -> Callable[..., Any]:
 def run_forward(
     model: nn.Module, tokens: Any, device: Device, *, compiled: bool
 ) -> Callable[[], Tensor]:
-    """Logits of a batch, without gradients."""
+    """Return a call that computes the logits of a batch, without gradients."""
     batch = tensor(tokens).long().to(place(device))
     run = torch.compile(model.eval()) if compiled else model.eval()
 
@@ -63,9 +63,9 @@ def run_forward(
 def run_train_step(
     model: nn.Module, windows: Any, device: Device, *, dtype: str, compiled: bool
 ) -> Callable[[], Tensor]:
-    """One AdamW step on the same batch at every call; its loss.
+    """Return a call that makes one AdamW step, always on the same batch, and returns its loss.
 
-    In a narrower dtype than float32, which parameters and optimizer keep, the products are autocast's.
+    Parameters and optimizer are float32. With a narrower dtype, matrix products run under autocast.
     """
     batch = tensor(windows).long().to(place(device))
     narrow = torch.autocast(place(device), getattr(torch, dtype), enabled=dtype != "float32")

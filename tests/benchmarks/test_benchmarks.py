@@ -1,4 +1,4 @@
-"""The benchmarks: their arithmetic, their fairness, their command line."""
+"""The benchmarks: their arithmetic, their comparison with peers, their command line."""
 
 import dataclasses
 import itertools
@@ -10,17 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tyro
 
 import benchmarks.__main__ as command
 from benchmarks import device, peers
 from benchmarks.cases import SIZES, cases, change
-from benchmarks.contest import Contender, Setting, Work, contest, difference
+from benchmarks.comparison import Contender, Setting, Work, compare, difference
 from benchmarks.options import Options
 from benchmarks.program import every_site
 from benchmarks.roofline import matmul_rate, peak
 from benchmarks.timing import interleave, paired, summarize
-from jaxformer import Compute, abstract, forward, shown
+from jaxformer import Compute, abstract, available_sites, forward
 from tests.helpers.benches import CEILINGS, TINY
 from tests.helpers.errors import check_names
 from tests.helpers.models import CLASSIC, compiled_flops, random_params, random_tokens
@@ -29,7 +28,7 @@ from train.plan.flops import forward_flops
 
 @pytest.mark.parametrize("size", ["seed", "baby", "char"])
 def test_counted_flops_are_those_of_the_compiled_program(size: str):
-    """XLA counts a loop's body once, so one layer is compiled; what we leave out is below 8 %."""
+    """XLA counts the body of a loop once, so one layer is compiled. Operations that we do not count are below 8 %."""
     config, _, context = SIZES[size]
     one_layer = dataclasses.replace(config, n_layers=1)
     tokens = jax.ShapeDtypeStruct((context,), jnp.int32)
@@ -40,31 +39,31 @@ def test_counted_flops_are_those_of_the_compiled_program(size: str):
     assert per_layer % (config.n_layers - 1) == 0
 
 
-def test_calls_take_turns_and_settle_uncounted():
+def test_calls_alternate_and_warm_up_uncounted():
     order: list[str] = []
     functions = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    times = interleave(functions, warmup=1, repeats=2, settle=0.0)
+    times = interleave(functions, warmup=1, repeats=2, warm_up=0.0)
     assert order == ["a", "b", "a", "b", "b", "a"]  # warm-up, then rounds that begin with the next
     assert [len(taken) for taken in times.values()] == [2, 2]
     order.clear()
-    assert len(interleave(functions, warmup=1, repeats=2, settle=0.01)["a"]) == 2
+    assert len(interleave(functions, warmup=1, repeats=2, warm_up=0.01)["a"]) == 2
     turns = [name for name, _ in itertools.groupby(order)]
     assert turns == ["a", "b", "a", "b", "a"]
-    assert min(order.count("a"), order.count("b")) > 10  # as many calls as take so long
+    assert min(order.count("a"), order.count("b")) > 10  # as many calls as fit into warm_up
     assert len(interleave(functions, repeats=9, seconds=0.0)["a"]) == 3
 
 
-def test_medians_quartiles_and_ratios_pair_by_pair():
+def test_medians_quartiles_and_ratios_round_by_round():
     assert summarize([1.0, 2.0, 3.0, 4.0, 5.0])[:3] == (3.0, 2.0, 4.0)
     assert summarize([7.0])[:3] == (7.0, 7.0, 7.0)
-    # The machine slows down by 10 x; each pair still says 2.
+    # The machine slows down by 10 x; each ratio is still 2.
     assert paired([2.0, 20.0, 200.0], [1.0, 10.0, 100.0])[:3] == (2.0, 2.0, 2.0)
 
 
 def test_a_peer_that_computes_something_else_is_marked_and_not_timed():
     called: set[str] = set()
 
-    def entrant(name: str, result: float) -> Contender:
+    def contender(name: str, result: float) -> Contender:
         def call():
             called.add(name)
             return jnp.float32(result)
@@ -72,8 +71,8 @@ def test_a_peer_that_computes_something_else_is_marked_and_not_timed():
         return Contender(name, call, jnp.float32(result), 0.0, {})
 
     setting = Setting(Options(repeats=3), jax.devices()[0], "float32", CEILINGS, [], print)
-    entrants = [entrant("right", 1.0 + 1e-6), entrant("wrong", 1.1)]
-    rows = contest(entrant("ours", 1.0), entrants, Work(1, 10, 1), 1e-4, setting)
+    others = [contender("right", 1.0 + 1e-6), contender("wrong", 1.1)]
+    rows = compare(contender("ours", 1.0), others, Work(1, 10, 1), 1e-4, setting)
     assert [row["agrees"] for row in rows] == [True, True, False]
     assert called == {"ours", "right"}
     assert "median" not in rows[2]
@@ -91,18 +90,20 @@ def test_shapes_that_differ_are_infinitely_different():
 def test_every_site_comes_out_with_layers_in_front():
     params = random_params(CLASSIC)
     tokens = jnp.stack([random_tokens(CLASSIC, 5, seed) for seed in range(3)])
-    logits, seen = every_site(CLASSIC, Compute())(params, tokens)
-    assert set(seen) == set(shown(CLASSIC))
-    assert seen["head_out"].shape == (2, 3, 5, 4, 8)  # l b t n d
-    np.testing.assert_allclose(seen["logits"], logits)
+    logits, captured = every_site(CLASSIC, Compute())(params, tokens)
+    assert set(captured) == set(available_sites(CLASSIC))
+    assert captured["head_out"].shape == (2, 3, 5, 4, 8)  # l b t n d
+    np.testing.assert_allclose(captured["logits"], logits)
     b_O: Any = params.blocks.attn.b_O
-    whole = seen["head_out"].sum(3) + b_O[:, None, None]
-    np.testing.assert_allclose(whole, seen["attn_out"], atol=1e-4)
+    total = captured["head_out"].sum(3) + b_O[:, None, None]
+    np.testing.assert_allclose(total, captured["attn_out"], atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workload", ["forward", "train-step"])
-def test_a_race_against_flax_is_printed_written_and_drawn(bench, tmp_path: Path, workload: str):
+def test_a_comparison_with_flax_is_printed_written_and_plotted(
+    bench, tmp_path: Path, workload: str
+):
     picture = tmp_path / "plot.png"
     rows, out = bench(workload, *TINY, "--peers", "flax-nnx", "--plot", str(picture))
     assert [row["implementation"] for row in rows] == ["jaxformer", "flax-nnx"]
@@ -121,15 +122,15 @@ def test_a_race_against_flax_is_printed_written_and_drawn(bench, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_narrow_dtypes_batches_lengths_and_what_is_seen(bench):
+def test_forward_runs_every_dtype_batch_and_length_and_captures(bench):
     rows, _ = bench(
         "forward", "--sizes", "seed", "--set", "n_layers=1", "d_model=8", "d_mlp=8", "n_heads=1",
         "d_head=8", "--dtype", "float32", "bfloat16", "--batch", "1", "2", "--seq", "4", "8",
         "--peers", "none", "--repeats", "3", "--capture",
     )  # fmt: skip
     assert len(rows) == 2 * 2 * 2 * 2
-    asked = itertools.product(("float32", "bfloat16"), (1, 2), (4, 8))
-    assert {(row["dtype"], row["batch"], row["seq"]) for row in rows} == {*asked}
+    expected = itertools.product(("float32", "bfloat16"), (1, 2), (4, 8))
+    assert {(row["dtype"], row["batch"], row["seq"]) for row in rows} == {*expected}
     assert {row["implementation"] for row in rows} == {"jaxformer", "jaxformer, every site"}
     assert {row["kernel"] for row in rows if "kernel" in row} == {"einsum"}
 
@@ -145,7 +146,7 @@ def test_compile_sweeps_depth_and_length(bench):
 
 
 @pytest.mark.slow
-def test_parity_covers_every_way_of_running(bench):
+def test_parity_covers_every_dtype_kernel_and_precision(bench):
     rows, _ = bench("parity", *TINY)
     ways = [row for row in rows if "cache" not in row]
     assert len({(r["compute_dtype"], r["kernel"], r["precision"]) for r in ways}) == len(ways) == 27
@@ -175,47 +176,7 @@ def test_a_peer_that_fails_does_not_take_the_others_with_it(bench, monkeypatch):
     check_names(out, "flax-nnx", "RuntimeError", "no compiler")
 
 
-BAD = {
-    "seconds": (["--seconds", "nan"], ("seconds=nan", 0)),
-    "a peer twice": (["--peers", "torch", "torch"], ("--peers torch torch",)),
-    "nowhere to write": (["--plot", "/nowhere/x.png"], ("/nowhere/x.png", "/nowhere")),
-    "what sees all at once": (["--capture", "--map", "1"], ("--capture", "--map", "forward")),
-    "a size": (["--sizes", "huge"], ("huge", "seed", "baby")),
-    "a peer": (["--peers", "tf"], ("tf", "flax-nnx", "torch")),
-    "a device": (["--device", "tpu"], ("tpu", "cpu")),
-    "a field": (["--set", "layers=3"], ("layers=3", "n_layers")),
-    "a value": (["--set", "n_heads=0"], ("n_heads=0", 1)),
-    "no rounds": (["--repeats", "0"], ("repeats=0", 1)),
-    "an empty batch": (["--batch", "0"], (0, 1)),
-    "no such file": (["--config", "/nowhere.json"], ("/nowhere.json",)),
-    "an XLA option": (["--xla", "no_such_option=1"], ("--xla",)),
-    "a cache for no decoding": (["--cache", "int8"], ("--cache int8", "decode", "forward")),
-    "a cache twice": (["--cache", "int8", "int8"], ("--cache int8 int8",)),
-    "half an XLA option": (["--xla", "fast"], ("fast", "OPTION=VALUE")),
-    "a kernel that hides": (["--capture", "--kernel", "fused"], ("--capture", "kernel=fused", "einsum")),
-    "too much memory": (["--batch", "1000000000"], ("forward", 1000000000, "--batch", "--seq")),
-    "too much to hold": (["--set", "d_mlp=100000000000"], ("forward", "--batch", "--seq")),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_a_sentence(bench, what: str):
-    arguments, named = BAD[what]
-    check_names(bench.refusal("forward", "--sizes", "seed", "--peers", "none", *arguments), *named)
-
-
-def test_a_parity_that_does_not_fit_is_a_sentence(bench):
-    refusal = bench.refusal("parity", "--sizes", "seed", "--seq", "2000000")
-    check_names(refusal, "parity", 2000000, "--batch", "--seq")
-
-
-@pytest.mark.slow
-def test_a_plot_of_rows_without_a_roofline_is_a_sentence(bench, tmp_path: Path):
-    refusal = bench.refusal("parity", *TINY, "--plot", str(tmp_path / "x.png"))
-    check_names(refusal, "--plot", "forward", "train-step", "decode")
-
-
-def test_an_own_config_and_a_longer_table(tmp_path: Path):
+def test_a_config_from_a_file_and_a_longer_position_table(tmp_path: Path):
     path = tmp_path / "mine.json"
     path.write_text(CLASSIC.to_json(), encoding="utf-8")
     (case,) = cases((), config=str(path), changes=["norm=rms"], seq=(20,))
@@ -233,20 +194,9 @@ def test_ceilings_are_measured():
     assert matmul_rate("float32", sizes=(64,), repeats=3) > 1e6
 
 
-def test_a_row_can_be_repeated_from_what_it_says(monkeypatch):
+def test_a_row_holds_what_is_needed_to_repeat_it(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_xnnpack=false")
     facts = device.about(jax.devices()[0])
     assert facts["flags"]["XLA_FLAGS"] == "--xla_cpu_use_xnnpack=false"
     assert facts["platform"] == "cpu"
     assert json.dumps(facts)
-
-
-def test_the_suite_s_own_values_yield_to_the_user_s():
-    assert command.unless_given(Options(), {"seconds": 4.0}).seconds == 4.0
-    assert command.unless_given(Options(seconds=1.0), {"seconds": 4.0}).seconds == 1.0
-
-
-def test_the_suite_runs_every_workload_that_takes_no_minute_of_its_own():
-    assert {*command.SUITE, "memory"} == set(command.WORKLOADS)
-    assert set(command.WORKLOADS) == set(command.DEFAULT_SIZES)
-    assert tyro.cli(Options, args=[]).workload == "suite"

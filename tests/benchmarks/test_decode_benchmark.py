@@ -1,4 +1,4 @@
-"""The decode workload: what it counts, what it times, what it holds its entrants to."""
+"""The decode workload: what it counts, what it times, and what it compares."""
 
 import dataclasses
 from typing import Any
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import SIZES, Case
-from benchmarks.contest import split
+from benchmarks.comparison import split
 from benchmarks.decode import (
     cache_bytes,
-    door,
+    decode_cases,
     first_work,
     further_work,
+    greedy_tokens,
     parameters_read,
-    prompted,
     work,
 )
 from benchmarks.options import Options
@@ -36,13 +36,13 @@ ALL = ATTENTION + NEURONS + TABLE
 @pytest.mark.parametrize(
     ("changes", "step", "prompt"),
     [
-        # One sequence of 4 tokens; a step looks one token up.
+        # One sequence of 4 tokens; a step looks up one token.
         ({}, ALL + 2, ALL + 4 * 2), ({"tied": True}, ALL, ALL),
         ({"tied": True, "position": "learned", "n_context": 50}, ALL + 2, ALL + 4 * 2),
         ({"n_kv_heads": 1}, ALL - 12 + 2, ALL - 12 + 4 * 2),
     ],
 )  # fmt: skip
-def test_tables_that_are_looked_up_are_not_read_whole(changes: dict, step: int, prompt: int):
+def test_only_the_rows_of_a_table_that_are_looked_up_count(changes: dict, step: int, prompt: int):
     config = dataclasses.replace(SMALL, **changes)
     assert parameters_read(config, 1, 1) == step
     assert parameters_read(config, 4, 4) == prompt
@@ -74,12 +74,12 @@ def test_a_prompt_is_unembedded_at_its_last_position():
     mixing = 2 * 4 * 4 * 6
     assert first.flops == 2 * 2 * (4 * (ATTENTION + NEURONS) + mixing + TABLE)
     assert first.traffic == 4 * (ALL + 7 * 2)  # 8 tokens of 7 entries
-    whole = work(case, 3, "float32", "float32")
-    assert whole.tokens == 2 * 3
-    assert whole.traffic == first.traffic + further_work(case, 3, "float32", "float32").traffic
+    call = work(case, 3, "float32", "float32")
+    assert call.tokens == 2 * 3
+    assert call.traffic == first.traffic + further_work(case, 3, "float32", "float32").traffic
 
 
-def test_a_window_is_all_that_is_read():
+def test_only_the_window_of_the_cache_is_read():
     case = Case("windowed", WINDOWED, 1, 20)
     one, two = (further_work(case, new, "float32", "float32").traffic for new in (2, 3))
     step = 4 * parameters_read(WINDOWED, 1, 1) + 2 * cache_bytes(WINDOWED, "float32")
@@ -96,17 +96,19 @@ def test_greedy_decoding_is_the_uncached_argmax(x64):
     params, prompt = random_params(MODERN, dtype=jnp.float64), random_tokens(MODERN, 5)
     tokens = prompt
     for _ in range(4):
-        likeliest = jnp.argmax(forward(params, MODERN, tokens).logits[-1])
-        tokens = jnp.append(tokens, likeliest.astype(jnp.int32))
-    np.testing.assert_array_equal(door(MODERN, Compute(), 4, params, prompt[None])[0], tokens[5:])
+        best = jnp.argmax(forward(params, MODERN, tokens).logits[-1])
+        tokens = jnp.append(tokens, best.astype(jnp.int32))
+    np.testing.assert_array_equal(
+        greedy_tokens(MODERN, Compute(), 4, params, prompt[None])[0], tokens[5:]
+    )
 
 
 @pytest.mark.slow
-def test_what_is_lowered_ahead_is_what_generate_runs():
-    """Once it is compiled, the call compiles nothing: the time of the one is not in the other."""
+def test_generate_runs_the_program_that_was_compiled_ahead():
+    """The call then compiles nothing, so its time does not include compile time."""
     params, prompts = random_params(CLASSIC), random_tokens(CLASSIC, 5)[None]
     given: Any = params, CLASSIC, prompts, 2, jax.random.key(0)
-    generate(*given)  # what is done outside the program
+    generate(*given)  # compiles everything outside the program
     jax.clear_caches()
     generate(*given, compute=Compute(unroll=2))
     lower(*given).compile()
@@ -126,14 +128,14 @@ def test_what_is_lowered_ahead_is_what_generate_runs():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_what_belongs_together_is_called_in_a_row():
+def test_neighbours_stay_together():
     order: list[str] = []
     functions = {name: lambda name=name: order.append(name) for name in "aAbB"}
-    interleave(functions, repeats=3, settle=0.0, together=2)
+    interleave(functions, repeats=3, warm_up=0.0, together=2)
     assert "".join(order[4:]) == "aAbBbBaAaAbB"
 
 
-def test_the_rest_of_a_call_is_formed_round_by_round():
+def test_the_rest_of_a_call_is_subtracted_round_by_round():
     times = {"ours": [3.0, 30.0], "ours, opening": [1.0, 10.0]}
     times |= {"peer": [7.0, 70.0], "peer, opening": [1.0, 10.0]}
     figures = split(times, "peer", "ours")
@@ -144,10 +146,10 @@ def test_the_rest_of_a_call_is_formed_round_by_round():
     assert "opening_median" in lost
 
 
-def test_sizes_have_batches_and_prompts_of_their_own():
+def test_sizes_have_their_own_batch_sizes_and_prompt_lengths():
     def shapes(name: str, **given):
         config, batch, seq = SIZES[name]
-        return [c[2:] for c in prompted(Case(name, config, batch, seq), Options(**given))]
+        return [c[2:] for c in decode_cases(Case(name, config, batch, seq), Options(**given))]
 
     assert shapes("baby") == [(1, 32), (8, 32), (64, 32)]
     assert shapes("gpt2-124m") == [(1, 128), (8, 128)]
@@ -157,7 +159,7 @@ def test_sizes_have_batches_and_prompts_of_their_own():
 
 
 @pytest.mark.slow
-def test_decoding_times_the_first_token_apart(bench):
+def test_decoding_times_the_first_token_separately(bench):
     arguments = "--new", "24", "--cache", "float32", "int8", "bfloat16", "--peers", "flax-nnx"
     rows, out = bench("decode", *TINY, *arguments)
     names = ["jaxformer", "jaxformer, int8", "jaxformer, bfloat16"]
@@ -169,18 +171,18 @@ def test_decoding_times_the_first_token_apart(bench):
         assert row["compile_seconds"] > 0
         assert row["peak_bytes"] > 0
         assert row["agrees"]
-        if "rest_median" in row:  # else it was lost in the noise of this machine
+        if "rest_median" in row:  # absent if noise made a difference of times negative
             assert row["opening_median"] < row["median"]
             assert row["token_median"] == row["rest_median"] / 23
             assert row["of_copy"] == row["rest_traffic"] / row["rest_median"] / CEILINGS.copy
-    # At a head of 4, a scale takes as much as int8 saves over bfloat16.
+    # With d_head=4, the scale takes as much as int8 saves over bfloat16.
     assert rows[1]["rest_traffic"] == rows[2]["rest_traffic"] < rows[0]["rest_traffic"]
     assert 0 <= rows[1]["same_tokens"] <= 1
     assert rows[1]["difference"] is None
 
 
 @pytest.mark.slow
-def test_one_new_token_has_none_that_follows(bench):
+def test_with_one_new_token_there_are_no_figures_of_further_tokens(bench):
     rows, _ = bench("decode", *TINY, "--new", "1", "--peers", "none")
     assert rows[0]["of_copy"] is None
     assert "token_median" not in rows[0]

@@ -1,4 +1,4 @@
-"""The memory workload: which ways it has for a model, what it says of each, and what it refuses."""
+"""The memory workload: its ways for a model, their rows, and refused options."""
 
 from typing import Any
 
@@ -7,29 +7,29 @@ import pytest
 
 from benchmarks import memory
 from benchmarks.cases import SIZES, Case, change
-from benchmarks.contest import Setting
+from benchmarks.comparison import Setting
 from benchmarks.memory import ways
 from benchmarks.options import Options
 from tests.helpers.benches import CEILINGS, TINY
 from tests.helpers.errors import check_names, raises
 
 
-def named(size: str, *changes: str, **options: Any) -> tuple[list[str], list[str]]:
-    """The ways for a size, and what is said of those that are left out."""
+def ways_of(size: str, *changes: str, **options: Any) -> tuple[list[str], list[str]]:
+    """Return the ways for a size, and the messages about those that are skipped."""
     config, batch, seq = SIZES[size]
-    given, heard = Options(workload="memory", **options), []
-    setting = Setting(given, jax.devices()[0], "float32", CEILINGS, [], heard.append)
-    return [*ways(Case(size, change(config, changes), batch, seq), setting)], heard
+    given, messages = Options(workload="memory", **options), []
+    setting = Setting(given, jax.devices()[0], "float32", CEILINGS, [], messages.append)
+    return [*ways(Case(size, change(config, changes), batch, seq), setting)], messages
 
 
-def test_a_small_vocabulary_is_in_no_chunks_and_a_large_one_is():
-    small, (why,) = named("baby")
+def test_only_a_large_vocabulary_is_chunked():
+    small, (why,) = ways_of("baby")
     assert small == [
         "jaxformer", "remat dots", "remat sites resid_mid z pre", "remat sites resid_mid z",
         "remat sites resid_mid", "remat block", "accumulate 4",
     ]  # fmt: skip
     check_names(why, "vocab_chunk", "baby", 65, 4096)
-    large, none = named("gpt2-124m", saved=("z",), vocab_chunk=99)
+    large, none = ways_of("gpt2-124m", saved=("z",), vocab_chunk=99)
     assert large == [
         "jaxformer", "remat dots", "remat sites z", "remat block",
         "vocab_chunk 99", "vocab_chunk 99, remat sites z", "vocab_chunk 99, remat block",
@@ -37,21 +37,21 @@ def test_a_small_vocabulary_is_in_no_chunks_and_a_large_one_is():
     assert not none
 
 
-def test_sites_are_those_that_the_model_has():
-    found, _ = named("baby", "parallel=true", "gated=true")
+def test_only_sites_of_the_model_are_saved():
+    found, _ = ways_of("baby", "parallel=true", "gated=true")
     sites = [way for way in found if "sites" in way]
     assert sites == ["remat sites z pre pre_linear", "remat sites z"]
 
 
-def test_a_batch_that_does_not_divide_is_left_out():
-    assert "accumulate 6" in named("baby", accumulate=6)[0]
-    found, why = named("baby", accumulate=5)
+def test_accumulation_that_does_not_divide_the_batch_is_skipped():
+    assert "accumulate 6" in ways_of("baby", accumulate=6)[0]
+    found, why = ways_of("baby", accumulate=5)
     assert "accumulate 5" not in found
     check_names(why[-1], "accumulate", "baby", 5, 12)
 
 
 @pytest.mark.slow
-def test_every_way_s_losses_agree_and_what_it_holds_is_said(bench, monkeypatch):
+def test_the_losses_of_all_ways_agree_and_their_memory_is_reported(bench, monkeypatch):
     some = "jaxformer", "remat sites z", "vocab_chunk 64, remat block"
     # Each takes seconds to compile.
     monkeypatch.setattr(memory, "ways", lambda *given: {way: ways(*given)[way] for way in some})
@@ -65,10 +65,10 @@ def test_every_way_s_losses_agree_and_what_it_holds_is_said(bench, monkeypatch):
         assert row["difference"] < 1e-5
         assert row["median"] > 0
         assert row["held_over_plain"] == row["held_bytes"] / rows[0]["held_bytes"]
-    logits, readings = 4 * 2 * 48 * 512, 3 * 4 * 2 * 48 * 64
+    logits, activations = 4 * 2 * 48 * 512, 3 * 4 * 2 * 48 * 64
     held = [row["held_bytes"] for row in rows]
-    assert held[0] > held[1] + readings / 2
-    assert held[0] > held[2] + logits + readings / 2
+    assert held[0] > held[1] + activations / 2
+    assert held[0] > held[2] + logits + activations / 2
     assert rows[0]["peak_bytes"] > held[0]
     assert "time / plain" in out
 
@@ -81,10 +81,10 @@ def test_every_way_s_losses_agree_and_what_it_holds_is_said(bench, monkeypatch):
         ({"workload": "memory", "vocab_chunk": 0}, ("vocab_chunk=0", 1)),
     ],
 )
-def test_options_that_nothing_would_read_are_refused(options: dict[str, Any], named: tuple):
+def test_options_of_another_workload_are_refused(options: dict[str, Any], named: tuple):
     with raises(ValueError, *named):
         Options(**options).check()
 
 
-def test_a_site_that_the_kernel_never_forms_is_a_sentence(bench):
+def test_a_site_that_the_kernel_never_computes_is_refused(bench):
     check_names(bench.refusal("memory", *TINY, "--saved", "pattern"), "kernel='blocked'", "pattern")

@@ -1,4 +1,4 @@
-"""The patching workload: what it compares, what it counts, whom it skips."""
+"""The patching workload: what it compares, what it counts, which peers it skips."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.cases import SIZES, Case
 from benchmarks.options import Options
-from benchmarks.patching import most_patches, pairs_of_heads, per_patch, prompted
+from benchmarks.patching import most_patches, pairs_of_heads, patching_cases, per_patch
 from tests.helpers.benches import TINY
 from tests.helpers.errors import check_names
 
@@ -16,17 +16,19 @@ TASKS = {"stream: l t": 10, "heads: l n": 4, "heads: l n t": 20, "paths: l n l n
 """Patches of each, for 2 layers of 2 heads and 5 tokens."""
 
 
-def test_a_pair_of_short_prompts_unless_another_shape_is_asked_for():
+def test_the_default_is_one_pair_of_short_prompts():
     def shapes(name: str, **given):
         config, batch, seq = SIZES[name]
-        return [c[2:] for c in prompted(Case(name, config, batch, seq), Options(**given))]
+        return [c[2:] for c in patching_cases(Case(name, config, batch, seq), Options(**given))]
 
     assert shapes("baby") == shapes("gpt2-124m") == [(1, 16)]
-    assert shapes("baby", batch=(4,)) == [(12, 16)]  # of the case, which has the option's by then
+    assert shapes("baby", batch=(4,)) == [
+        (12, 16)
+    ]  # the case already has the batch size of the option
     assert shapes("baby", seq=(9,)) == [(1, 64)]
 
 
-def test_a_peer_takes_all_patches_of_a_small_model_and_some_of_a_large_one():
+def test_a_peer_runs_all_patches_of_a_small_model_and_a_sample_of_a_large_one():
     baby, large = SIZES["baby"][0], SIZES["gpt2-124m"][0]
     assert pairs_of_heads(baby) == 96 <= most_patches(baby)
     assert pairs_of_heads(large) == 9504 > most_patches(large)
@@ -35,7 +37,7 @@ def test_a_peer_takes_all_patches_of_a_small_model_and_some_of_a_large_one():
 def test_times_are_compared_patch_by_patch():
     row = {"median": 6.0, "low": 4.0, "high": 8.0, "time_over_ours": 3.0}
     row |= {"time_over_ours_low": 2.0, "time_over_ours_high": 4.0}
-    # Ours took five times as many in a third of the time.
+    # Jaxformer ran five times as many patches in a third of the time.
     figures = per_patch(row, patches=2, ours=10)
     assert figures["patch_median"] == 3.0
     assert figures["time_over_ours"] == 15.0
@@ -68,7 +70,7 @@ def test_too_small_a_budget_is_refused(bench):
     importlib.util.find_spec("transformer_lens") is None,
     reason="TransformerLens is not installed: pip install -e '.[lens]'",
 )
-def test_transformer_lens_changes_what_we_change(bench):
+def test_transformer_lens_has_the_same_patching_effects(bench):
     rows, _ = bench("patching", *SMALL)
     peers = [row for row in rows if row["implementation"] == "lens"]
     assert len(peers) == 5

@@ -1,4 +1,4 @@
-"""One workload on one case: ours and the peers', checked against each other, then timed in turns."""
+"""The comparison of one case: check jaxformer and its peers against each other, then time them alternately."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,29 +10,29 @@ import numpy as np
 
 from benchmarks.device import Device
 from benchmarks.options import Options
-from benchmarks.peers import UnsupportedError, entrance
+from benchmarks.peers import UnsupportedError, peer_function
 from benchmarks.program import Program
 from benchmarks.roofline import Ceilings
 from benchmarks.timing import interleave, paired, summarize
 from jaxformer.config import Kernel
 
 OPENING = ", opening"
-"""Behind a contender's name: the beginning of its call."""
+"""Added to a contender's name: the first part of its call, such as generation of the first token."""
 
 
 class Setting(NamedTuple):
-    """What every case of a run shares."""
+    """The things that all cases of a run share."""
 
     options: Options
     device: Device
     dtype: str
     ceilings: Ceilings
     peers: list[str]
-    say: Callable[[str], None]  # tells the user why a peer is left out
+    say: Callable[[str], None]  # tells the user, for example, why a peer is skipped
 
     @property
     def kernel(self) -> Kernel:
-        """Our attention, on this device."""
+        """Jaxformer's attention kernel on this device."""
         return self.options.compute_kernel(self.device.platform)
 
 
@@ -42,15 +42,17 @@ class Contender(NamedTuple):
     name: str
     call: Callable[[], Any]
     result: Any
-    first_seconds: float  # from weights and tokens to the first result: build, compile, run
+    first_seconds: float  # seconds to the first result: build, compile and run
     notes: dict[str, Any]
-    opening: Callable[[], Any] | None = None  # how the call begins, timed apart in the same turn
-    work: "Work | None" = None  # where it is not that of all the others
-    exact: bool = True  # False: not held to ours; whoever compares says what differs
+    opening: Callable[[], Any] | None = (
+        None  # the first part of the call, timed separately right after it
+    )
+    work: "Work | None" = None  # None: that of the other contenders
+    exact: bool = True  # False: its result may differ from jaxformer's
 
 
 class Work(NamedTuple):
-    """What one call does, whoever does it."""
+    """The work of one call, the same for every implementation."""
 
     tokens: int
     flops: int
@@ -65,14 +67,15 @@ def enter(
     new: int | None = None,
     **notes: Any,
 ) -> Contender:
-    """Build an implementation and let it give its first result, on the clock.
+    """Build an implementation and run it once; measure the seconds to its first result.
 
     Args:
         name: of the implementation.
-        build: makes the call to be timed.
-        calls: how many results to keep for the comparison; the clock stops after the first.
-        new: the call takes a number of tokens to generate; it is timed with this one, its opening with 1.
-        notes: what else its rows say.
+        build: returns the call to time.
+        calls: the number of results to compare; only the time to the first is measured.
+        new: set if the call takes a number of tokens to generate. The call is timed with this number, its opening
+            with 1.
+        notes: further fields of its rows.
     """
     start = time.perf_counter()
     built = build()
@@ -83,19 +86,19 @@ def enter(
     kept = results[0] if calls == 1 else np.stack([as_array(result) for result in results])
     opening = None if new is None else partial(built, 1)
     if opening is not None:
-        jax.block_until_ready(opening())  # compiled here, not in somebody's turn
+        jax.block_until_ready(opening())  # compiles here, not in a timed round
     return Contender(name, call, kept, first, notes, opening)
 
 
-def enter_ours(
+def enter_jaxformer(
     program: Program, build: Callable[[], Callable[..., Any]], *, calls: int = 1, **notes: Any
 ) -> Contender:
-    """Ours, which was compiled ahead of time: that belongs to the time of its first result."""
+    """Enter jaxformer. Its program was compiled before, so add that time to the seconds to the first result."""
     ours = enter("jaxformer", build, calls=calls, **notes, **program.notes())
     return ours._replace(first_seconds=ours.first_seconds + program.seconds)
 
 
-def gather(
+def enter_peers(
     setting: Setting,
     workload: str,
     arguments: tuple[Any, ...],
@@ -104,11 +107,11 @@ def gather(
     new: int | None = None,
     **options: Any,
 ) -> list[Contender]:
-    """The peers that take part in a workload; the user is told why another does not."""
+    """Enter the peers that support a workload; tell the user why others are skipped."""
     entered = []
     for name in setting.peers:
         try:
-            build = partial(entrance(name, workload), *arguments, **options)
+            build = partial(peer_function(name, workload), *arguments, **options)
             entered.append(enter(name, build, calls=calls, new=new))
         except UnsupportedError as error:
             setting.say(f"{name} skipped: {error}")
@@ -119,7 +122,7 @@ def gather(
 
 
 def in_float32_only(setting: Setting, why: str) -> Setting:
-    """The setting, without peers in another dtype."""
+    """Return the setting; without peers if the dtype is not float32."""
     if setting.dtype == "float32" or not setting.peers:
         return setting
     setting.say(f"peers skipped: {why}")
@@ -127,38 +130,38 @@ def in_float32_only(setting: Setting, why: str) -> Setting:
 
 
 def difference(result: Any, expected: Any) -> float:
-    """The largest difference, relative to the largest value expected; inf where shapes differ."""
+    """Return the largest difference, relative to the largest expected value; inf if the shapes differ."""
     if result.shape != expected.shape:
         return float("inf")
     off, largest = 0.0, 1e-30
-    # In parts: as float64, the logits of a large batch may not fit into memory.
-    for one, other in zip(parts(result), parts(expected), strict=True):
+    # Row by row: in float64, the logits of a large batch may not fit into memory.
+    for one, other in zip(rows_of(result), rows_of(expected), strict=True):
         a, b = as_array(one), as_array(other)
         off = max(off, float(np.abs(a - b).max(initial=0.0)))
         largest = max(largest, float(np.abs(b).max(initial=0.0)))
     return off / largest
 
 
-def parts(values: Any) -> Any:
-    """Along the first axis; a scalar is its own only row."""
+def rows_of(values: Any) -> Any:
+    """Return the rows along the first axis; a scalar is one row."""
     return values if values.ndim else [values]
 
 
 def as_array(result: Any) -> np.ndarray:
-    """A JAX array or a PyTorch tensor as float64."""
+    """Return a JAX array or a PyTorch tensor as a float64 array."""
     if hasattr(result, "detach"):
         result = result.detach().double().cpu().numpy()
     return np.asarray(result).astype(np.float64)
 
 
-def contest(
+def compare(
     ours: Contender, peers: list[Contender], work: Work, tolerance: float, setting: Setting
 ) -> list[dict[str, Any]]:
-    """One row per contender. One that does not compute what ours computes is marked, not timed."""
+    """Return one row per contender. A contender whose result differs from jaxformer's is marked and not timed."""
     options, ceilings = setting.options, setting.ceilings
     off = {peer.name: difference(peer.result, ours.result) for peer in peers if peer.exact}
     agreeing = [ours, *(peer for peer in peers if off.get(peer.name, 0.0) <= tolerance)]
-    times = race(agreeing, options)
+    times = time_contenders(agreeing, options)
     used = setting.device.memory_stats() or {}
     rows = []
     for one in [ours, *peers]:
@@ -169,7 +172,7 @@ def contest(
             "agrees": one.name in times,
             **(one.work or work)._asdict(),
             **one.notes,
-            "device_peak_bytes": used.get("peak_bytes_in_use"),  # of the whole process so far
+            "device_peak_bytes": used.get("peak_bytes_in_use"),  # of the process so far
         }
         if one.name in times:
             row |= timed(times[one.name], times[ours.name], one.work or work, ceilings)
@@ -179,8 +182,8 @@ def contest(
     return rows
 
 
-def race(contenders: list[Contender], options: Options) -> dict[str, list[float]]:
-    """The seconds of every call and every opening, round by round; either all have one or none."""
+def time_contenders(contenders: list[Contender], options: Options) -> dict[str, list[float]]:
+    """Time every call and every opening; return the seconds of each round. All contenders have an opening, or none."""
     calls: dict[str, Callable[[], Any]] = {}
     for one in contenders:
         calls[one.name] = one.call
@@ -191,13 +194,13 @@ def race(contenders: list[Contender], options: Options) -> dict[str, list[float]
 
 
 def split(times: Mapping[str, list[float]], name: str, ours: str) -> dict[str, Any]:
-    """The seconds of the opening and of the rest of the call, each with its ratio to ours, round by round.
+    """Return the seconds of the opening and of the rest of the call, and their ratios to jaxformer's.
 
-    Of a rest that was once lost in the noise (not above 0) there are no figures.
+    The ratios are taken round by round. There are no figures if noise made one of the times 0 or negative.
     """
     opening, own_opening = times[name + OPENING], times[ours + OPENING]
     rest, own_rest = (
-        [whole - part for whole, part in zip(times[one], times[one + OPENING], strict=True)]
+        [call - opening for call, opening in zip(times[one], times[one + OPENING], strict=True)]
         for one in (name, ours)
     )
     figures: dict[str, Any] = {}
@@ -212,7 +215,7 @@ def split(times: Mapping[str, list[float]], name: str, ours: str) -> dict[str, A
 
 
 def timed(times: list[float], ours: list[float], work: Work, ceilings: Ceilings) -> dict[str, Any]:
-    """A timed row's figures: seconds, rates, shares of the ceilings, and the ratio to ours."""
+    """Return the figures of a timed row: seconds, rates, fractions of the ceilings, and the ratio to jaxformer."""
     timing, ratio = summarize(times), paired(times, ours)
     rate = work.flops / timing.median
     return {
