@@ -42,9 +42,9 @@ class Mutation(NamedTuple):
 # fmt: off
 MUTATIONS = [
     # A window shows one token too many.
-    Mutation("mask", "jaxformer/model/kernels.py", "tests/model",
-             "within = back < config.window",
-             "within = back <= config.window"),
+    Mutation("mask", "jaxformer/model/attention.py", "tests/model",
+             "within = (distance < config.window)",
+             "within = (distance <= config.window)"),
     # Scores are divided by another width's root.
     Mutation("score-scale", "jaxformer/config.py", "tests/model",
              "self.d_head**-0.5 if",
@@ -59,28 +59,28 @@ MUTATIONS = [
              "keepdims=True)) + config.norm_epsilon"),
     # A tied embedding learns nothing from its use as the unembedding.
     Mutation("tied-gradient", "jaxformer/model/transformer.py", "tests/model",
-             'product("td,vd->tv", final, params.W_E)',
-             'product("td,vd->tv", final, jax.lax.stop_gradient(params.W_E))'),
+             "W_U = params.W_E.T if",
+             "W_U = jax.lax.stop_gradient(params.W_E.T) if"),
     # The derivative has a mean where it needs a sum.
-    Mutation("softmax-gradient", "jaxformer/model/kernels.py", "tests/model",
+    Mutation("softmax-gradient", "jaxformer/model/attention.py", "tests/model",
              "(pattern * change).sum(axis=-1, keepdims=True)",
              "(pattern * change).mean(axis=-1, keepdims=True)"),
     # Narrow parameters give narrow logits.
     Mutation("logits-dtype", "jaxformer/model/transformer.py", "tests/model",
-             "return capped(biased(logits, params.b_U), config.logit_cap)",
-             "return capped(biased(logits.astype(final.dtype), params.b_U), config.logit_cap)"),
-    # In a ragged batch, all keys are written at the first sequence's position.
+             "return soft_cap(add_bias(query(final, W_U), params.b_U), config.logit_soft_cap)",
+             "return soft_cap(add_bias(query(final, W_U).astype(final.dtype), params.b_U), config.logit_soft_cap)"),
+    # A new key is written over the one before it.
     Mutation("cache-index", "jaxformer/model/cache.py", "tests/decoding",
-             "place = (index, *[zero] * (old.ndim - 3), start[index], zero)",
-             "place = (index, *[zero] * (old.ndim - 3), start[0], zero)"),
+             "(old, new, start, axis=1))",
+             "(old, new, start - 1, axis=1))"),
     # P=1 drops tokens where fewer already add up to 1 by rounding.
     Mutation("top-p-edge", "jaxformer/decoding/sampling.py", "tests/decoding",
              "jnp.where(p < 1, _largest",
              "jnp.where(p <= 1, _largest"),
     # Every token of a text is drawn with the same random numbers.
     Mutation("sampling-key", "jaxformer/decoding/loop.py", "tests/decoding",
-             "(wish.keys, state.drawn)",
-             "(wish.keys, state.drawn * 0)"),
+             "(request.keys, state.drawn)",
+             "(request.keys, state.drawn * 0)"),
     # Streaming forgets a character's first byte before its fourth comes.
     Mutation("tokenizer-offset", "jaxformer/text/tokenizer.py", "tests/text",
              "latest = latest[-LONGEST - held :]",
@@ -90,7 +90,7 @@ MUTATIONS = [
              'jnp.einsum("d,d...->...", norm.b, W)',
              'jnp.einsum("d,d...->...", norm.b * norm.w, W)'),
     # Each layer is patched with the value of the layer before it.
-    Mutation("patch-index", "jaxformer/interp/engine/change.py", "tests/interp",
+    Mutation("patch-index", "jaxformer/interp/engine/delta.py", "tests/interp",
              "own = jnp.asarray(stacked)[layer]",
              "own = jnp.asarray(stacked)[layer - 1]"),
     # Padding past the end of the corpus counts in the validation loss.
@@ -99,8 +99,8 @@ MUTATIONS = [
              "real = reach[:, :-1] < len(tokens)"),
     # Gradient accumulation multiplies the gradient by the number of parts.
     Mutation("accumulated-mean", "train/step.py", "tests/train",
-             "summed_loss(params, config, part, how) / number",
-             "summed_loss(params, config, part, how) / part.counted.sum()"),
+             "loss(params, config, part, options) / targets",
+             "loss(params, config, part, options) / part.counted.sum()"),
     # Weight decay shrinks norms and biases too.
     Mutation("optimizer-mask", "train/optimizer.py", "tests/train",
              "lambda spec: bool(spec.reads)",

@@ -52,6 +52,25 @@ def test_the_python_examples_run(
     assert capsys.readouterr().out.startswith(beginning)
 
 
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_model_s_page_runs_and_the_seed_by_hand_is_the_model(
+    capsys: pytest.CaptureFixture[str],
+):
+    page = (Path(__file__).parents[1] / "jaxformer/model/README.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(programs) == 2
+    names: dict = {}
+    for program in programs:
+        exec(compile(program, "jaxformer/model/README.md", "exec"), names)  # noqa: S102  our own page
+    assert "blocks.mlp.W_in" in capsys.readouterr().out
+    body = programs[0].split("def logits_by_hand")[1].split("\nconfig")[0].strip().splitlines()
+    assert len(body) <= 13
+    listed = [
+        MODEL.index(name) for name in re.findall(r"`(\w+)\.py`", page.split("Read the others")[0])
+    ]
+    assert listed == sorted(listed)
+
+
 def test_every_python_example_is_run():
     assert len(PROGRAMS) == len(BEGINNINGS)
 

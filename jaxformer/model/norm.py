@@ -42,7 +42,7 @@ def normalize(
 def normalize_heads(
     vectors: Float[Array, "t n h"], w: Float[Array, "*n h"] | None, config: Config
 ) -> Float[Array, "t n h"]:
-    """Divide queries or keys by their root mean square: each head's by its own, or (qk_norm="all") by that of all heads.
+    """Divide queries or keys by their root mean square: each head's by its own, or with qk_norm="all" by all heads'.
 
     Source: Henry et al. 2020, "Query-Key Normalization for Transformers", with RMS norms as in Qwen3 and OLMo 2.
     """
