@@ -30,6 +30,7 @@ def plain_einsum(formula: str, pair: str, left: jax.Array, right: jax.Array) -> 
 PLAIN: dict[str, tuple[str, Callable[..., Any]]] = {
     "recomputed norms": ("norm.recomputed", lambda function: function),
     "recomputed activations": ("mlp.recomputed", lambda function: function),
+    "recomputed grouping": ("attention.recomputed", lambda function: function),
     "merged axes": ("attention.einsum_merged", plain_einsum),
     "added masks": ("attention.masked", lambda scores, mask: jnp.where(mask, scores, -jnp.inf)),
     "fence at the cache": ("cache.fence", lambda array: array),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.model.cache import LayerCache
-from jaxformer.model.cpu import einsum_merged, masked
+from jaxformer.model.cpu import einsum_merged, masked, recomputed
 from jaxformer.model.kernels import fused_attention, in_blocks
 from jaxformer.model.norm import normalize_heads
 from jaxformer.model.params import Attention
@@ -80,8 +80,8 @@ def einsum_attention(
     scores = einsum_merged("kgth,ksh->kgts", "gt", q, k) * config.score_scale
     scores = masked(soft_cap(scores, config.attention_soft_cap), mask)
     pattern = softmax(tap("scores", join_groups(scores))).astype(q.dtype)
-    pattern = tap("pattern", pattern).reshape(scores.shape)
-    return einsum_merged("kgts,ksh->kgth", "gt", pattern, v).astype(q.dtype)
+    mix = recomputed(lambda p: einsum_merged("kgts,ksh->kgth", "gt", p.reshape(scores.shape), v))
+    return mix(tap("pattern", pattern)).astype(q.dtype)
 
 
 KERNELS = {"einsum": einsum_attention, "blocked": in_blocks(einsum_attention), "fused": fused_attention}  # fmt: skip
