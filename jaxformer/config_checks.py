@@ -19,10 +19,12 @@ class Record:
         """Convert numbers of other types, such as NumPy's, to Python's; then check every field."""
         for name, hint in typing.get_type_hints(type(self)).items():
             value = _as_python(getattr(self, name))
-            object.__setattr__(self, name, value)
             union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
             options = typing.get_args(hint) if union else (hint,)
-            if not any(_matches(value, option) for option in options):
+            if float in options and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value) if abs(value) < 2**1000 else math.inf
+            object.__setattr__(self, name, value)
+            if value != value or not any(_matches(value, option) for option in options):
                 raise ValueError(
                     f"{self.prefix}{name}={value!r} must be {' or '.join(map(_describe, options))}"
                 )

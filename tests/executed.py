@@ -54,7 +54,7 @@ def executed(call: Callable[[], Any]) -> Counter[str]:
 
 
 def seed_forward() -> Counter[str]:
-    """Of a trace of the seed model's forward pass, the first with this Config."""
+    """Of the first trace of the seed model's forward pass after `init`, which has declared the parameters."""
     params, tokens = jaxformer.init(SEED, jax.random.key(0)), np.array([3, 1, 4])
     return executed(
         lambda: jax.make_jaxpr(lambda p, t: jaxformer.forward(p, SEED, t))(params, tokens)

@@ -16,7 +16,7 @@ BANNED = (
     "of before", "of it", "asks", "asked", "nobody", "everybody", "whose own", "goes on", "go on", "going on", "wish",
     "climb", "horizon", "likewise", "made of", "makes of",
 )  # fmt: skip
-"""Words and phrases of a foreign or private English; DESIGN says what to write instead."""
+"""Words and phrases of a foreign or private English: write the field's word, and say what `it` is."""
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
@@ -50,7 +50,7 @@ def axes(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, letter) for letter in re.findall("[a-z]", formula.value))
 
 
-def test_the_key_is_the_design_s():
+def test_the_key_has_these_letters():
     assert sorted(KEY) == sorted("lbtsdnkghfvcrw")
 
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import jax
 import tyro
 
 from jaxformer.config import Compute, Config
@@ -37,7 +38,8 @@ def _bounded(
         raise ValueError(f"{name}={value} must be at most {most}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@jax.tree_util.register_static
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Architecture(Config):
     """The architecture of the model to train; the tokenizer sets its vocabulary size."""
 

@@ -114,8 +114,8 @@ def read_command(
         args=rest,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    given = [argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in rest]
-    _check_read(command, given)
+    options = [argument.partition("=")[0] for argument in rest if argument.startswith("--")]
+    _check_read(command, [option[2:].replace("-", "_") for option in options])
     return command
 
 

@@ -67,8 +67,8 @@ def read_on(
         edit = program.edit
         if start is not None or len(tokens) > 1:
             positions = cache.length + jnp.arange(len(tokens), dtype=jnp.int32)
-            start = jnp.int32(0) if start is None else start
-            edit = edit_from_position(edit, start, positions, last)
+            first = jnp.int32(0) if start is None else start
+            edit = edit_from_position(edit, first, positions, last)
         out = forward(
             params, program.config, tokens, cache,
             capture=program.capture, edit=edit, logits_at=last[None], compute=program.compute,

@@ -38,7 +38,7 @@ def attend(
     >>> attend(block.attn, config, jnp.ones((3, 8))).shape
     (3, 8)
     """
-    positions = jnp.arange(len(state)) if positions is None else positions
+    query_positions = jnp.arange(len(state), dtype=jnp.int32) if positions is None else positions
     q = tap("q", linear(state, attention.W_Q, attention.b_Q))
     k = tap("k", linear(state, attention.W_K, attention.b_K))
     v = tap("v", linear(state, attention.W_V, attention.b_V))
@@ -46,15 +46,17 @@ def attend(
         q = normalize_heads(q, attention.norm_Q, config)
         k = normalize_heads(k, attention.norm_K, config)
     if config.position == "rotary":
-        q = tap("rot_q", rotate(q, positions, config, layer))
-        k = tap("rot_k", rotate(k, positions, config, layer))
+        q = tap("rot_q", rotate(q, query_positions, config, layer))
+        k = tap("rot_k", rotate(k, query_positions, config, layer))
     if config.scale_scores_by_layer:
         q = q / (1 + layer_index(config, layer)).astype(q.dtype)
-    q, k, v, key_positions = group_heads(q, config), heads_first(k), heads_first(v), positions
+    q, k, v, key_positions = group_heads(q, config), heads_first(k), heads_first(v), query_positions
     if cache is not None:
-        k, v, key_positions = cache.extend(k, v, positions)
-    mask = attention_mask(config, layer, positions, key_positions)
-    z = KERNELS[compute.kernel](config, q, k, v, mask, tap, causal=cache is None)
+        k, v, key_positions = cache.extend(k, v, query_positions)
+    mask = attention_mask(config, layer, query_positions, key_positions)
+    z = KERNELS[compute.kernel](
+        config, q, k, v, mask, tap, causal=positions is None and cache is None
+    )
     return write_heads(attention, tap("z", heads_first(join_groups(z))), tap)
 
 
@@ -85,7 +87,7 @@ def einsum_attention(
 
 
 KERNELS = {"einsum": einsum_attention, "blocked": in_blocks(einsum_attention), "fused": fused_attention}  # fmt: skip
-"""The ways to compute attention, by Compute.kernel. `causal`: key i stands at the position of query i (no cache)."""
+"""The ways to compute attention, by Compute.kernel. `causal`: keys and queries stand at 0, 1, 2, ..."""
 
 
 def write_heads(

@@ -41,8 +41,11 @@ class LayerCache:
     def extend(
         self, k: Float[Array, "k t h"], v: Float[Array, "k t h"], positions: Int[Array, " t"]
     ) -> tuple[Float[Array, "k s h"], Float[Array, "k s h"], Int[Array, " s"]]:
-        """Add the keys and values of new positions; return those of all rows, and the position of each row."""
+        """Add keys and values of new positions (NaN if the cache is full); return all rows, and their positions."""
         if len(positions):
+            if not is_rolling(self.config, rows_of(self.k), len(positions)):
+                # Past the last row these would overwrite older rows.
+                k, v = (jnp.where(positions[-1] < rows_of(self.k), new, jnp.nan) for new in (k, v))
             self.k = write(self.k, self.config, k, positions[0])
             self.v = write(self.v, self.config, v, positions[0])
         rows = row_positions(self.config, rows_of(self.k), positions)
@@ -140,13 +143,6 @@ def _shape(config: Config, rows: int) -> tuple[int, ...]:
 def is_rolling(config: Config, rows: int, tokens: int) -> bool:
     """Say whether new tokens may overwrite the oldest rows, because no window reaches back to the oldest rows."""
     return config.max_lookback is not None and rows >= config.max_lookback + tokens - 1
-
-
-def nan_if_full(cache: Cache, config: Config, state: Float[Array, "t d"]) -> Float[Array, "t d"]:
-    """Return the state, or NaN if the cache is too full for the tokens, which would then overwrite older rows."""
-    if is_rolling(config, capacity(cache), len(state)):
-        return state
-    return jnp.where(cache.length + len(state) <= capacity(cache), state, jnp.nan)
 
 
 def write(stored: Stored, config: Config, new: Float[Array, "k t h"], start: Array) -> Stored:

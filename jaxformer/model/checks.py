@@ -39,7 +39,9 @@ def check_inputs(
 
 def check_tokens(tokens: Any, config: Config) -> Int[Array, " t"]:
     """Check that the tokens are one sequence of ids that fits into the position table; return it as an array."""
-    tokens = jnp.asarray(tokens)
+    tokens = (
+        tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+    )  # JAX would wrap wide integers
     if tokens.ndim != 1 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
             f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; forward takes one sequence of integers. "
@@ -51,12 +53,12 @@ def check_tokens(tokens: Any, config: Config) -> Int[Array, " t"]:
         )
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(np.asarray(tokens), config.n_vocab)
-    return tokens
+    return jnp.asarray(tokens)
 
 
 def check_logits_at(logits_at: Any, length: int) -> Int[Array, " r"]:
     """Return positions within the sequence as an array."""
-    at = jnp.asarray(logits_at)
+    at = logits_at if isinstance(logits_at, jax.Array) else np.asarray(logits_at)
     if at.ndim != 1 or not jnp.issubdtype(at.dtype, jnp.integer):
         raise ValueError(
             f"logits_at has shape {at.shape} and dtype {at.dtype}; give one axis of integers"
@@ -64,7 +66,7 @@ def check_logits_at(logits_at: Any, length: int) -> Int[Array, " r"]:
     concrete = [] if isinstance(at, jax.core.Tracer) else np.asarray(at).tolist()
     if outside := [position for position in concrete if not -length <= position < length]:
         raise ValueError(f"logits_at holds {outside[0]}, but there are {length} tokens")
-    return at
+    return jnp.asarray(at)
 
 
 def check_params(params: Params, config: Config) -> None:

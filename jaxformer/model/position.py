@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -91,10 +92,9 @@ def is_local(config: Config, layer: Layer) -> Bool[Array, ""]:
 
 def layer_index(config: Config, layer: Layer) -> Int[Array, ""]:
     """Return the layer's index as an array."""
-    if layer is None:
+    if not isinstance(layer, jax.Array) and layer not in range(config.n_layers):
         raise ValueError(
-            f"layer=None, but the layers differ (window_pattern={config.window_pattern!r}, "
-            f"scale_scores_by_layer={config.scale_scores_by_layer}); give layer=0, 1, ..."
+            f"layer={layer!r}, but the layers of this Config differ: give an index below n_layers={config.n_layers}"
         )
     return jnp.asarray(layer, jnp.int32)
 

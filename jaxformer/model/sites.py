@@ -35,10 +35,7 @@ def activation_axis(site: str) -> int:
 
 
 class Site(str):
-    """A site's name, as an edit receives it. Comparing it with a string that is not a site's name is an error.
-
-    A misspelt `if site == "patern"` then fails while tracing. A set or a dict compares hashes and cannot tell.
-    """
+    """A site's name, as an edit receives it. Comparing it with a string that is not a site's name is an error."""
 
     __slots__ = ()
     __hash__ = str.__hash__

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.model.attention import attend
-from jaxformer.model.cache import Cache, LayerCache, nan_if_full
+from jaxformer.model.cache import Cache, LayerCache
 from jaxformer.model.checks import check_inputs
 from jaxformer.model.mlp import feed_forward
 from jaxformer.model.norm import normalize
@@ -58,9 +58,9 @@ def forward(
     """
     given = check_inputs(params, config, tokens, cache, capture, edit, logits_at, compute)
     params, tokens, capture, logits_at = given
-    positions = jnp.arange(len(tokens), dtype=jnp.int32)
+    positions = None
     if cache is not None:
-        positions += cache.length.astype(jnp.int32)
+        positions = jnp.asarray(cache.length, jnp.int32) + jnp.arange(len(tokens), dtype=jnp.int32)
     tap = Tap(capture, edit)
     state = embed(params, config, tokens, positions, tap=tap)
 
@@ -73,7 +73,6 @@ def forward(
 
     state, activations, stored = run_blocks(step, params.blocks, config, state, cache, compute)
     if cache is not None:
-        state = nan_if_full(cache, config, state)
         cache = Cache(stored[0], stored[1], cache.length + len(tokens))
     if logits_at is not None:
         state = take_positions(state, logits_at)
@@ -100,7 +99,7 @@ def embed(
         rows = rows * jnp.asarray(config.embedding_scale, rows.dtype)
     state = tap("embed", rows)
     if config.position in ADDED:
-        positions = jnp.arange(len(tokens)) if positions is None else positions
+        positions = jnp.arange(len(tokens), dtype=jnp.int32) if positions is None else positions
         added = ADDED[config.position](params.W_pos, config, positions)
         state = update(state, tap("pos_embed", added.astype(state.dtype)))
     return state

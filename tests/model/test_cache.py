@@ -174,7 +174,11 @@ def test_more_tokens_than_rows_give_nan_or_an_error(name: str, first: int, more:
     config, params, tokens = NAMED[name], random_params(NAMED[name]), random_tokens(NAMED[name], 6)
     out = step(params, config, tokens[:first], empty_cache(config, 4))
     assert np.isfinite(out.logits).all()
-    assert np.isnan(step(params, config, tokens[first : first + more], out.cache).logits).all()
+    full = step(params, config, tokens[first : first + more], out.cache)
+    assert np.isnan(full.logits).all()
+    assert np.isnan(
+        step(params, config, tokens[:1], full.cache).logits
+    ).all()  # nor is it forgotten
     with raises(ValueError, 5, 4):
         forward(params, config, tokens[:5], empty_cache(config, 4))
 

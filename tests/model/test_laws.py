@@ -3,16 +3,26 @@
 import dataclasses
 import inspect
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Compute, abstract, available_sites, empty_cache, forward
+from jaxformer import Compute, abstract, attend, available_sites, empty_cache, forward, unstack
+from jaxformer.config import Kernel
 from jaxformer.model.sites import MODEL_SITES
 from tests.helpers.errors import raises
-from tests.helpers.models import NAMED, compiled_flops, every_model, random_params, random_tokens
+from tests.helpers.models import (
+    MODERN,
+    NAMED,
+    SEED,
+    compiled_flops,
+    every_model,
+    random_params,
+    random_tokens,
+)
 
 LENGTH = 7
 exact = partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
@@ -298,3 +308,31 @@ def test_reading_some_positions_leaves_out_the_logits_of_the_others(x64):
             inspect.unwrap(forward)(params, config, tokens, logits_at=read)
     traced = jax.jit(lambda read: forward(params, config, tokens, logits_at=read).logits)
     assert np.isnan(traced(jnp.array([7, -8]))).all()
+
+
+@pytest.mark.parametrize("kernel", ["blocked", "fused"])
+def test_every_kernel_attends_by_the_positions_that_it_is_given(kernel: Kernel):
+    """Two texts side by side would see each other by position, not by index."""
+    config = dataclasses.replace(MODERN, position="rotary", window=None)
+    blocks: Any = unstack(random_params(config)).blocks
+    state, positions = jnp.sin(jnp.arange(48.0).reshape(6, 8)), jnp.array([0, 1, 2, 0, 1, 2])
+    found = attend(blocks[0].attn, config, state, positions, compute=Compute(kernel=kernel))
+    np.testing.assert_allclose(found, attend(blocks[0].attn, config, state, positions), atol=1e-5)
+
+
+def test_tokens_of_64_bits_are_checked_before_they_are_narrowed():
+    params, run = random_params(SEED), inspect.unwrap(forward)
+    with raises(ValueError, 2**32 + 3):
+        run(params, SEED, np.array([2**32 + 3]))
+    with raises(ValueError, 2**32 + 1):
+        run(params, SEED, np.array([3, 1]), logits_at=np.array([2**32 + 1]))
+
+
+def test_a_layer_alone_must_be_one_of_the_model_s_where_they_differ():
+    config = dataclasses.replace(SEED, scale_scores_by_layer=True)
+    blocks: Any = unstack(random_params(config)).blocks
+    state = jnp.ones((3, config.d_model))
+    assert np.isfinite(attend(blocks[0].attn, config, state, layer=0)).all()
+    for wrong in (None, -1, config.n_layers):
+        with raises(ValueError, f"layer={wrong}", f"n_layers={config.n_layers}"):
+            attend(blocks[0].attn, config, state, layer=wrong)

@@ -24,7 +24,7 @@ from tests.helpers.runs import (
     numbers,
     options,
 )
-from train.__main__ import main
+from train.__main__ import main, parse
 from train.recipe import Watch
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -132,6 +132,11 @@ UNREAD = {
 def test_an_option_that_nothing_reads_is_refused(corpus: Path, capsys, what: str):
     extra, named = UNREAD[what]
     check_refused(capsys, ["seed", "--corpus", str(corpus), *extra], *named)
+
+
+def test_a_value_that_looks_like_an_option_is_none():
+    command = parse(["seed", "--name", "config.n_layers", "--corpus", "optimizer.momentum"])
+    assert command.name == "config.n_layers"
 
 
 def test_an_unknown_preset_is_refused(capsys):

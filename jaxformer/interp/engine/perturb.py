@@ -42,7 +42,6 @@ def perturbed(
     """
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
     params = jax.tree.map(lambda array: array.astype(dtype), params)
-    positions = jnp.arange(len(tokens), dtype=jnp.int32)
     capture = tuple(capture)
 
     def new_tap(layer: Layer, changes: dict[str, Array]) -> Tap:
@@ -55,11 +54,11 @@ def perturbed(
     def step(state: Array, inputs: tuple[Array, Any, dict[str, Array]]) -> tuple[Array, Any]:
         layer, params, changes = inputs
         tap = new_tap(layer, changes)
-        state = block(params, config, state, positions, layer=layer, tap=tap, compute=compute)
+        state = block(params, config, state, layer=layer, tap=tap, compute=compute)
         return state, tap.captured
 
     outer = new_tap(None, {site: value for site, value in changes.items() if site in MODEL_SITES})
-    state = embed(params, config, tokens, positions, tap=outer)
+    state = embed(params, config, tokens, tap=outer)
     layers = jnp.arange(config.n_layers, dtype=jnp.int32)
     stacks = {site: value for site, value in changes.items() if site not in MODEL_SITES}
     if compute.remat != "none":
