@@ -1,4 +1,4 @@
-"""Train a model with one command: `python -m train`.
+"""Train a model with one command: `python -m train`. `minimal` is the same training in one file.
 
 Reading order: `recipe` and `presets` (what to train), `start` and `data` (the model to start from and the text),
 `loss`, `optimizer`, `step` and `compiled` (one training step, and many in one call), `run` and `loop` (the run),
