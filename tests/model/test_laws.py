@@ -304,7 +304,7 @@ def test_reading_some_positions_leaves_out_the_logits_of_the_others(x64):
     exact(some.logits, whole.logits[places])
     assert some.activations["final"].shape == (3, config.d_model)
     for read, named in (([7], (7,)), ([-8], (-8, 7)), (2, ((),)), ([0.5], ((1,), "float64"))):
-        with raises(ValueError, "read", *named):
+        with raises(ValueError, "logits_at", *named):
             inspect.unwrap(forward)(params, config, tokens, logits_at=read)
     traced = jax.jit(lambda read: forward(params, config, tokens, logits_at=read).logits)
     assert np.isnan(traced(jnp.array([7, -8]))).all()
