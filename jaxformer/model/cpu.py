@@ -36,5 +36,5 @@ def masked(scores: Values, mask: jax.Array) -> Values:
 
 
 def fence(array: jax.Array) -> jax.Array:
-    """On CPU: compute the array before its readers. Otherwise XLA copies the whole cache at every decoded token."""
+    """On CPU: compute an array before its readers. XLA would copy a cache at every token, and leave norms unrounded."""
     return jax.lax.optimization_barrier(array) if jax.default_backend() == "cpu" else array

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxformer.config import Config
-from jaxformer.model.cpu import recomputed
+from jaxformer.model.cpu import fence, recomputed
 from jaxformer.model.params import Norm
 from jaxformer.model.stream import Values, upcast
 from jaxformer.model.tap import Tap
@@ -36,7 +36,7 @@ def normalize(
         return normed if norm.b is None else normed + upcast(norm.b)
 
     scale = tap(site, recomputed(scale_of)(state))
-    return recomputed(divided)(state, scale).astype(state.dtype)
+    return fence(recomputed(divided)(state, scale).astype(state.dtype))
 
 
 def normalize_heads(
