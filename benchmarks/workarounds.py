@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import cases, extended
+from benchmarks.program import random_tokens
 from benchmarks.timing import interleave, paired
 from jaxformer.config import Config
 from jaxformer.decoding.generate import generate
 from jaxformer.model.params import init
 from jaxformer.model.stream import einsum_f32
-from jaxformer.model.transformer import forward
+from train.data.batches import Batch
+from train.step import loss_and_gradient
 
 
 def plain_einsum(formula: str, pair: str, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -34,6 +36,7 @@ PLAIN: dict[str, tuple[str, Callable[..., Any]]] = {
     "merged axes": ("attention.einsum_merged", plain_einsum),
     "added masks": ("attention.masked", lambda scores, mask: jnp.where(mask, scores, -jnp.inf)),
     "fence at the cache": ("cache.fence", lambda array: array),
+    "fence at norms": ("norm.fence", lambda array: array),
 }
 """Each workaround: where in `jaxformer.model` it is used, and the plain operation in its place."""
 
@@ -47,16 +50,12 @@ def without(name: str) -> Iterator[None]:
 
 
 def training(config: Config, batch: int, seq: int) -> Callable[[], Any]:
-    """Return a call that computes the gradient of a loss."""
-    params = init(config, jax.random.key(0))
-    tokens = jax.random.randint(jax.random.key(1), (batch, seq), 0, config.n_vocab)
-
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        logits = jax.vmap(lambda one: forward(params, config, one).logits)(tokens)
-        return jax.nn.logsumexp(logits, axis=-1).mean() - logits[..., 0].mean()
-
-    program = jax.jit(jax.grad(loss)).lower(params, tokens).compile()
-    return lambda: program(params, tokens)
+    """Return a call that computes a loss and its gradient."""
+    params, windows = init(config, jax.random.key(0)), random_tokens(config, batch, seq + 1, seed=1)
+    arguments = params, Batch(windows, jnp.ones((batch, seq), bool))
+    step = jax.jit(lambda params, batch: loss_and_gradient(params, config, batch))
+    program = step.lower(*arguments).compile()
+    return lambda: program(*arguments)
 
 
 def decoding(config: Config, batch: int, seq: int) -> Callable[[], Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -18,11 +17,13 @@ class Record:
     def __post_init__(self) -> None:
         """Convert numbers of other types, such as NumPy's, to Python's; then check every field."""
         for name, hint in typing.get_type_hints(type(self)).items():
-            value = _as_python(getattr(self, name))
+            value = getattr(self, name)
+            if getattr(value, "ndim", None) == 0:  # a number of NumPy or JAX
+                value = value.item()
             union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
             options = typing.get_args(hint) if union else (hint,)
             if float in options and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value) if abs(value) < 2**1000 else math.inf
+                value = float(value)
             object.__setattr__(self, name, value)
             if value != value or not any(_matches(value, option) for option in options):
                 raise ValueError(
@@ -35,16 +36,6 @@ class Record:
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in changed)})"
 
 
-def _as_python(value: Any) -> Any:
-    if isinstance(value, bool | int | float) and type(value).__module__ == "builtins":
-        return value
-    if type(value).__name__ in ("bool", "bool_"):  # NumPy's
-        return bool(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    return float(value) if isinstance(value, numbers.Real) else value
-
-
 def _matches(value: object, option: Any) -> bool:
     if typing.get_origin(option) is Literal:
         return isinstance(value, str) and value in typing.get_args(option)
@@ -53,8 +44,6 @@ def _matches(value: object, option: Any) -> bool:
         return isinstance(value, tuple) and all(_matches(one, each) for one in value)
     if option is bool:
         return isinstance(value, bool)
-    if option is float:  # like Python, accept an int for a float, but not a bool
-        option = (int, float)
     return isinstance(value, option) and not isinstance(value, bool)
 
 
