@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxformer.config import Config
 from jaxformer.pretrained.formats import is_gguf
 from jaxformer.pretrained.json_io import read_object
-from jaxformer.pretrained.load import load_config, read_foreign
+from jaxformer.pretrained.loading import load_config, read_foreign
 from train.runs import find_model
 
 

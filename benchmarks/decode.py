@@ -21,9 +21,9 @@ from benchmarks.options import Options
 from benchmarks.program import Program, compile_ahead, new_seed, prepare, random_tokens
 from benchmarks.roofline import Ceilings
 from jaxformer.config import Compute, Config
-from jaxformer.decoding.generate import generate, lower
+from jaxformer.decoding.generation import generate, lower
 from jaxformer.decoding.sampling import Sampling
-from jaxformer.decoding.unstack import unstack
+from jaxformer.decoding.stacking import unstack
 from jaxformer.model.params import abstract, count, init
 from train.plan.flops import forward_flops
 

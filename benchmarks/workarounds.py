@@ -16,7 +16,7 @@ from benchmarks.cases import cases, extended
 from benchmarks.program import random_tokens
 from benchmarks.timing import interleave, paired
 from jaxformer.config import Config
-from jaxformer.decoding.generate import generate
+from jaxformer.decoding.generation import generate
 from jaxformer.model.params import init
 from jaxformer.model.stream import einsum_f32
 from train.data.batches import Batch

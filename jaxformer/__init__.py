@@ -16,12 +16,12 @@ The dimension key, the same letters in every einsum and every annotation:
 
 from jaxformer.config import Compute, Config, Rotary
 from jaxformer.decoding.beam import Beams, beam_search
-from jaxformer.decoding.generate import Generated, generate
+from jaxformer.decoding.generation import Generated, generate
 from jaxformer.decoding.sampling import Sampling
-from jaxformer.decoding.score import perplexity, score
+from jaxformer.decoding.stacking import unstack
 from jaxformer.decoding.streaming import stream_tokens
-from jaxformer.decoding.unstack import unstack
 from jaxformer.describe import summary
+from jaxformer.likelihood import perplexity, score
 from jaxformer.model.attention import attend
 from jaxformer.model.cache import Cache, empty_cache
 from jaxformer.model.mlp import feed_forward
@@ -31,8 +31,8 @@ from jaxformer.model.sites import SITES, Edit, available_sites, identity
 from jaxformer.model.stream import query, update
 from jaxformer.model.transformer import Output, block, embed, forward, unembed
 from jaxformer.pretrained.checkpoint import save
-from jaxformer.pretrained.export import export
-from jaxformer.pretrained.load import load, load_config
+from jaxformer.pretrained.exporting import export
+from jaxformer.pretrained.loading import load, load_config
 from jaxformer.sharding import constrain, partition, shardings
 from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer, Words, stream_text
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import jaxformer
 from tests.mutations import MUTATIONS, mutated
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +18,13 @@ FLOORS = [
     ("jaxformer.reference", "jaxformer.checks", "jaxformer.config_checks"),
     ("jaxformer.config",),
     ("jaxformer.model",),
-    ("jaxformer.text", "jaxformer.sharding", "jaxformer.decoding", "jaxformer.describe"),
+    (
+        "jaxformer.text",
+        "jaxformer.sharding",
+        "jaxformer.decoding",
+        "jaxformer.describe",
+        "jaxformer.likelihood",
+    ),
     ("jaxformer.pretrained",),
     ("jaxformer.interp",),
     ("jaxformer",),
@@ -98,6 +105,15 @@ def test_no_imports_go_in_a_circle():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+def test_no_module_bears_the_name_of_a_function_in_it():
+    """`from jaxformer.decoding import generate` would give the module or the function, by what was imported before."""
+    public = set(jaxformer.__all__)
+    for module, path in MODULES.items():
+        own = {node.name for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+        name = module.rpartition(".")[2]
+        assert not module.startswith("jaxformer.") or name not in own | public, module
+
+
 def test_the_reference_imports_only_math():
     assert imports(MODULES["jaxformer.reference"]) == {"math"}
 
@@ -158,7 +174,7 @@ EXCEPTIONS = {
     "lines": {"jaxformer.reference", "jaxformer.config"},
     "function": set(),
     "arguments": {
-        "jaxformer.decoding.generate.generate", "jaxformer.decoding.streaming.stream_tokens",
+        "jaxformer.decoding.generation.generate", "jaxformer.decoding.streaming.stream_tokens",
         "jaxformer.interp.attribution.attribution_patch", "jaxformer.interp.patching.patch_sweep",
         "jaxformer.interp.paths.path_patch",
     },

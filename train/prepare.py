@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from jaxformer.pretrained.formats import is_gguf
-from jaxformer.pretrained.load import load_tokenizer
+from jaxformer.pretrained.loading import load_tokenizer
 from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer, from_json
 from train.data.corpora import find_files, read_files
 from train.data.tokenfile import TokenFile, UnknownCharacter, is_token_file, write_tokens

@@ -13,7 +13,7 @@ import tyro
 from jaxformer.config import Config
 from jaxformer.decoding.sampling import Sampling
 from jaxformer.decoding.streaming import stream_tokens
-from jaxformer.pretrained.load import load
+from jaxformer.pretrained.loading import load
 from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer, Tokens, stream_text
 from train.data.encoding import frame, opening, sayable

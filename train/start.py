@@ -14,7 +14,7 @@ from jaxformer.config import Config
 from jaxformer.config_checks import unread_fields
 from jaxformer.model.params import Params
 from jaxformer.model.remat import check_saved
-from jaxformer.pretrained.load import load, load_config
+from jaxformer.pretrained.loading import load, load_config
 from jaxformer.text.tokenizer import Tokenizer
 from train.data.dataset import Data, open_data
 from train.data.tasks import TASKS

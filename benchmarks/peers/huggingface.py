@@ -13,7 +13,7 @@ from benchmarks.peers import UnsupportedError
 from benchmarks.peers.pytorch import place, run_forward, run_train_step, tensor, waited
 from jaxformer.config import Config
 from jaxformer.model.params import Params
-from jaxformer.pretrained.export import foreign_config, foreign_tensors
+from jaxformer.pretrained.exporting import foreign_config, foreign_tensors
 from jaxformer.pretrained.families import FAMILIES
 
 hf: Any = transformers  # its annotations reject its own options

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
-from jaxformer.decoding.generate import NAN_ADVICE
+from jaxformer.decoding.generation import NAN_ADVICE
 from jaxformer.decoding.inputs import bucket, check_room, gather
 from jaxformer.decoding.prefill import cast_params, read_on, read_prompts
 from jaxformer.decoding.request import Program, make_program
-from jaxformer.decoding.unstack import unstack
+from jaxformer.decoding.stacking import unstack
 from jaxformer.model.cache import Cache, batch_axis
 from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params

@@ -11,7 +11,7 @@ from jaxformer.decoding.inputs import NO_TOKEN
 from jaxformer.decoding.prefill import Read, read_on, read_prompts
 from jaxformer.decoding.request import Program, Request
 from jaxformer.decoding.sampling import choose
-from jaxformer.decoding.unstack import unstack
+from jaxformer.decoding.stacking import unstack
 from jaxformer.model.params import Params
 
 
@@ -56,7 +56,7 @@ def initial_state(
     )
 
 
-def prefill(
+def sample_first(
     params: Params,
     program: Program,
     request: Request,

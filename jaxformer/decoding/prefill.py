@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.inputs import bucket
 from jaxformer.decoding.request import Program
-from jaxformer.decoding.unstack import unstack
+from jaxformer.decoding.stacking import unstack
 from jaxformer.model.cache import Cache, batch_axis, empty_cache
 from jaxformer.model.params import Params
 from jaxformer.model.sites import LOGIT_SITES, Edit, Layer, Site, activation_axis, position_axis

@@ -11,13 +11,13 @@ from jaxtyping import Int, Key
 
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
-from jaxformer.decoding.generate import check_finite
+from jaxformer.decoding.generation import check_finite
 from jaxformer.decoding.inputs import Prompts, bucket, gather
-from jaxformer.decoding.loop import SampledToken, State, decode, initial_state, prefill
+from jaxformer.decoding.loop import SampledToken, State, decode, initial_state, sample_first
 from jaxformer.decoding.prefill import cast_params
 from jaxformer.decoding.request import Program, Request, make_program, make_request
 from jaxformer.decoding.sampling import Sampling
-from jaxformer.decoding.unstack import unstack
+from jaxformer.decoding.stacking import unstack
 from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params
 from jaxformer.model.sites import Edit, identity
@@ -128,7 +128,7 @@ def _prefill(
     *,
     room: int,
 ) -> tuple[State, SampledToken]:
-    state, sampled = prefill(params, program, request, state, prompts, lengths, room=room)
+    state, sampled = sample_first(params, program, request, state, prompts, lengths, room=room)
     return state, jax.tree.map(lambda one: one[None], sampled)
 
 

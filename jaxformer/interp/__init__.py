@@ -4,7 +4,7 @@ Read the files in this order:
 
 - `edit`: edits as data.
 - `patching` and `paths`: activation patching of every part and every path; `metric` defines what they measure.
-- `attribution`, `edges`, `jacobian`: the same to first order, from gradients; `nodes` is the graph of `edges`.
+- `attribution`, `edges`, `jacobians`: the same to first order, from gradients; `nodes` is the graph of `edges`.
 - `decompose`, `neurons`, `lens`: the stream as a sum of components, and components as logits; `components` has labels.
 - `qk_ov`, `circuits`, `factored`: what the weights of heads say.
 - `heads`, `match`: what heads attend to.

@@ -26,7 +26,7 @@ from jaxformer.interp.components import (
     stream_at,
     writers,
 )
-from jaxformer.interp.engine.frozen import added, added_biases
+from jaxformer.interp.engine.linear_norm import added, added_biases
 from jaxformer.interp.neurons import neuron_results
 from jaxformer.model.checks import stacked
 from jaxformer.model.params import Params

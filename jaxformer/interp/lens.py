@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.checks import check_vocabulary
 from jaxformer.config import Config
 from jaxformer.interp.components import captured, check_layer, stream_at
-from jaxformer.interp.engine.frozen import frozen, pulled_back
+from jaxformer.interp.engine.linear_norm import frozen, pulled_back
 from jaxformer.model.checks import stacked
 from jaxformer.model.norm import normalize
 from jaxformer.model.params import Norm, Params

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Config
 from jaxformer.interp.components import captured
-from jaxformer.interp.engine.frozen import frozen, pulled_back
+from jaxformer.interp.engine.linear_norm import frozen, pulled_back
 from jaxformer.model.checks import stacked
 from jaxformer.model.params import Params
 from jaxformer.model.stream import accumulation_dtype, einsum_f32, upcast

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Compute, Config
 from jaxformer.interp.edit import patch, patch_layers
 from jaxformer.interp.engine.axes import axes_by, letters_of
-from jaxformer.interp.engine.run_layers import Runs, Sweep, capture
+from jaxformer.interp.engine.passes import Runs, Sweep, capture
 from jaxformer.interp.engine.sweep import GIB, check_runs, run
 from jaxformer.interp.metric import Metric
 from jaxformer.model.params import Block, Params

@@ -22,7 +22,7 @@ from benchmarks.decode import (
 from benchmarks.options import Options
 from benchmarks.timing import interleave
 from jaxformer import Compute, Config, count, forward
-from jaxformer.decoding.generate import generate, lower
+from jaxformer.decoding.generation import generate, lower
 from tests.helpers.benches import CEILINGS, TINY
 from tests.helpers.errors import check_names
 from tests.helpers.models import CLASSIC, MODERN, WINDOWED, random_params, random_tokens

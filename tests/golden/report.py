@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import forward, load
-from jaxformer.pretrained.export import foreign_tensors
+from jaxformer.pretrained.exporting import foreign_tensors
 from jaxformer.pretrained.families import FAMILIES
 from tests.helpers.families import CASES, TOKENS, golden, logits_and_gradient, spots
 

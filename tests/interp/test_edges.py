@@ -11,7 +11,7 @@ from hypothesis import assume, example, given
 
 from jaxformer import Config, forward, unstack
 from jaxformer.interp.edges import edge_attribution, edge_mask, receivers, senders
-from jaxformer.interp.jacobian import jvp_between
+from jaxformer.interp.jacobians import jvp_between
 from jaxformer.model.norm import normalize
 from jaxformer.model.stream import query
 from tests.helpers.errors import raises

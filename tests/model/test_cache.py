@@ -25,8 +25,8 @@ from jaxformer import (
     unstack,
 )
 from jaxformer.config import Kernel
-from jaxformer.decoding.generate import lower
-from jaxformer.decoding.unstack import layers
+from jaxformer.decoding.generation import lower
+from jaxformer.decoding.stacking import layers
 from jaxformer.model.cache import Quantized, capacity, quantized
 from jaxformer.model.cache import read as read_rows
 from tests.helpers.errors import raises

@@ -19,7 +19,7 @@ from jaxformer.interp.edges import edge_attribution
 from jaxformer.interp.edit import ablate
 from jaxformer.interp.fold import fold_norm, foldable
 from jaxformer.interp.heads import copying_score, head_scores
-from jaxformer.interp.jacobian import jvp_between
+from jaxformer.interp.jacobians import jvp_between
 from jaxformer.interp.lens import direct_logit_attribution, logit_lens
 from jaxformer.interp.metric import measure
 from jaxformer.sharding import fitting

@@ -13,7 +13,7 @@ import pytest
 
 from jaxformer import Characters, load, load_config, save
 from jaxformer.pretrained.hub import Part, fetch
-from jaxformer.pretrained.load import load_tokenizer
+from jaxformer.pretrained.loading import load_tokenizer
 from tests.helpers.errors import raises
 from tests.helpers.families import golden
 from tests.helpers.models import SEED, random_params, same

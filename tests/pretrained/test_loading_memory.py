@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxformer import Config, Rotary, abstract, export, load
-from jaxformer.pretrained.families import read_params
+from jaxformer.pretrained.families import reader
 from tests.helpers import ggufs
 from tests.helpers.errors import raises
 from tests.helpers.families import ONE_EACH, golden
@@ -90,12 +90,12 @@ def test_reading_in_slabs_gives_the_same_parameters(
     record.write(tmp_path)
     whole = load(tmp_path)[1]
     for slab in (1, 200):  # one row at a time; several rows, with fewer in the last slab
-        monkeypatch.setattr(read_params, "SLAB", slab)
+        monkeypatch.setattr(reader, "SLAB", slab)
         same(load(tmp_path)[1], whole)
 
 
 def test_every_row_of_a_tied_head_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(read_params, "SLAB", 200)
+    monkeypatch.setattr(reader, "SLAB", 200)
     record = golden("gpt2-plain")
     embedding = record.tensors[EMBEDDING].copy()
     embedding[3, 2] = np.nan

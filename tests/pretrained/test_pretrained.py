@@ -13,10 +13,10 @@ from jaxtyping import TypeCheckError
 
 from jaxformer import Characters, abstract, load, load_config, save
 from jaxformer.pretrained.families import FAMILIES
-from jaxformer.pretrained.families.read_params import read_params
+from jaxformer.pretrained.families.reader import read_params
 from jaxformer.pretrained.families.tensor_map import plan, wanted
 from jaxformer.pretrained.formats import Tensor
-from jaxformer.pretrained.load import load_tokenizer
+from jaxformer.pretrained.loading import load_tokenizer
 from tests.helpers import ggufs
 from tests.helpers.damage import damaged, write
 from tests.helpers.errors import raises

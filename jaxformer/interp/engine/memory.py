@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.interp.engine.run_layers import Runs, Sweep
+from jaxformer.interp.engine.passes import Runs, Sweep
 from jaxformer.model.params import Params, abstract
 
 MAX_ENTRY_LAYERS = 6

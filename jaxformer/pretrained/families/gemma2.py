@@ -10,8 +10,13 @@ from jaxformer.config import Config
 from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.hf_config import Fields
+from jaxformer.pretrained.families.layer_types import (
+    GLOBAL,
+    LOCAL,
+    take_layer_types,
+    write_layer_types,
+)
 from jaxformer.pretrained.families.rotary import take_rotary
-from jaxformer.pretrained.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
 
 GEMMA_SIZES = llama.SIZES | {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,

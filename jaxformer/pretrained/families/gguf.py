@@ -10,7 +10,7 @@ from jaxformer.config import Config
 from jaxformer.pretrained.families.family import Family, Weight
 from jaxformer.pretrained.families.gguf_names import DIALECTS, Dialect
 from jaxformer.pretrained.families.hf_config import Fields
-from jaxformer.pretrained.families.windows import GLOBAL, LOCAL
+from jaxformer.pretrained.families.layer_types import GLOBAL, LOCAL
 from jaxformer.pretrained.formats import Source
 
 UNREAD = frozenset(

@@ -10,7 +10,7 @@ from jaxformer.config import Config
 from jaxformer.pretrained.families.family import Family, Weight, linear, normed
 from jaxformer.pretrained.families.gpt2 import SUMMARY
 from jaxformer.pretrained.families.hf_config import Fields, name_of
-from jaxformer.pretrained.families.windows import windows
+from jaxformer.pretrained.families.layer_types import windows
 
 
 def read(fields: Fields) -> Config:

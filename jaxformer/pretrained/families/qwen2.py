@@ -10,8 +10,13 @@ from jaxformer.config import Config
 from jaxformer.pretrained.families import llama
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.hf_config import Fields
+from jaxformer.pretrained.families.layer_types import (
+    GLOBAL,
+    LOCAL,
+    take_layer_types,
+    write_layer_types,
+)
 from jaxformer.pretrained.families.rotary import take_rotary
-from jaxformer.pretrained.families.windows import GLOBAL, LOCAL, take_layer_types, write_layer_types
 
 QWEN_SIZES = llama.SIZES | {
     "intermediate_size": 22016,

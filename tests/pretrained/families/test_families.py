@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import Config, Sampling, export, forward, generate, load
-from jaxformer.pretrained.export import foreign_tensors
+from jaxformer.pretrained.exporting import foreign_tensors
 from jaxformer.pretrained.families import FAMILIES
 from tests.helpers.errors import raises
 from tests.helpers.families import (

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.numpy import load_file
 
 from jaxformer import Config, export, forward, load, load_config
-from jaxformer.pretrained.export import foreign_tensors
+from jaxformer.pretrained.exporting import foreign_tensors
 from jaxformer.pretrained.families import FAMILIES
 from tests.helpers import ggufs, hf
 from tests.helpers.families import (

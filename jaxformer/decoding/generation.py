@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Int, Key
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.inputs import Prompts, bucket, check_room, gather
-from jaxformer.decoding.loop import decode, initial_state, prefill
+from jaxformer.decoding.loop import decode, initial_state, sample_first
 from jaxformer.decoding.prefill import cast_params
 from jaxformer.decoding.request import Program, Request, make_program, make_request
 from jaxformer.decoding.sampling import Sampling
-from jaxformer.decoding.unstack import unstack
+from jaxformer.decoding.stacking import unstack
 from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params
 from jaxformer.model.sites import Edit, activation_axis, identity
@@ -169,7 +169,7 @@ def _generate(
     params = cast_params(params, program.compute)
     request = request._replace(keys=sequence_keys(request.keys, len(prompts), single))
     state = initial_state(program, request, prompts, lengths)
-    state, first = prefill(params, program, request, state, prompts, lengths, room=room)
+    state, first = sample_first(params, program, request, state, prompts, lengths, room=room)
     sampled = decode(unstack(params), program, request, state, limit, room=room, first=first)[1]
     activations = {
         site: jnp.moveaxis(values, 0, 1 + activation_axis(site))

@@ -18,12 +18,12 @@ from jaxformer.pretrained.families import find_family
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.gguf import read_config
 from jaxformer.pretrained.families.hf_config import Fields
-from jaxformer.pretrained.families.read_params import Put, read_params
+from jaxformer.pretrained.families.reader import Put, read_params
 from jaxformer.pretrained.families.tensor_map import own_dtype, plan
 from jaxformer.pretrained.formats import Source, open_folder, open_gguf
 from jaxformer.pretrained.formats.source import copy_checked
 from jaxformer.pretrained.json_io import explained, read_object
-from jaxformer.pretrained.locate import locate
+from jaxformer.pretrained.location import locate
 from jaxformer.pretrained.tokenizers import from_folder, from_gguf
 from jaxformer.sharding import Rules, shardings
 from jaxformer.text.tokenizer import Tokenizer

@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxformer.pretrained.export.to_theirs", full)
+        patch.setattr("jaxformer.pretrained.exporting.to_theirs", full)
         with raises(OSError, 28):
             export(tmp_path, CONFIG, random_params(CONFIG, 1), None, "llama")
     same(load(tmp_path)[1], old)

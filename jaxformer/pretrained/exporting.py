@@ -22,9 +22,9 @@ from jaxformer.pretrained.atomic import replace_file, replacement
 from jaxformer.pretrained.families import find_family
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.hf_config import Fields
+from jaxformer.pretrained.families.layer_types import shortest
 from jaxformer.pretrained.families.layout import foreign_shape, to_theirs
 from jaxformer.pretrained.families.tensor_map import wanted
-from jaxformer.pretrained.families.windows import shortest
 from jaxformer.pretrained.tokenizers import save_tokenizer
 from jaxformer.pretrained.tokenizers.folder import FILES, tokenizer_files
 from jaxformer.text.tokenizer import Tokenizer
