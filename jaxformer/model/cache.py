@@ -41,11 +41,8 @@ class LayerCache:
     def extend(
         self, k: Float[Array, "k t h"], v: Float[Array, "k t h"], positions: Int[Array, " t"]
     ) -> tuple[Float[Array, "k s h"], Float[Array, "k s h"], Int[Array, " s"]]:
-        """Add keys and values of new positions (NaN if the cache is full); return all rows, and their positions."""
+        """Add the keys and values of new positions; return those of all rows, and the position of each row."""
         if len(positions):
-            if not is_rolling(self.config, rows_of(self.k), len(positions)):
-                # Past the last row these would overwrite older rows.
-                k, v = (jnp.where(positions[-1] < rows_of(self.k), new, jnp.nan) for new in (k, v))
             self.k = write(self.k, self.config, k, positions[0])
             self.v = write(self.v, self.config, v, positions[0])
         rows = row_positions(self.config, rows_of(self.k), positions)
@@ -143,6 +140,18 @@ def _shape(config: Config, rows: int) -> tuple[int, ...]:
 def is_rolling(config: Config, rows: int, tokens: int) -> bool:
     """Say whether new tokens may overwrite the oldest rows, because no window reaches back to the oldest rows."""
     return config.max_lookback is not None and rows >= config.max_lookback + tokens - 1
+
+
+def place_tokens(
+    cache: Cache, config: Config, tokens: Int[Array, " t"]
+) -> tuple[Int[Array, " t"], Int[Array, " t"]]:
+    """Return the positions of new tokens, and the tokens: if they do not fit, -1, which gives NaN."""
+    length, rows = jnp.asarray(cache.length, jnp.int32), capacity(cache)
+    positions = length + jnp.arange(len(tokens), dtype=jnp.int32)
+    if is_rolling(config, rows, len(tokens)):
+        return positions, tokens
+    tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.astype(jnp.int32)
+    return positions, jnp.where(length + len(tokens) <= rows, tokens, jnp.full_like(tokens, -1))
 
 
 def write(stored: Stored, config: Config, new: Float[Array, "k t h"], start: Array) -> Stored:

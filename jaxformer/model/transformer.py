@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.model.attention import attend
-from jaxformer.model.cache import Cache, LayerCache
+from jaxformer.model.cache import Cache, LayerCache, place_tokens
 from jaxformer.model.checks import check_inputs
 from jaxformer.model.mlp import feed_forward
 from jaxformer.model.norm import normalize
@@ -60,7 +60,7 @@ def forward(
     params, tokens, capture, logits_at = given
     positions = None
     if cache is not None:
-        positions = jnp.asarray(cache.length, jnp.int32) + jnp.arange(len(tokens), dtype=jnp.int32)
+        positions, tokens = place_tokens(cache, config, tokens)
     tap = Tap(capture, edit)
     state = embed(params, config, tokens, positions, tap=tap)
 
