@@ -19,7 +19,7 @@ from benchmarks.train_step import (
     work,
 )
 from jaxformer.config import Compute
-from jaxformer.model.sites import available_sites
+from jaxformer.sites import available_sites
 from train.step import StepOptions, TrainState
 
 PLAIN = "jaxformer"

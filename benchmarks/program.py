@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from benchmarks.device import Device, check_fits
 from benchmarks.options import Options
 from jaxformer.config import Compute, Config
-from jaxformer.model.sites import MODEL_SITES, available_sites
 from jaxformer.model.transformer import forward
+from jaxformer.sites import MODEL_SITES, available_sites
 
 
 class Program(NamedTuple):

@@ -24,8 +24,8 @@ from jaxtyping import Array, Shaped
 
 from jaxformer.config import Config
 from jaxformer.model.params import Params, specs
-from jaxformer.model.sites import AXES, Edit, Layer, Site
 from jaxformer.model.spec import Spec, is_spec, path_name
+from jaxformer.sites import AXES, Edit, Layer
 
 Places = str | tuple[str, ...] | None
 """A mesh axis, several mesh axes, or None: not sharded."""
@@ -180,19 +180,19 @@ PINNED = (
 """The sites with a constraint. One on head_out would compute every head's output; scores and pattern need none."""
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Constraint:
     mesh: Mesh
     rules: tuple[tuple[str, Places], ...]
 
     def __call__(
-        self, site: Site, layer: Layer, value: Shaped[Array, "..."]
+        self, site: str, layer: Layer, value: Shaped[Array, "..."]
     ) -> Shaped[Array, "..."]:
         del layer
-        name = str(site)
-        if name not in PINNED:
+        if site not in PINNED:
             return value
-        where = NamedSharding(self.mesh, self.places(name, value.shape))
+        where = NamedSharding(self.mesh, self.places(site, value.shape))
         return jax.lax.with_sharding_constraint(value, where)
 
     def places(self, site: str, shape: tuple[int, ...]) -> PartitionSpec:

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ("jaxformer.reference", "jaxformer.checks", "jaxformer.config_checks"),
     ("jaxformer.config",),
+    ("jaxformer.sites",),
+    ("jaxformer.edits",),
     ("jaxformer.model",),
     (
         "jaxformer.text",
@@ -35,7 +37,7 @@ FLOORS = [
 """From the ground up. A module imports from its own package and from floors below."""
 
 MODEL = [
-    "stream", "cpu", "spec", "sites", "cache", "params", "tap", "norm", "position", "kernels", "attention", "mlp",
+    "stream", "cpu", "spec", "cache", "params", "tap", "norm", "position", "kernels", "attention", "mlp",
     "remat", "checks", "transformer",
 ]  # fmt: skip
 """The order in which the files of `jaxformer.model` can be read: each imports only from files before it."""

@@ -1,6 +1,5 @@
 """Beam search: extend the few most probable continuations by every token, and keep the best of the results."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +12,14 @@ from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.generation import NAN_ADVICE
 from jaxformer.decoding.inputs import bucket, check_room, gather
-from jaxformer.decoding.prefill import cast_params, read_on, read_prompts
-from jaxformer.decoding.request import Program, make_program
+from jaxformer.decoding.prefill import cast_params, check_edit_of_passes, read_on, read_prompts
+from jaxformer.decoding.request import EditFrom, Program, make_program
 from jaxformer.decoding.stacking import unstack
 from jaxformer.model.cache import Cache, batch_axis
-from jaxformer.model.checks import check_params
+from jaxformer.model.checks import check_order, check_params
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, identity
+from jaxformer.model.tap import compiled
+from jaxformer.sites import Edit, EditFunction, identity
 
 
 class Beams(NamedTuple):
@@ -47,7 +47,7 @@ def beam_search(
         prompt: token ids `t`.
         n_tokens: the length of the continuations; another number recompiles.
         width: the number of continuations that are kept at every token.
-        edit: as in `forward`.
+        edit: as in `generate`.
 
     Raises:
         ValueError: a width below 1 or above n_vocab, several prompts, and what `generate` refuses.
@@ -58,7 +58,8 @@ def beam_search(
     >>> beam_search(params, config, [3, 1], 6, 4).tokens.shape
     (4, 6)
     """
-    program = make_program(config, edit, (), compute)
+    check_order(params, config)
+    program = make_program(config, (), compute)
     prompts = gather(prompt, config)
     if not prompts.single:
         raise ValueError("beam_search takes one prompt; call it once for each prompt of a batch")
@@ -66,8 +67,10 @@ def beam_search(
     width = positive_integer("width", width, most=config.n_vocab)
     check_room(config, prompts.longest, n_tokens)
     check_params(params, config)
-    found = _search(
-        params, program, prompts.tokens, prompts.lengths, n_tokens=n_tokens, width=width
+    check_edit_of_passes(edit, program, prompts.tokens.shape[1], bucket(n_tokens))
+    search = compiled(_search, edit, static=("program", "n_tokens", "width"))
+    found = search(
+        params, prompts.tokens, prompts.lengths, program=program, n_tokens=n_tokens, width=width
     )
     totals = found.log_probs
     if not isinstance(totals, jax.core.Tracer) and np.isnan(np.asarray(totals)).any():
@@ -75,12 +78,18 @@ def beam_search(
     return found
 
 
-@partial(jax.jit, static_argnames=("program", "n_tokens", "width"))
 def _search(
-    params: Params, program: Program, prompts: Any, lengths: Any, *, n_tokens: int, width: int
+    edit: EditFunction,
+    params: Params,
+    prompts: Any,
+    lengths: Any,
+    *,
+    program: Program,
+    n_tokens: int,
+    width: int,
 ) -> Beams:
-    params = cast_params(params, program.compute)
-    read = read_prompts(params, program, None, prompts, lengths, room=bucket(n_tokens))
+    params, editing = cast_params(params, program.compute), EditFrom(edit)
+    read = read_prompts(params, program, editing, prompts, lengths, room=bucket(n_tokens))
     totals, token = jax.lax.top_k(jax.nn.log_softmax(read.logits[0]), width)
     cache = _select(unstack(read.cache), jnp.zeros(width, jnp.int32))
     tokens = jnp.zeros((width, n_tokens), jnp.int32).at[:, 0].set(token)
@@ -89,7 +98,7 @@ def _search(
     def extend(index: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         totals, tokens, cache = carry
         last = jax.lax.dynamic_index_in_dim(tokens, index - 1, axis=1)
-        read = read_on(unstacked, program, None, last, cache, jnp.zeros((), jnp.int32))
+        read = read_on(unstacked, program, editing, last, cache, jnp.zeros((), jnp.int32))
         extended = totals[:, None] + jax.nn.log_softmax(read.logits)  # [w v]
         totals, best = jax.lax.top_k(extended.reshape(-1), width)
         parents = best // n_vocab

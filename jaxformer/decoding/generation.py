@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +12,16 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
-from jaxformer.decoding.inputs import Prompts, bucket, check_room, gather
+from jaxformer.decoding.inputs import NO_TOKEN, Prompts, bucket, check_room, gather
 from jaxformer.decoding.loop import decode, initial_state, sample_first
-from jaxformer.decoding.prefill import cast_params
-from jaxformer.decoding.request import Program, Request, make_program, make_request
+from jaxformer.decoding.prefill import cast_params, check_edit_of_passes
+from jaxformer.decoding.request import Program, Request, make_program, make_request, with_edit
 from jaxformer.decoding.sampling import Sampling
 from jaxformer.decoding.stacking import unstack
-from jaxformer.model.checks import check_params
+from jaxformer.model.checks import check_order, check_params
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, activation_axis, identity
+from jaxformer.model.tap import compiled, shared_program
+from jaxformer.sites import Edit, EditFunction, activation_axis, identity
 
 
 class Generated(NamedTuple):
@@ -33,6 +33,11 @@ class Generated(NamedTuple):
     tokens: Int[Array, "*b new"]
     log_probs: Float[Array, "*b new"]  # under the model's distribution, before any processor
     activations: dict[str, Array]  # axes as `forward` returns them; t: the generated tokens
+
+    def texts(self, tokenizer: Any) -> str | list[str]:
+        """Decode the tokens: one text, or one for each prompt of a batch."""
+        texts = [tokenizer.decode(row[row != NO_TOKEN]) for row in np.atleast_2d(self.tokens)]
+        return texts if self.tokens.ndim > 1 else texts[0]
 
     @property
     def lengths(self) -> Int[Array, "*b"]:
@@ -47,6 +52,7 @@ def generate(
     n_tokens: int,
     key: Key[Array, "*b"],
     *,
+    temperature: Any = None,
     sampling: Sampling = Sampling(),
     stop: Any = None,
     edit: Edit = identity,
@@ -67,12 +73,12 @@ def generate(
         n_tokens: the most tokens to generate.
         key: one key (prompt i of a batch then uses fold_in(key, i)), or one per prompt; token j is sampled with
             fold_in(its prompt's key, j).
+        temperature: short for sampling=Sampling(temperature=...); 0 is greedy.
         sampling: how a token is chosen.
         stop: a token id, a sequence of them, or several sequences. A sequence is done once it ends in any of them.
-        edit: as in `forward`, but a hashable function. It is static: a new function recompiles, and values that it
-            closes over are frozen when it is traced. It receives the prompt padded at the end to a power of two (if
-            every layer has a window, long prompts come in pieces), then one position at a time. What it changes in
-            the padding is undone.
+        edit: as in `forward`: another number in one of `jaxformer.interp.edit` does not recompile, a function does at
+            every call. It receives the prompt padded at the end to a power of two (if every layer has a window, long
+            prompts come in pieces), then one position at a time. What it changes in the padding is undone.
         edit_from: the first generated token that the edit may change, or one number per prompt. The edit then acts
             from the position whose logits give this token. None: from the first position of the prompt.
         capture: sites to return for each generated token, at the position whose logits gave it. The axis s of
@@ -90,11 +96,13 @@ def generate(
     >>> out.tokens.shape, out.activations["resid_post"].shape
     ((2, 6), (2, 2, 6, 8))
     """
-    program = make_program(config, edit, capture, compute)
+    check_order(params, config)
+    program, sampling = make_program(config, capture, compute), sampling.at(temperature)
     prompts, arguments = _arguments(
-        params, program, prompt, n_tokens, key, sampling, stop, edit_from
+        params, program, prompt, n_tokens, key, sampling, stop, edit, edit_from
     )
-    out = _trim(_generate(**arguments), config, prompts, int(arguments["limit"]))
+    out = compiled(_generate, edit, static=STATIC)(**arguments)
+    out = _trim(out, config, prompts, int(arguments["limit"]))
     check_finite(out.log_probs)
     return out
 
@@ -120,9 +128,11 @@ def lower(
     call = inspect.signature(generate).bind(params, config, prompt, n_tokens, key, **options)
     call.apply_defaults()
     given = call.arguments
-    program = make_program(config, given["edit"], given["capture"], given["compute"])
-    traced = [given[name] for name in ("sampling", "stop", "edit_from")]
-    return _generate.lower(**_arguments(params, program, prompt, n_tokens, key, *traced)[1])
+    program = make_program(config, given["capture"], given["compute"])
+    rest = [given[name] for name in ("stop", "edit", "edit_from")]
+    sampling = given["sampling"].at(given["temperature"])
+    _, arguments = _arguments(params, program, prompt, n_tokens, key, sampling, *rest)
+    return shared_program(_generate, STATIC, ()).lower(given["edit"], **arguments)
 
 
 def _arguments(
@@ -133,6 +143,7 @@ def _arguments(
     key: Any,
     sampling: Sampling,
     stop: Any,
+    edit: Edit,
     edit_from: Any,
 ) -> tuple[Prompts, dict[str, Any]]:
     """Check a call; return its prompts and the arguments of `_generate`."""
@@ -142,6 +153,8 @@ def _arguments(
     check_room(config, prompts.longest, n_tokens)
     request = make_request(config, prompts, key, sampling, stop, edit_from)
     check_params(params, config)
+    room = bucket(n_tokens)
+    check_edit_of_passes(edit, program, prompts.tokens.shape[1], room)
     return prompts, {
         "params": params,
         "program": program,
@@ -149,24 +162,29 @@ def _arguments(
         "prompts": prompts.tokens,
         "lengths": prompts.lengths,
         "limit": np.int32(n_tokens),
-        "room": bucket(n_tokens),
+        "room": room,
         "single": prompts.single,
     }
 
 
-@partial(jax.jit, static_argnames=("program", "room", "single"))
+STATIC = ("program", "room", "single")
+"""The static arguments of `_generate`."""
+
+
 def _generate(
+    edit: EditFunction,
     params: Params,
-    program: Program,
     request: Request,
     prompts: Int[Array, "b t"],
     lengths: Int[Array, "..."],
     limit: Int[Array, ""],
     *,
+    program: Program,
     room: int,
     single: bool,
 ) -> Generated:
     params = cast_params(params, program.compute)
+    request = with_edit(request, edit)
     request = request._replace(keys=sequence_keys(request.keys, len(prompts), single))
     state = initial_state(program, request, prompts, lengths)
     state, first = sample_first(params, program, request, state, prompts, lengths, room=room)

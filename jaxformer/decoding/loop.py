@@ -67,7 +67,7 @@ def sample_first(
     room: int,
 ) -> tuple[State, SampledToken]:
     """Read the prompts into a new cache with room for `room` further tokens, and sample a token of each."""
-    read = read_prompts(params, program, request.edit_start, prompts, lengths, room=room)
+    read = read_prompts(params, program, request.editing, prompts, lengths, room=room)
     state, sampled = _sample(program, request, state, read)
     return state._replace(cache=unstack(read.cache)), sampled
 
@@ -115,7 +115,7 @@ def _step(
 ) -> tuple[State, SampledToken]:
     """Read the token sampled last, and sample the next."""
     tokens, last = state.token[:, None], jnp.int32(0)
-    read = read_on(params, program, request.edit_start, tokens, state.cache, last)
+    read = read_on(params, program, request.editing, tokens, state.cache, last)
     return _sample(program, request, state, read)
 
 

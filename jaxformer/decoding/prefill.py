@@ -9,12 +9,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.inputs import bucket
-from jaxformer.decoding.request import Program
+from jaxformer.decoding.request import EditFrom, Program
 from jaxformer.decoding.stacking import unstack
+from jaxformer.edits import check_edit
 from jaxformer.model.cache import Cache, batch_axis, empty_cache
+from jaxformer.model.checks import Inputs
 from jaxformer.model.params import Params
-from jaxformer.model.sites import LOGIT_SITES, Edit, Layer, Site, activation_axis, position_axis
-from jaxformer.model.transformer import forward
+from jaxformer.model.transformer import run_model
+from jaxformer.sites import LOGIT_SITES, Edit, EditFunction, Layer, activation_axis, position_axis
 
 
 class Read(NamedTuple):
@@ -28,7 +30,7 @@ class Read(NamedTuple):
 def read_prompts(
     params: Params,
     program: Program,
-    edit_start: Int[Array, "..."] | None,
+    editing: EditFrom,
     prompts: Int[Array, "b t"],
     lengths: Int[Array, "..."],
     *,
@@ -46,9 +48,9 @@ def read_prompts(
     cache = Cache(k, v, jnp.zeros_like(lengths))
     cache = unstack(cache) if isinstance(params.blocks, list) else cache
     if piece == width:
-        read = read_on(params, program, edit_start, prompts, cache, lengths - 1)
+        read = read_on(params, program, editing, prompts, cache, lengths - 1)
     else:
-        read = _read_in_pieces(params, program, edit_start, prompts, cache, lengths, piece)
+        read = _read_in_pieces(params, program, editing, prompts, cache, lengths, piece)
     # The padding is not a part of the prompt: later tokens overwrite its rows.
     return read._replace(cache=read.cache._replace(length=lengths))
 
@@ -56,7 +58,7 @@ def read_prompts(
 def read_on(
     params: Params,
     program: Program,
-    edit_start: Int[Array, "..."] | None,
+    editing: EditFrom,
     tokens: Int[Array, "b t"],
     cache: Cache,
     last: Int[Array, "..."],
@@ -64,32 +66,33 @@ def read_on(
     """Read further tokens of each sequence; return logits and activations of the token at index `last`."""
 
     def one(tokens: Array, cache: Cache, last: Array, start: Array | None) -> tuple[Any, ...]:
-        edit = program.edit
+        edit = editing.edit
         if start is not None or len(tokens) > 1:
             positions = cache.length + jnp.arange(len(tokens), dtype=jnp.int32)
             first = jnp.int32(0) if start is None else start
             edit = edit_from_position(edit, first, positions, last)
-        out = forward(
-            params, program.config, tokens, cache,
-            capture=program.capture, edit=edit, logits_at=last[None], compute=program.compute,
-        )  # fmt: skip
+        inputs = Inputs(tokens, cache, last[None], None)
+        out = run_model(
+            edit, params, program.config, inputs, program.compute, capture=program.capture
+        )
         return out.logits[0], _at(out.activations, last), out.cache
 
     layers, own = batch_axis(cache), lambda array: 0 if jnp.ndim(array) else None
     axes: Any = Cache(layers, layers, own(cache.length))  # pyright: ignore[reportArgumentType]
-    in_axes = (0, axes, own(last), None if edit_start is None else own(edit_start))
-    return Read(*jax.vmap(one, in_axes, (0, 0, axes))(tokens, cache, last, edit_start))
+    start = editing.start
+    in_axes = (0, axes, own(last), None if start is None else own(start))
+    return Read(*jax.vmap(one, in_axes, (0, 0, axes))(tokens, cache, last, start))
 
 
 def edit_from_position(
-    edit: Edit, start: Int[Array, ""], positions: Int[Array, " t"], last: Int[Array, ""]
-) -> Edit:
+    edit: EditFunction, start: Int[Array, ""], positions: Int[Array, " t"], last: Int[Array, ""]
+) -> EditFunction:
     """Restrict the edit to the positions from `start` to the one at index `last`; padding comes after it.
 
     No position attends to the padding, but NaN in it would spread: a weight of 0 times NaN is NaN.
     """
 
-    def restricted(site: Site, layer: Layer, value: Array) -> Any:
+    def restricted(site: str, layer: Layer, value: Array) -> Any:
         changed: Any = edit(site, layer, value)
         if changed is value or jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
             return changed  # unchanged, or a value that the Tap refuses
@@ -100,6 +103,16 @@ def edit_from_position(
         return jnp.where(acts.reshape(shape), jnp.asarray(changed, value.dtype), value)
 
     return restricted
+
+
+def check_edit_of_passes(edit: Edit, program: Program, width: int, room: int) -> None:
+    """Refuse an edit that some pass of a generation cannot make: every token after the prompt is at position 0.
+
+    Raises:
+        ValueError: as `forward`.
+    """
+    rows, _ = cache_size(program.config, width, room)
+    check_edit(edit, program.config, program.compute, {"t": 1, "s": rows, "r": 1})
 
 
 def cache_size(config: Config, width: int, room: int) -> tuple[int, int]:
@@ -126,7 +139,7 @@ def cast_params(params: Params, compute: Compute) -> Params:
 def _read_in_pieces(
     params: Params,
     program: Program,
-    edit_start: Int[Array, "..."] | None,
+    editing: EditFrom,
     prompts: Int[Array, "b t"],
     cache: Cache,
     lengths: Int[Array, "..."],
@@ -138,7 +151,7 @@ def _read_in_pieces(
         tokens = jax.lax.dynamic_slice_in_dim(prompts, start, piece, axis=1)
         cache = read.cache._replace(length=jnp.zeros_like(lengths) + start)
         last = jnp.clip(lengths - 1 - start, 0, piece - 1)
-        new = read_on(params, program, edit_start, tokens, cache, last)
+        new = read_on(params, program, editing, tokens, cache, last)
         unfinished = start < lengths  # a prompt that has ended keeps its results and its cache
 
         def newer(axis: int, new: Array, old: Array) -> Array:
@@ -151,7 +164,7 @@ def _read_in_pieces(
         return Read(logits, activations, Cache(k, v, lengths)), None
 
     shapes = jax.eval_shape(
-        lambda: read_on(params, program, edit_start, prompts[:, :piece], cache, lengths * 0)
+        lambda: read_on(params, program, editing, prompts[:, :piece], cache, lengths * 0)
     )
     read = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     starts = jnp.arange(0, prompts.shape[1], piece, dtype=jnp.int32)

@@ -13,8 +13,8 @@ from jaxtyping import Array, Int, Key
 from jaxformer.config import Compute, Config
 from jaxformer.decoding.inputs import Prompts, gather_stops
 from jaxformer.decoding.sampling import Sampling
-from jaxformer.model.sites import Edit
-from jaxformer.model.tap import check_capture, check_edit
+from jaxformer.edits import check_capture
+from jaxformer.sites import EditFunction, identity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,15 @@ class Program:
     """The static arguments: another value of any of them compiles another program."""
 
     config: Config
-    edit: Edit
     capture: tuple[str, ...]
     compute: Compute
+
+
+class EditFrom(NamedTuple):
+    """An edit, and the first position that it may change; None: 0."""
+
+    edit: EditFunction = identity
+    start: Int[Array, "*b"] | None = None
 
 
 class Request(NamedTuple):
@@ -33,25 +39,22 @@ class Request(NamedTuple):
     keys: Key[Array, "*b"]  # one per sequence, or one to fold with each sequence's index
     sampling: Sampling
     stops: Any  # Int[Array, "stops length"], short ones padded in front
-    edit_start: Int[Array, "*b"] | None  # the first position that the edit may change; None: 0
+    editing: EditFrom
 
 
-def make_program(config: Config, edit: Edit, capture: Iterable[str], compute: Compute) -> Program:
+def make_program(config: Config, capture: str | Iterable[str], compute: Compute) -> Program:
     """Check the static arguments and collect them.
 
     Raises:
-        ValueError: a site that this model does not have, or an edit of one.
+        ValueError: a site that this model does not have.
     """
-    capture = capture if isinstance(capture, str) else tuple(capture)
-    check_capture(capture, config, compute)
-    check_edit(edit, config, compute)
-    return Program(config=config, edit=edit, capture=tuple(capture), compute=compute)
+    return Program(config=config, capture=check_capture(capture, config, compute), compute=compute)
 
 
 def make_request(
     config: Config, prompts: Prompts, key: Any, sampling: Sampling, stop: Any, edit_from: Any
 ) -> Request:
-    """Check the traced arguments and collect them.
+    """Check the traced arguments and collect them; the edit itself is added where the program is traced.
 
     Raises:
         ValueError: a key or a stop sequence that is not one, or a number out of range.
@@ -64,8 +67,13 @@ def make_request(
         keys=check_key(key, prompts),
         sampling=sampling.fitted(config),
         stops=gather_stops(stop, config),
-        edit_start=edit_start,
+        editing=EditFrom(start=edit_start),
     )
+
+
+def with_edit(request: Request, edit: EditFunction) -> Request:
+    """Return the request with an edit."""
+    return request._replace(editing=request.editing._replace(edit=edit))
 
 
 def check_key(key: Any, prompts: Prompts) -> Key[Array, "*b"]:

@@ -1,8 +1,7 @@
 """Streaming: tokens as they are generated, also in texts longer than the model's context."""
 
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,15 @@ from jaxformer.config import Compute, Config
 from jaxformer.decoding.generation import check_finite
 from jaxformer.decoding.inputs import Prompts, bucket, gather
 from jaxformer.decoding.loop import SampledToken, State, decode, initial_state, sample_first
-from jaxformer.decoding.prefill import cast_params
-from jaxformer.decoding.request import Program, Request, make_program, make_request
+from jaxformer.decoding.prefill import cast_params, check_edit_of_passes
+from jaxformer.decoding.request import Program, Request, make_program, make_request, with_edit
 from jaxformer.decoding.sampling import Sampling
 from jaxformer.decoding.stacking import unstack
-from jaxformer.model.checks import check_params
+from jaxformer.edits import Watched, is_data
+from jaxformer.model.checks import check_order, check_params
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, identity
+from jaxformer.model.tap import compiled
+from jaxformer.sites import Edit, EditFunction, identity
 
 
 def stream_tokens(
@@ -30,6 +31,7 @@ def stream_tokens(
     n_tokens: int,
     key: Key[jax.Array, ""],
     *,
+    temperature: Any = None,
     sampling: Sampling = Sampling(),
     stop: Any = None,
     edit: Edit = identity,
@@ -60,7 +62,8 @@ def stream_tokens(
     >>> [len(tokens) for tokens in stream_tokens(params, config, [3, 1], 20, jax.random.key(1))]
     [1, 16, 3]
     """
-    program = make_program(config, edit, (), compute)
+    check_order(params, config)
+    program = make_program(config, (), compute)
     prompts = gather(prompt, config)
     if not prompts.single:
         raise ValueError("stream_tokens takes one prompt; generate takes a batch")
@@ -72,26 +75,36 @@ def stream_tokens(
             "choose a smaller context"
         )
     context = context or config.max_length
-    request = make_request(config, prompts, key, sampling, stop, None)
+    request = make_request(config, prompts, key, sampling.at(temperature), stop, None)
     request = request._replace(keys=request.keys[None])
     check_params(params, config)
-    return _stream(
-        cast_params(params, compute), program, request, prompts, n_tokens, context, chunk
-    )
+    check_edit_of_passes(edit, program, prompts.tokens.shape[1], bucket(n_tokens))
+    call = Call(program, request, edit if is_data(edit) else Watched(edit))
+    return _stream(cast_params(params, compute), call, prompts, n_tokens, context, chunk)
+
+
+class Call(NamedTuple):
+    """What stays the same from piece to piece."""
+
+    program: Program
+    request: Request
+    edit: Any
+
+    def check_acted(self) -> None:
+        """Refuse a function that has changed nothing in a prefill and a decoding loop."""
+        if isinstance(self.edit, Watched):
+            self.edit.check_acted()
 
 
 def _stream(
-    params: Params,
-    program: Program,
-    request: Request,
-    prompts: Prompts,
-    n_tokens: int,
-    context: int | None,
-    chunk: int,
+    params: Params, call: Call, prompts: Prompts, n_tokens: int, context: int | None, chunk: int
 ) -> Iterator[Int[np.ndarray, " new"]]:
     length = prompts.longest + n_tokens
     most = min(context or length, length)
     unstacked, rows = unstack(params), bucket(most)
+    program, request, edit = call
+    read = compiled(_prefill, edit, static=STATIC)
+    go_on = compiled(_decode, edit, static=STATIC, donate=("state",))
     state = initial_state(
         program, request, jnp.asarray(prompts.tokens), jnp.asarray(prompts.lengths)
     )
@@ -101,8 +114,8 @@ def _stream(
         prompts = gather(window, program.config)
         room = max(rows - prompts.tokens.shape[1], 1)
         unread = state._replace(cache=None)
-        state, sampled = _prefill(
-            params, program, request, unread, prompts.tokens, prompts.lengths, room=room
+        state, sampled = read(
+            params, request, unread, prompts.tokens, prompts.lengths, program=program, room=room
         )
         # The last token sampled is not read, so it takes no row of the cache.
         new, segment = _checked(sampled, n_tokens - left), min(left, most - len(window) + 1)
@@ -112,27 +125,43 @@ def _stream(
             if segment < 1 or state.done.all():
                 break
             limit = np.int32(min(chunk, segment))
-            state, sampled = _decode(unstacked, program, request, state, limit, room=chunk)
+            state, sampled = go_on(unstacked, request, state, limit, program=program, room=chunk)
+            call.check_acted()
             new = _checked(sampled, n_tokens - left)
         window = window[-max(most // 2, 1) :]
 
 
-@partial(jax.jit, static_argnames=("program", "room"))
+STATIC = ("program", "room")
+"""The static arguments of the two programs."""
+
+
 def _prefill(
+    edit: EditFunction,
     params: Params,
-    program: Program,
     request: Request,
     state: State,
     prompts: Any,
     lengths: Any,
     *,
+    program: Program,
     room: int,
 ) -> tuple[State, SampledToken]:
+    request = with_edit(request, edit)
     state, sampled = sample_first(params, program, request, state, prompts, lengths, room=room)
     return state, jax.tree.map(lambda one: one[None], sampled)
 
 
-_decode = partial(jax.jit, static_argnames=("program", "room"), donate_argnums=3)(decode)
+def _decode(
+    edit: EditFunction,
+    params: Params,
+    request: Request,
+    state: State,
+    limit: Any,
+    *,
+    program: Program,
+    room: int,
+) -> tuple[State, SampledToken]:
+    return decode(params, program, with_edit(request, edit), state, limit, room=room)
 
 
 def _checked(sampled: SampledToken, before: int) -> Int[np.ndarray, " new"]:

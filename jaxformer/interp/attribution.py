@@ -9,13 +9,14 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
+from jaxformer.edits import Watched, is_data
 from jaxformer.interp.engine.axes import axes_by
 from jaxformer.interp.engine.perturb import perturbed, site_shapes
 from jaxformer.interp.metric import Metric, check_alike, scalar
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, Layer, Site, identity
 from jaxformer.model.stream import accumulation_dtype
 from jaxformer.model.transformer import forward
+from jaxformer.sites import Edit, Layer, identity
 
 
 class Gradients(NamedTuple):
@@ -198,17 +199,18 @@ def along_line(
 
     The sum is in float32 or wider: a narrow sum of many terms would lose the later ones.
     """
+    edited: Any = edit if is_data(edit) else Watched(edit)
     start, end = (
-        forward(params, config, tokens, capture=("embed",), edit=edit).activations["embed"]
+        forward(params, config, tokens, capture=("embed",), edit=edited).activations["embed"]
         for tokens in (corrupted, clean)
     )
 
     def at(fraction: Array) -> Any:
-        def interpolate(site: Site, layer: Layer, value: Array) -> Array:
+        def interpolate(site: str, layer: Layer, value: Array) -> Array:
             if site == "embed":
                 point = start + fraction * (end - start).astype(fraction.dtype)
                 return point.astype(start.dtype)
-            return edit(site, layer, value)
+            return edited(site, layer, value)
 
         return function(interpolate)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from jaxtyping import Array, Float
 
 from jaxformer.config import Config
-from jaxformer.model.sites import AXES, MODEL_SITES, available_sites
+from jaxformer.sites import AXES, MODEL_SITES, available_sites
 
 
 def component_labels(

@@ -15,9 +15,9 @@ from jaxformer.model.attention import write_heads
 from jaxformer.model.checks import stacked
 from jaxformer.model.norm import normalize
 from jaxformer.model.params import Block, Norm, Params
-from jaxformer.model.sites import Edit, identity
 from jaxformer.model.stream import einsum_f32
 from jaxformer.model.transformer import forward
+from jaxformer.sites import Edit, identity
 
 __all__ = ["Node", "edge_attribution", "edge_mask", "receivers", "senders"]
 

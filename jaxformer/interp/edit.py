@@ -1,9 +1,10 @@
 """Edits as data: what to change, at which site, in which layer; for `forward(edit=...)` and every other `edit=`.
 
-These edits are pytrees. The layer, indices and values may be traced, so an edit can be built inside a vmapped function,
-and a sweep is one compiled program. An edit of a site or layer that the model lacks is an error; a plain function of
-such a site would silently do nothing. A traced layer or index that is out of range cannot be detected and changes
-nothing.
+These edits are pytrees whose numbers (layer, indices, values) are traced. So another head or another strength compiles
+nothing, an edit can be built inside a vmapped function, and a sweep is one compiled program:
+`jax.vmap(lambda s: generate(params, config, prompt, 20, key, edit=steer(4, direction, s)).tokens)(strengths)`.
+An edit of a site, layer or index that the model lacks is an error. A traced layer or index that is out of range cannot
+be detected and changes nothing.
 
 Positions count from the start of a pass. `generate` runs many passes: one for the prompt (with a window, one for each
 of its chunks), then one for each token. An edit of a position is rarely useful there, and one beyond position 0 is
@@ -17,9 +18,18 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Shaped
 
-from jaxformer.interp.engine.axes import Index, checked, concrete
-from jaxformer.interp.engine.delta import At, Chain, acting, add, of_value, put, put_own
-from jaxformer.model.sites import MODEL_SITES, Edit
+from jaxformer.interp.engine.axes import Index, checked, concrete, python_number
+from jaxformer.interp.engine.delta import (
+    At,
+    Chain,
+    acting,
+    add,
+    of_function,
+    of_value,
+    put,
+    put_own,
+)
+from jaxformer.sites import MODEL_SITES, Edit
 
 
 def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
@@ -28,9 +38,9 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
     Args:
         site: a name in `jaxformer.SITES`.
         layer: index of the layer, which may be traced; None: every layer, or a site that belongs to no layer.
-        fn: maps the value of one layer, with the axes of `jaxformer.model.sites.AXES`. It may close over traced values;
-            the arguments of a `jax.tree_util.Partial` become leaves of the edit. It runs in every layer, and its
-            results in other layers are dropped, but its derivative must be finite there too.
+        fn: maps the value of one layer, with the axes of `jaxformer.sites.AXES`. It runs in every layer, and its
+            results in other layers are dropped, but its derivative must be finite there too. It is traced at every
+            call. The function of a `jax.tree_util.Partial` is static instead, and its arguments are traced.
 
     Raises:
         ValueError: an unknown site, a layer for a site without layers, a layer that is not an integer, an fn that is
@@ -42,7 +52,8 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
     """
     if not callable(fn):
         raise ValueError(f"fn={fn!r} is not a function; to put a value there use patch")
-    return acting(site, layer, Partial(of_value, Partial(fn)))
+    kind = of_value if isinstance(fn, Partial) else of_function
+    return acting(site, layer, Partial(kind, Partial(fn)))
 
 
 def chain(*edits: Edit) -> Chain:
@@ -74,7 +85,7 @@ def patch(site: str, layer: Any, index: Index | None, value: Any) -> At:
     >>> bool((out.activations["z"][1, :, 0] == 0).all())
     True
     """
-    return acting(site, layer, Partial(put, checked(site, index), value))
+    return acting(site, layer, Partial(put, checked(site, index), python_number(value, float)))
 
 
 def patch_layers(site: str, index: Index | None, values: Shaped[Array, "l ..."]) -> At:
@@ -152,7 +163,9 @@ def steer(
             "give one real number, and use jax.vmap for several"
         )
     index = {} if position is None else {"position": position}
-    return acting(site, layer, Partial(add, checked(site, index), direction, strength))
+    return acting(
+        site, layer, Partial(add, checked(site, index), direction, python_number(strength, float))
+    )
 
 
 def freeze_pattern(pattern: Float[Array, "l n t s"]) -> At:

@@ -13,7 +13,7 @@ from jaxformer.config import Compute, Config
 from jaxformer.interp.engine.axes import are_integers, concrete
 from jaxformer.interp.engine.perturb import perturbed, site_shapes
 from jaxformer.model.params import Params
-from jaxformer.model.sites import MODEL_SITES, SITES, Edit, identity, position_axis
+from jaxformer.sites import MODEL_SITES, SITES, Edit, identity, position_axis
 
 Place = tuple[Any, ...]
 """(site, layer) or (site, layer, position). layer: -1 is the last, None for a site that belongs to no layer; position:

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 from jaxformer.checks import check_vocabulary
 from jaxformer.config import Compute, Config
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, identity
 from jaxformer.model.transformer import forward
+from jaxformer.sites import Edit, identity
 
 Metric = Callable[[Any], Any]
 """Maps the logits at logits_at, `r v`, or `b r v` for a batch, to one number."""

@@ -16,15 +16,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
+from jaxformer.edits import check_capture
 from jaxformer.interp.edit import patch, patch_layers
 from jaxformer.interp.engine.axes import axes_by, letters_of
 from jaxformer.interp.engine.passes import Runs, Sweep, capture
 from jaxformer.interp.engine.sweep import GIB, check_runs, run
 from jaxformer.interp.metric import Metric
 from jaxformer.model.params import Block, Params
-from jaxformer.model.sites import LOGIT_SITES, MODEL_SITES, Edit, Layer, identity
-from jaxformer.model.tap import Tap, check_capture
+from jaxformer.model.tap import Tap
 from jaxformer.model.transformer import embed
+from jaxformer.sites import LOGIT_SITES, MODEL_SITES, EditFunction, Layer, identity
 
 
 def patch_sweep(
@@ -141,13 +142,15 @@ class _Patches(Sweep):
         tap = Tap((), self.last_edit(recorded, cell))
         return embed(params, self.config, corrupted, positions, tap=tap)
 
-    def edit(self, recorded: Any, params: Block, layer: Layer, cell: Int[Array, " field"]) -> Edit:
+    def edit(
+        self, recorded: Any, params: Block, layer: Layer, cell: Int[Array, " field"]
+    ) -> EditFunction:
         if self.site in MODEL_SITES:
             return identity
         edit = patch_layers(self.site, self._index(cell), recorded[0])
         return dataclasses.replace(edit, layer=cell[0]) if self.one_layer else edit
 
-    def last_edit(self, recorded: Any, cell: Int[Array, " field"]) -> Edit:
+    def last_edit(self, recorded: Any, cell: Int[Array, " field"]) -> EditFunction:
         if self.site not in MODEL_SITES:
             return identity
         return patch(self.site, None, self._index(cell), recorded[0])

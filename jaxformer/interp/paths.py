@@ -18,8 +18,8 @@ from jaxformer.interp.metric import Metric
 from jaxformer.model.mlp import feed_forward
 from jaxformer.model.norm import normalize
 from jaxformer.model.params import Block, Params
-from jaxformer.model.sites import Edit, Layer
 from jaxformer.model.stream import add_bias, query, upcast, update
+from jaxformer.sites import EditFunction, Layer
 
 RECEIVERS = ("q", "k", "v")
 
@@ -129,7 +129,9 @@ class _Paths(Sweep):
     def start(self, params: Params, recorded: Any, layer: int, cell: Int[Array, "3"]) -> Array:
         return recorded[0][layer]
 
-    def edit(self, recorded: Any, params: Block, layer: Layer, cell: Int[Array, "3"]) -> Edit:
+    def edit(
+        self, recorded: Any, params: Block, layer: Layer, cell: Int[Array, "3"]
+    ) -> EditFunction:
         (streams, changes), (receiver_layer, sender, head) = recorded, cell
         change = changes[jnp.minimum(jnp.asarray(layer), len(changes) - 1), sender]
         new = _read(params, self.config, update(streams[layer], change), self.receiver)

@@ -16,9 +16,9 @@ from jaxformer.model.kernels import fused_attention, in_blocks
 from jaxformer.model.norm import normalize_heads
 from jaxformer.model.params import Attention
 from jaxformer.model.position import is_local, layer_index, rotate
-from jaxformer.model.sites import Layer
 from jaxformer.model.stream import Values, add_bias, einsum_f32, linear, soft_cap, upcast
 from jaxformer.model.tap import Tap
+from jaxformer.sites import Layer
 
 
 def attend(
@@ -27,8 +27,8 @@ def attend(
 ) -> Float[Array, "t d"]:  # fmt: skip
     """Return the update that one attention layer writes to the residual stream.
 
-    `layer`, the index of the layer, is required if the layers of the Config differ. The keys and values of these states
-    are added to `cache`.
+    `layer`, the index of the layer, is required if the layers of the Config differ. Where `positions` restart, a
+    document begins, which sees no other. With a cache, the keys and values of these states are added to it.
 
     Source: Vaswani et al. 2017, §3.2; grouped queries: Ainslie et al. 2023, "GQA", §2.2.
 
@@ -54,6 +54,8 @@ def attend(
     if cache is not None:
         k, v, key_positions = cache.extend(k, v, query_positions)
     mask = attention_mask(config, layer, query_positions, key_positions)
+    if positions is not None and cache is None:
+        mask &= same_document(positions)
     z = KERNELS[compute.kernel](
         config, q, k, v, mask, tap, causal=positions is None and cache is None
     )
@@ -74,6 +76,12 @@ def attention_mask(
     return (distance >= 0) & within & (key_positions >= 0)
 
 
+def same_document(positions: Int[Array, " t"]) -> Bool[Array, "t t"]:
+    """Say which positions belong to one document; a document begins wherever positions restart."""
+    start = jnp.arange(len(positions), dtype=jnp.int32) - positions
+    return start[:, None] == start
+
+
 def einsum_attention(
     config: Config, q: Float[Array, "k g t h"], k: Float[Array, "k s h"], v: Float[Array, "k s h"],
     mask: Bool[Array, "t s"], tap: Tap, *, causal: bool,
@@ -82,8 +90,8 @@ def einsum_attention(
     scores = einsum_merged("kgth,ksh->kgts", "gt", q, k) * config.score_scale
     scores = masked(soft_cap(scores, config.attention_soft_cap), mask)
     pattern = softmax(tap("scores", join_groups(scores))).astype(q.dtype)
-    mix = recomputed(lambda p: einsum_merged("kgts,ksh->kgth", "gt", p.reshape(scores.shape), v))
-    return mix(tap("pattern", pattern)).astype(q.dtype)
+    mix = lambda pattern: einsum_merged("kgts,ksh->kgth", "gt", pattern.reshape(scores.shape), v)  # noqa: E731
+    return recomputed(mix)(tap("pattern", pattern)).astype(q.dtype)
 
 
 KERNELS = {"einsum": einsum_attention, "blocked": in_blocks(einsum_attention), "fused": fused_attention}  # fmt: skip
@@ -95,8 +103,8 @@ def write_heads(
 ) -> Float[Array, "t d"]:
     """Return the sum of what the heads write. The part of each head is computed only if it is captured or edited."""
     each = einsum_f32("tnh,nhd->tnd", z, attention.W_O).astype(z.dtype)
-    head_out = tap("head_out", each)
-    if head_out is not each:  # edited; otherwise the compiler drops `each`, unless it is captured
+    # If nobody captures or edits `each`, the compiler drops it.
+    if (head_out := tap("head_out", each)) is not each:
         return add_bias(upcast(head_out).sum(axis=1), attention.b_O).astype(z.dtype)
     return add_bias(einsum_merged("tnh,nhd->td", "nh", z, attention.W_O), attention.b_O).astype(z.dtype)  # fmt: skip
 

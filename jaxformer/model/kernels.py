@@ -93,7 +93,10 @@ def query_blocks(length: int) -> list[slice]:
 def _refuse_hidden_sites(
     kernel: str, mask: Bool[Array, "t s"], q: Float[Array, "k g t h"], tap: Tap
 ) -> None:
+    """Call the edit with a placeholder at the sites that are never computed, to find an edit that acts there."""
     unseen = jnp.zeros((q.shape[0] * q.shape[1], *mask.shape), q.dtype)
     for site in ("scores", "pattern"):
-        why = f'which kernel="{kernel}" never computes; use Compute(kernel="einsum")'
-        tap.refuse(site, unseen, why)
+        if tap.edit(site, tap.layer, unseen) is not unseen:
+            raise ValueError(
+                f'the edit acts on {site!r}, which kernel="{kernel}" never computes; use Compute(kernel="einsum")'
+            )

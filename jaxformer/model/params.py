@@ -9,15 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxformer.config import Config
-from jaxformer.model.spec import (
-    constant,
-    draw,
-    is_spec,
-    matrix,
-    mlp_gain,
-    table,
-    write_gain,
-)  # fmt: skip
+from jaxformer.model.spec import constant, draw, is_spec, matrix, mlp_gain, table, write_gain
 
 
 class Norm(NamedTuple):
@@ -140,14 +132,14 @@ def _mlp(config: Config) -> MLP:
     )  # fmt: skip
 
 
-def init(config: Config, key: Key[Array, ""], dtype: Any = jnp.float32) -> Params:
-    """Draw initial parameters, by the variance-preserving rule of `jaxformer.model.spec`.
+def init(config: Config, key: Key[Array, ""] | int, dtype: Any = jnp.float32) -> Params:
+    """Draw initial parameters, by the variance-preserving rule of `jaxformer.model.spec`; an integer key is a seed.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> init(config, jax.random.key(0)).blocks.attn.W_Q.shape
+    >>> init(config, 0).blocks.attn.W_Q.shape
     (2, 8, 2, 4)
     """
-    return draw(specs(config), key, dtype)
+    return draw(specs(config), jax.random.key(key) if isinstance(key, int) else key, dtype)
 
 
 def abstract(config: Config, dtype: Any = jnp.float32) -> Params:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.config import Config, Rotary
-from jaxformer.model.sites import Layer
+from jaxformer.sites import Layer
 
 Positions = Int[Array, " t"]
 Frequencies = Float[Array, " pairs"]
@@ -82,6 +82,13 @@ SCALINGS: dict[str, Callable[[Rotary, Frequencies], Frequencies]] = {
     "llama3": _llama3,
 }
 """What rotary.scaling does to the frequencies, for texts longer than those of training."""
+
+
+def restarted(segments: Int[Array, " t"]) -> Positions:
+    """Return each token's position in its document, which begins where the segment changes: [7 7 2 7] → [0 1 0 0]."""
+    index = jnp.arange(len(segments), dtype=jnp.int32)
+    begins = jnp.append(True, segments[1:] != segments[:-1])[: len(index)]
+    return index - jax.lax.cummax(jnp.where(begins, index, 0))
 
 
 def is_local(config: Config, layer: Layer) -> Bool[Array, ""]:

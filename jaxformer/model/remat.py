@@ -6,7 +6,7 @@ from typing import Any, get_args
 import jax
 
 from jaxformer.config import Compute, Config, Saved
-from jaxformer.model.sites import available_sites
+from jaxformer.sites import available_sites
 
 
 def rematerialised(

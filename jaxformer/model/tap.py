@@ -1,13 +1,16 @@
-"""Capture and edit: the Tap that a forward pass calls at each site."""
+"""Capture and edit: the Tap that a forward pass calls at each site, and the program that a call with an edit runs."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import cache, partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Shaped
 
-from jaxformer.config import Compute, Config
-from jaxformer.model.sites import SITES, Edit, Layer, Site, available_sites, identity
+from jaxformer.edits import Watched, is_data
+from jaxformer.sites import Edit, EditFunction, Layer, identity
 
 
 class Tap:
@@ -17,10 +20,12 @@ class Tap:
     """
 
     def __init__(
-        self, capture: Iterable[str] = (), edit: Edit = identity, layer: Layer = None, saved: Collection[str] = ()
+        self, capture: Iterable[str] = (), edit: EditFunction = identity, layer: Layer = None,
+        saved: Collection[str] = (),
     ):  # fmt: skip
-        self.capture, self.edit, self.layer, self.saved = frozenset(capture), edit, layer, saved
-        self.captured: dict[str, Array] = {}
+        self.capture, self.edit, self.layer, self.saved, self.captured = (
+            frozenset(capture), edit, layer, saved, dict[str, Array]()
+        )  # fmt: skip
 
     def __call__(self, site: str, value: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:
         """Return the value that the pass continues with."""
@@ -35,7 +40,7 @@ class Tap:
 
     def edited(self, site: str, value: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:
         """Return the edit's value in the site's dtype; the same object if the edit changed nothing."""
-        edited = self.edit(Site(site), self.layer, value)
+        edited = self.edit(site, self.layer, value)
         if edited is value:
             return value
         if edited is None:
@@ -48,26 +53,31 @@ class Tap:
             )
         return edited.astype(value.dtype)
 
-    def refuse(self, site: str, value: Shaped[Array, "..."], why: str) -> None:
-        """Call the edit with a placeholder at a site that is never computed, to find an edit that acts there."""
-        if self.edit(Site(site), self.layer, value) is not value:
-            raise ValueError(f"the edit acts on {site!r}, {why}")
+
+def compiled(
+    run: Callable[..., Any], edit: Edit, *, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()
+) -> Callable[..., Any]:  # fmt: skip
+    """Return `run`, whose first argument is an edit, as compiled code with this edit. In a trace it is inlined.
+
+    Edits that are data share one program, which traces their numbers. A function is traced at every call, because it
+    may close over what changes, and its program is dropped.
+    """
+    if edit is identity or is_data(edit):
+        return partial(shared_program(run, static, donate), edit)
+    if isinstance(edit, Watched):
+        return _jit(partial(run, edit), static, donate)
+
+    def call(*args: Any, **options: Any) -> Any:
+        watched = Watched(edit)
+        out = compiled(run, watched, static=static, donate=donate)(*args, **options)
+        watched.check_acted()
+        return out
+
+    return call
 
 
-def check_capture(capture: Iterable[str], config: Config, compute: Compute) -> None:
-    """Refuse to capture a site that this forward pass does not reach."""
-    if isinstance(capture, str):
-        raise ValueError(f"capture={capture!r} is one string; give a tuple: ({capture!r},)")
-    available = available_sites(config, compute)
-    for site in capture:
-        if site not in available:
-            why = f"this Config has no site {site!r}" if site in SITES else f"unknown site {site!r}"
-            if site in available_sites(config):
-                why = f"kernel={compute.kernel!r} never computes {site!r}; use kernel='einsum'"
-            raise ValueError(f"{why}; the sites are {', '.join(available)}")
+def _jit(run: Callable[..., Any], static: tuple[str, ...], donate: tuple[str, ...] = ()) -> Any:
+    return jax.jit(run, static_argnames=static, donate_argnames=donate, inline=True)
 
 
-def check_edit(edit: Edit, config: Config, compute: Compute) -> None:
-    """Call the edit's method `check(config, compute)`, if any, which refuses a model in which the edit does nothing."""
-    if check := getattr(edit, "check", None):
-        check(config, compute)
+shared_program = cache(_jit)

@@ -10,15 +10,15 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Compute, Config
 from jaxformer.model.attention import attend
 from jaxformer.model.cache import Cache, LayerCache, place_tokens
-from jaxformer.model.checks import check_inputs
+from jaxformer.model.checks import Inputs, Integers, check_inputs, check_shapes
 from jaxformer.model.mlp import feed_forward
 from jaxformer.model.norm import normalize
 from jaxformer.model.params import Block, Params
-from jaxformer.model.position import ADDED
+from jaxformer.model.position import ADDED, restarted
 from jaxformer.model.remat import rematerialised
-from jaxformer.model.sites import Edit, Layer, identity
 from jaxformer.model.stream import add_bias, query, soft_cap, take_positions, update
-from jaxformer.model.tap import Tap
+from jaxformer.model.tap import Tap, compiled
+from jaxformer.sites import Edit, EditFunction, Layer, identity
 
 
 class Output(NamedTuple):
@@ -30,35 +30,52 @@ class Output(NamedTuple):
 
 
 def forward(
-    params: Params, config: Config, tokens: Int[Array, " t"], cache: Cache | None = None, *,
-    capture: Iterable[str] = (), edit: Edit = identity, logits_at: Int[Array, " r"] | None = None,
-    compute: Compute = Compute(),
+    params: Params, config: Config, tokens: Integers, cache: Cache | None = None, *,
+    capture: str | Iterable[str] = (), edit: Edit = identity, logits_at: Any = None,
+    segments: Integers | None = None, compute: Compute = Compute(),
 ) -> Output:  # fmt: skip
     """Run the model on one sequence; `jax.vmap` runs it on a batch.
 
     Args:
-        tokens: ids below n_vocab. Inside traced code any other id gives NaN.
+        tokens: ids below n_vocab; padding at the end changes nothing before it. In traced code any other id gives NaN.
         cache: keys and values of earlier tokens; the output's cache has those of `tokens` too.
-        capture: names of the sites to return.
-        edit: `edit(site, layer, value) -> value`, called at every site while tracing.
+        capture: names of the sites to return, or "all". It is static: `jax.jit(forward, static_argnames="capture")`;
+            under vmap, bind it: `jax.vmap(partial(forward, capture=("z",)), in_axes=(None, None, 0))`.
+        edit: one of `jaxformer.interp.edit`, whose numbers are traced; a function `edit(site, layer, value) -> value`,
+            traced at every call; or a mapping from sites, or (site, layer), to functions of the value.
         logits_at: positions whose logits to compute, -1 being the last; None: all. The sites final_scale, final
             and logits hold only these.
+        segments: a number per token; where it changes, another document begins, which sees no other and restarts
+            positions.
 
     Raises:
-        ValueError: tokens that are not one sequence of ids, or too long for the position table or the cache;
-            parameters of another Config; a site that the model does not have; an edit that returns another shape.
+        ValueError: tokens that are not one sequence of ids, or too long for the position table or the cache; parameters
+            of another Config; a site that the model lacks; an edit that returns another shape, or never acts; segments
+            with a cache.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
-    >>> params = jaxformer.init(config, jax.random.key(0))
-    >>> out = jax.jit(forward, static_argnames="capture")(
-    ...     params, config, jnp.array([3, 1, 4]), capture=("pattern",))
+    >>> params = jaxformer.init(config, 0)
+    >>> out = forward(params, config, [3, 1, 4], capture=("pattern",))
     >>> out.logits.shape, out.activations["pattern"].shape
     ((3, 5), (2, 2, 3, 3))
     """
-    given = check_inputs(params, config, tokens, cache, capture, edit, logits_at, compute)
-    params, tokens, capture, logits_at = given
-    positions = None
+    inputs, capture = check_inputs(
+        params, config, Inputs(tokens, cache, logits_at, segments), capture, edit, compute
+    )
+    return compiled(run_model, edit, static=("capture",))(params, config, inputs, compute, capture=capture)  # fmt: skip
+
+
+def run_model(
+    edit: EditFunction, params: Params, config: Config, inputs: Inputs, compute: Compute, *,
+    capture: tuple[str, ...] = (),
+) -> Output:  # fmt: skip
+    """Run the model inside traced code; `forward` has checked concrete arguments."""
+    params, (tokens, cache, logits_at, segments) = (
+        check_shapes(params, config, inputs, compute),
+        inputs,
+    )
+    positions = None if segments is None else restarted(segments)
     if cache is not None:
         positions, tokens = place_tokens(cache, config, tokens)
     tap = Tap(capture, edit)
@@ -164,22 +181,22 @@ def run_blocks(
     compute: Compute,
 ) -> tuple[Float[Array, "t d"], dict[str, Array], Any]:  # fmt: skip
     """Run all blocks: stacked ones in one loop, whose compile time does not grow with depth; a list one by one."""
-    listed, layers = isinstance(blocks, list), jnp.arange(config.n_layers, dtype=jnp.int32)
     stored = None if cache is None else (cache.k, cache.v)
     if compute.remat != "none":
-        step = rematerialised(step, config, compute, listed=listed)
-    if listed:
-        return _run_list(step, state, layers, blocks, stored)
-    state, out = jax.lax.scan(step, state, (layers, blocks, stored), unroll=compute.unroll)
+        step = rematerialised(step, config, compute, listed=isinstance(blocks, list))
+    if isinstance(blocks, list):
+        return _run_list(step, state, blocks, stored)
+    layers = jnp.arange(config.n_layers, dtype=jnp.int32), blocks, stored
+    state, out = jax.lax.scan(step, state, layers, unroll=compute.unroll)
     return state, *out
 
 
 def _run_list(
-    step: Callable[..., Any], state: Array, layers: Array, blocks: list[Block], stored: Any
+    step: Callable[..., Any], state: Array, blocks: list[Block], stored: Any
 ) -> tuple[Float[Array, "t d"], dict[str, Array], Any]:
     by_layer = [None] * len(blocks) if stored is None else zip(*stored, strict=True)
     captured, kept = [], []
-    for inputs in zip(layers, blocks, by_layer, strict=True):
+    for inputs in zip(range(len(blocks)), blocks, by_layer, strict=True):
         state, (activations, new) = step(state, inputs)
         captured.append(activations)
         kept.append(new)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxformer import generate
-from jaxformer.model.sites import position_axis
+from jaxformer.sites import position_axis
 from tests.helpers.texts import GREEDY, close, full_pass, model, prompts, sliced
 
 KEY = jax.random.key(11)

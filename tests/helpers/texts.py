@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxformer import Config, Edit, Params, Sampling, forward, identity
 from jaxformer.decoding.sampling import choose
-from jaxformer.model.sites import activation_axis
+from jaxformer.sites import activation_axis
 from tests.helpers.models import NAMED, random_params, random_tokens
 
 WIDTH = 48

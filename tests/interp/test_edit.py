@@ -21,7 +21,7 @@ from jaxformer.interp.edit import (
     steer,
 )
 from jaxformer.interp.engine.axes import checked, part
-from jaxformer.model.sites import SITES
+from jaxformer.sites import SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import ATTENTION_ONLY, MODERN, SEED, random_params, random_tokens
 

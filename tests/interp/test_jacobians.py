@@ -10,7 +10,7 @@ import pytest
 
 from jaxformer import forward
 from jaxformer.interp.jacobians import _check_place, jacobian, jvp_between, vjp_between
-from jaxformer.model.sites import MODEL_SITES
+from jaxformer.sites import MODEL_SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, SEED, random_params, random_tokens
 

@@ -15,7 +15,7 @@ import pytest
 from jaxformer import forward
 from jaxformer.interp import attribution, circuits, decompose, edges, fold, heads, patching, paths
 from jaxformer.interp.lens import direct_logit_attribution, logit_lens
-from jaxformer.model.sites import available_sites
+from jaxformer.sites import available_sites
 from tests.helpers import lens
 from tests.helpers.lens import CONFIG, RIGHT, WRONG
 

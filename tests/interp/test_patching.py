@@ -17,7 +17,7 @@ from jaxformer.interp.edit import patch, patch_layers
 from jaxformer.interp.engine.memory import MAX_ENTRY_LAYERS
 from jaxformer.interp.patching import patch_sweep
 from jaxformer.interp.paths import path_patch
-from jaxformer.model.sites import AXES, MODEL_SITES
+from jaxformer.sites import AXES, MODEL_SITES
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, SEED, compiled_flops, configs, random_params

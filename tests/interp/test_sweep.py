@@ -14,9 +14,9 @@ from jaxformer.interp.engine.last_layer import block_at
 from jaxformer.interp.engine.memory import MAX_ENTRY_LAYERS
 from jaxformer.interp.engine.sweep import _cut
 from jaxformer.model.attention import KERNELS
-from jaxformer.model.sites import MODEL_SITES, Edit, available_sites, identity
 from jaxformer.model.tap import Tap
 from jaxformer.model.transformer import block
+from jaxformer.sites import MODEL_SITES, Edit, available_sites, identity
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, compiled_flops, configs, every_model, random_params
 

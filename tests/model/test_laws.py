@@ -12,7 +12,7 @@ import pytest
 
 from jaxformer import Compute, abstract, attend, available_sites, empty_cache, forward, unstack
 from jaxformer.config import Kernel
-from jaxformer.model.sites import MODEL_SITES
+from jaxformer.sites import MODEL_SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import (
     MODERN,

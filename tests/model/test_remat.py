@@ -13,7 +13,7 @@ import pytest
 
 from jaxformer import Compute, Config, abstract, available_sites, forward, unstack
 from jaxformer.config import Saved
-from jaxformer.model.sites import AXES, MODEL_SITES, SITES
+from jaxformer.sites import AXES, MODEL_SITES, SITES
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, NAMED, SEED, every_model, random_params, random_tokens
 from tests.helpers.runs import TINY

@@ -11,7 +11,8 @@ from hypothesis import given
 
 from jaxformer import SITES, Compute, Config, available_sites, forward
 from jaxformer.config import Kernel
-from jaxformer.model.sites import MODEL_SITES
+from jaxformer.interp.edit import chain
+from jaxformer.sites import MODEL_SITES
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, compiled_flops, configs, random_params, random_tokens
@@ -40,9 +41,9 @@ def test_every_site_is_captured_in_its_shape_and_shown_to_the_edit(config: Confi
     visited = []
 
     def spy(site, layer, value):
-        assert (layer is None) == (str(site) in MODEL_SITES)
-        visited.append(str(site))
-        return value
+        assert (layer is None) == (site in MODEL_SITES)
+        visited.append(site)
+        return value + 0 if site == "logits" else value
 
     params, tokens = random_params(config), random_tokens(config, LENGTH)
     out = forward(params, config, tokens, capture=available_sites(config), edit=spy)
@@ -78,7 +79,7 @@ def test_an_edit_that_changes_nothing_compiles_to_the_identical_program(name: st
         text = str(jax.jit(run).lower(params, tokens).compile().as_text())
         return [line.split(", metadata=")[0] for line in text.splitlines() if " = " in line]
 
-    assert program(edit=lambda site, layer, value: value) == program()
+    assert program(edit=chain()) == program()
 
 
 def test_a_site_that_nobody_asks_for_costs_nothing():
@@ -195,10 +196,11 @@ def test_a_site_that_cannot_be_shown_is_refused(name: str, kernel: Kernel, captu
         (lambda site, value: value[:1] if site == "z" else value, ("'z'", (1, 4, 4), (5, 4, 4))),
         (lambda site, value: 0.0 if site == "attn_out" else value, ("'attn_out'", (), (5, 8))),
         (lambda site, value: value.astype("complex64") if site == "z" else value, ("'z'", "complex64", "float32")),
-        (lambda site, value: value * 0 if site == "patern" else value, ("'patern'", "embed")),
-        (lambda site, value: value * 0 if site in ("z", "head_uot") else value, ("'head_uot'", "embed")),
+        (lambda site, value: None if site == "z" else value, ("'z'", None)),
+        (lambda site, value: value * 0 if site == "patern" else value, ("unchanged", "available_sites")),
+        (lambda site, value: value, ("unchanged", "capture")),
     ],
-    ids=["another shape", "a broadcast", "complex", "a misspelt site", "a misspelt site in a list"],
+    ids=["another shape", "a broadcast", "complex", "nothing", "a misspelt site", "no change"],
 )  # fmt: skip
 def test_an_edit_that_cannot_be_right_is_refused(wrong, named: tuple):
     params, tokens = random_params(SEED), random_tokens(SEED, LENGTH)

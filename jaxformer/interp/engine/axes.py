@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxformer.model.sites import AXES, MODEL_SITES
+from jaxformer.sites import AXES, MODEL_SITES
 
 LETTERS = {"position": "t", "source": "s", "head": "nk", "neuron": "f"}
 """The names in an index, and the letters of the axes that each may stand for."""
@@ -36,7 +36,13 @@ def checked(site: str, index: Any) -> dict[str, Any]:
             axis_of(site, name)
         if not are_integers(chosen, max_axes=1):
             raise ValueError(f"{name}={chosen!r} must be an integer, or a one-axis array of them")
-    return dict(index or {})
+    return {name: python_number(chosen) for name, chosen in (index or {}).items()}
+
+
+def python_number(number: Any, kind: type = int) -> Any:
+    """Return a scalar of Python or NumPy as a Python number, so that all of them share a compiled program."""
+    scalar = isinstance(number, np.generic | int | float) and not isinstance(number, bool)
+    return kind(number) if scalar and not np.iscomplexobj(number) else number
 
 
 def part(site: str, shape: tuple[int, ...], index: Index) -> Bool[Array, "..."]:
@@ -48,20 +54,31 @@ def part(site: str, shape: tuple[int, ...], index: Index) -> Bool[Array, "..."]:
     >>> part("z", (3, 2, 4), {"head": 1}).ravel()
     Array([False,  True], dtype=bool)
     """
+    check_index(site, shape, index)
     mask: Any = jnp.ones((1,) * len(shape), bool)
     for name, chosen in index.items():
         axis = axis_of(site, name)
-        for number in np.ravel(concrete(chosen)):
-            if not 0 <= number < shape[axis]:
-                raise ValueError(
-                    f"{name}={number} is out of range: {site} has {shape[axis]}, numbered from 0"
-                )
         along = [1] * len(shape)
         along[axis] = -1
         numbers = jnp.arange(shape[axis], dtype=jnp.int32)
         chosen = jnp.asarray(chosen).astype(jnp.int32).reshape(-1, 1)
         mask = mask & (numbers == chosen).any(axis=0).reshape(along)
     return mask
+
+
+def check_index(site: str, shape: tuple[int, ...], index: Index) -> None:
+    """Refuse an index out of range for a site's value of this shape. A traced index cannot be checked.
+
+    Raises:
+        ValueError: naming the number and the size of its axis.
+    """
+    for name, chosen in index.items():
+        size = shape[axis_of(site, name)]
+        for number in np.ravel(concrete(chosen)):
+            if not 0 <= number < size:
+                raise ValueError(
+                    f"{name}={number} is out of range: {site} has {size}, numbered from 0"
+                )
 
 
 def axis_of(site: str, name: str) -> int:

@@ -1,7 +1,7 @@
 """The classes and functions of edits; `jaxformer.interp.edit` builds edits from them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,16 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Shaped
 
 from jaxformer.config import Compute, Config
-from jaxformer.interp.engine.axes import Index, are_integers, concrete, part
-from jaxformer.model.sites import AXES, MODEL_SITES, Layer, Site
-from jaxformer.model.tap import check_capture
+from jaxformer.edits import as_function, check_capture, check_edit, check_layer
+from jaxformer.interp.engine.axes import (
+    Index,
+    are_integers,
+    check_index,
+    concrete,
+    part,
+    python_number,
+)
+from jaxformer.sites import AXES, LOGIT_SITES, MODEL_SITES, Layer
 
 
 @jax.tree_util.register_dataclass
@@ -25,9 +32,9 @@ class At:
     layer: Any
     change: Partial
 
-    def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
+    def __call__(self, site: str, layer: Layer, value: Shaped[Array, "..."]) -> Any:
         """Return the edited value."""
-        if str(site) != self.site:
+        if site != self.site:
             return value
         changed = self.change(site, layer, value)
         if self.layer is None:
@@ -37,25 +44,31 @@ class At:
         here = layer == jnp.asarray(self.layer, jnp.int32)
         return jnp.where(here, jnp.asarray(changed).astype(value.dtype), value)
 
-    def check(self, config: Config, compute: Compute) -> None:
-        """Refuse a model that lacks the site or the layer.
+    @property
+    def is_data(self) -> bool:
+        """Whether it holds no function of the caller's, except in a `jax.tree_util.Partial`."""
+        return self.change.func is not of_function
+
+    def check(self, config: Config, compute: Compute, lengths: Mapping[str, int]) -> None:
+        """Refuse a pass that lacks the site, the layer or a part of the index.
 
         Raises:
-            ValueError: a site or layer that the model lacks.
+            ValueError: naming the site, layer or index.
         """
         check_capture((self.site,), config, compute)
-        if self.site not in MODEL_SITES and not config.n_layers:
-            raise ValueError(f"no layer has a {self.site}: this model has n_layers=0")
+        for layer in np.ravel(concrete(self.layer)).tolist() or [None]:
+            check_layer(self.site, layer, config)
+        if self.change.func in (put, add, put_own):
+            sizes = {**config.sizes, **lengths}
+            if self.site in LOGIT_SITES:
+                sizes |= {"t": lengths["r"]}
+            shape = tuple(sizes.get(letter, 1) for letter in AXES[self.site].split())
+            check_index(self.site, shape, self.change.args[0])
         if self.change.func is put_own:
             shape = jnp.shape(self.change.args[1])
             if shape[:1] != (config.n_layers,):
                 raise ValueError(
                     f"values of shape {shape} do not fit {config.n_layers} layers; give one value for each"
-                )
-        for layer in np.ravel(concrete(self.layer)):
-            if not 0 <= layer < config.n_layers:
-                raise ValueError(
-                    f"layer={layer} is out of range: this model has layers 0 to {config.n_layers - 1}"
                 )
 
 
@@ -66,17 +79,16 @@ class Chain:
 
     edits: tuple[Any, ...]
 
-    def __call__(self, site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Any:
+    def __call__(self, site: str, layer: Layer, value: Shaped[Array, "..."]) -> Any:
         """Return the value after all edits."""
         for edit in self.edits:
-            value = edit(site, layer, value)
+            value = as_function(edit)(site, layer, value)
         return value
 
-    def check(self, config: Config, compute: Compute) -> None:
-        """Refuse a model that any of the edits refuses."""
+    def check(self, config: Config, compute: Compute, lengths: Mapping[str, int]) -> None:
+        """Refuse a pass that any of the edits refuses."""
         for edit in self.edits:
-            if check := getattr(edit, "check", None):
-                check(config, compute)
+            check_edit(edit, config, compute, lengths)
 
 
 def acting(site: str, layer: Any, change: Partial) -> At:
@@ -92,32 +104,37 @@ def acting(site: str, layer: Any, change: Partial) -> At:
             raise ValueError(f"{site} belongs to no layer; give layer=None, not {layer!r}")
         if not are_integers(layer, max_axes=0):
             raise ValueError(f"layer={layer!r} must be an integer, or None for every layer")
-    return At(site, layer, change)
+    return At(site, python_number(layer), change)
 
 
-def of_value(fn: Callable[[Any], Any], site: Site, layer: Layer, value: Array) -> Any:
-    """Apply a function to the value."""
+def of_value(fn: Callable[[Any], Any], site: str, layer: Layer, value: Array) -> Any:
+    """Apply the function of a `jax.tree_util.Partial` to the value."""
     del site, layer
     return fn(value)
 
 
-def put(index: Index, new: Any, site: Site, layer: Layer, value: Array) -> Array:
+def of_function(fn: Callable[[Any], Any], site: str, layer: Layer, value: Array) -> Any:
+    """Apply another function, which may close over what changes."""
+    return of_value(fn, site, layer, value)
+
+
+def put(index: Index, new: Any, site: str, layer: Layer, value: Array) -> Array:
     """Replace a part of the value by that of another, which is broadcast."""
     del layer
     new = _fitting(new, site, value)
-    return jnp.where(part(str(site), value.shape, index), new, value)
+    return jnp.where(part(site, value.shape, index), new, value)
 
 
 def add(
-    index: Index, direction: Any, strength: Any, site: Site, layer: Layer, value: Array
+    index: Index, direction: Any, strength: Any, site: str, layer: Layer, value: Array
 ) -> Array:
     """Add strength · direction to a part of the value."""
     del layer
     change = jnp.asarray(strength).astype(value.dtype) * _fitting(direction, site, value)
-    return jnp.where(part(str(site), value.shape, index), value + change, value)
+    return jnp.where(part(site, value.shape, index), value + change, value)
 
 
-def put_own(index: Index, stacked: Any, site: Site, layer: Layer, value: Array) -> Array:
+def put_own(index: Index, stacked: Any, site: str, layer: Layer, value: Array) -> Array:
     """Replace a part of the value by that of this layer, from a stack of all layers."""
     own = jnp.asarray(stacked)[layer]
     if own.shape != value.shape:  # not broadcast: a run of one token is not a run of many
@@ -125,7 +142,7 @@ def put_own(index: Index, stacked: Any, site: Site, layer: Layer, value: Array) 
     return put(index, own, site, layer, value)
 
 
-def _fitting(new: Any, site: Site, value: Array) -> Array:
+def _fitting(new: Any, site: str, value: Array) -> Array:
     """Cast and broadcast a new value to the dtype and shape of the site's value."""
     new = jnp.asarray(new)
     sizes = zip(new.shape[::-1], value.shape[::-1], strict=False)
@@ -135,8 +152,8 @@ def _fitting(new: Any, site: Site, value: Array) -> Array:
     return jnp.broadcast_to(new.astype(value.dtype), value.shape)
 
 
-def _unfitting(new: Array, site: Site, value: Array) -> ValueError:
+def _unfitting(new: Array, site: str, value: Array) -> ValueError:
     return ValueError(
         f"a value of shape {new.shape} and dtype {new.dtype} does not fit {site}, "
-        f"which holds {value.shape} [{AXES[str(site)]}] of {value.dtype}"
+        f"which holds {value.shape} [{AXES[site]}] of {value.dtype}"
     )

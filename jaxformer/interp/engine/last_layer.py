@@ -8,10 +8,10 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxformer.config import Compute, Config
 from jaxformer.model.cache import LayerCache
 from jaxformer.model.params import Block
-from jaxformer.model.sites import Edit, Layer, Site, position_axis
 from jaxformer.model.stream import take_positions
 from jaxformer.model.tap import Tap
 from jaxformer.model.transformer import block
+from jaxformer.sites import EditFunction, Layer, position_axis
 
 
 def block_at(
@@ -19,7 +19,7 @@ def block_at(
     config: Config,
     state: Float[Array, "t d"],
     read: Int[Array, " r"],
-    edit: Edit,
+    edit: EditFunction,
     layer: Layer,
     compute: Compute,
 ) -> Float[Array, "r d"]:
@@ -49,14 +49,14 @@ class _AllPositions(LayerCache):
         return self.first
 
 
-def _at_positions(edit: Edit, read: Int[Array, " r"], length: int) -> Edit:
+def _at_positions(edit: EditFunction, read: Int[Array, " r"], length: int) -> EditFunction:
     """Return the edit for values at some positions: it is given zeros at the others.
 
     This is right for an edit that changes each position by itself.
     """
 
-    def narrow(site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        axis = position_axis(str(site))
+    def narrow(site: str, layer: Layer, value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        axis = position_axis(site)
         rows = jnp.moveaxis(value, axis, 0)
         zeros = jnp.zeros((length, *rows.shape[1:]), value.dtype)
         full = jnp.moveaxis(zeros.at[read].set(rows), 0, axis)

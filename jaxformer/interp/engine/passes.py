@@ -22,10 +22,10 @@ from jaxformer.config import Compute, Config
 from jaxformer.interp.engine.last_layer import block_at
 from jaxformer.interp.metric import scalar
 from jaxformer.model.params import Block, Params
-from jaxformer.model.sites import LOGIT_SITES, Edit, Layer, identity
 from jaxformer.model.stream import take_positions
 from jaxformer.model.tap import Tap
 from jaxformer.model.transformer import block, forward, unembed
+from jaxformer.sites import LOGIT_SITES, EditFunction, Layer, identity
 
 CELL_AXIS = "data"
 """The mesh axis that the cells of a sweep are sharded over; the compiler uses the others for the parameters."""
@@ -65,11 +65,13 @@ class Sweep:
         """Return the stream [t d] with which a cell enters at a layer; `recorded` is that of one sequence."""
         raise NotImplementedError
 
-    def edit(self, recorded: Any, params: Block, layer: Layer, cell: Int[Array, " field"]) -> Edit:
+    def edit(
+        self, recorded: Any, params: Block, layer: Layer, cell: Int[Array, " field"]
+    ) -> EditFunction:
         """Return the edit of a cell in the layer with this index and these parameters."""
         raise NotImplementedError
 
-    def last_edit(self, recorded: Any, cell: Int[Array, " field"]) -> Edit:
+    def last_edit(self, recorded: Any, cell: Int[Array, " field"]) -> EditFunction:
         """Return the edit of a cell after all layers."""
         del recorded, cell
         return identity

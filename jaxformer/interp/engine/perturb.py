@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
+from jaxformer.edits import check_capture
 from jaxformer.model.checks import stacked
 from jaxformer.model.params import Params
 from jaxformer.model.remat import rematerialised
-from jaxformer.model.sites import MODEL_SITES, Edit, Layer, Site, identity
 from jaxformer.model.stream import take_positions
-from jaxformer.model.tap import Tap, check_capture
+from jaxformer.model.tap import Tap, compiled
 from jaxformer.model.transformer import Output, block, embed, forward, unembed
+from jaxformer.sites import MODEL_SITES, Edit, EditFunction, Layer, identity
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -40,14 +41,28 @@ def perturbed(
     change is added after the edit, so its derivative is that of the edited value. The arguments are not checked here;
     `site_shapes` checks them.
     """
+    run = compiled(_perturbed, edit, static=("capture",))
+    return run(params, config, tokens, dict(changes), logits_at, compute, capture=tuple(capture))
+
+
+def _perturbed(
+    edit: EditFunction,
+    params: Params,
+    config: Config,
+    tokens: Int[Array, " t"],
+    changes: dict[str, Float[Array, "..."]],
+    logits_at: Int[Array, " r"] | None,
+    compute: Compute,
+    *,
+    capture: tuple[str, ...],
+) -> Output:
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
     params = jax.tree.map(lambda array: array.astype(dtype), params)
-    capture = tuple(capture)
 
     def new_tap(layer: Layer, changes: dict[str, Array]) -> Tap:
-        def changed(site: Site, layer: Layer, value: Array) -> Array:
+        def changed(site: str, layer: Layer, value: Array) -> Array:
             value = edit(site, layer, value)
-            return value + changes[str(site)] if str(site) in changes else value
+            return value + changes[site] if site in changes else value
 
         return Tap(capture, changed, layer, compute.saved)
 

@@ -1,8 +1,10 @@
 """The named sites inside a forward pass, where a value can be captured or edited."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from jaxtyping import Array, Int, Shaped
+import jax
+from jaxtyping import Array, Int
 
 from jaxformer.config import Compute, Config
 
@@ -34,31 +36,24 @@ def activation_axis(site: str) -> int:
     return position_axis(site) + (site not in MODEL_SITES)
 
 
-class Site(str):
-    """A site's name, as an edit receives it. Comparing it with a string that is not a site's name is an error."""
-
-    __slots__ = ()
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, str) and not isinstance(other, Site) and str(other) not in SITES:
-            raise ValueError(f"unknown site {other!r}; the sites are {', '.join(SITES)}")
-        return super().__eq__(other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-
 Layer = Int[Array, ""] | int | None
-"""A layer's index, maybe traced. An edit receives None at a site that belongs to no layer."""
-Edit = Callable[[Site, Layer, Array], Array]
+"""A layer's index: traced, unless the blocks are a list. An edit receives None at a site that belongs to no layer."""
+EditFunction = Callable[[str, Layer, Any], Any]
 """A function from (site, layer, value) to the value that the forward pass continues with."""
+Edit = EditFunction | Mapping[str | tuple[str, int], Callable[[Any], Any]]
+"""What `edit=` takes: a function; edits as data, which are such functions too; or, by site, functions of the value."""
 
 
-def identity(site: Site, layer: Layer, value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """The edit that changes nothing."""
-    del site, layer
-    return value
+@jax.tree_util.register_static
+class Identity:
+    """The type of `identity`, the edit that changes nothing."""
+
+    def __call__(self, site: str, layer: Layer, value: Any) -> Any:
+        """Return the value."""
+        return value
+
+
+identity = Identity()
 
 
 def available_sites(config: Config, compute: Compute = Compute()) -> tuple[str, ...]:
