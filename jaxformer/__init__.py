@@ -21,19 +21,19 @@ from jaxformer.decoding.sampling import Sampling
 from jaxformer.decoding.stacking import unstack
 from jaxformer.decoding.streaming import stream_tokens
 from jaxformer.describe import summary
-from jaxformer.likelihood import perplexity, score
+from jaxformer.likelihood import loss, perplexity, score
 from jaxformer.model.attention import attend
 from jaxformer.model.cache import Cache, empty_cache
 from jaxformer.model.mlp import feed_forward
 from jaxformer.model.norm import normalize
 from jaxformer.model.params import Block, Params, abstract, count, init, specs
-from jaxformer.model.sites import SITES, Edit, available_sites, identity
 from jaxformer.model.stream import query, update
 from jaxformer.model.transformer import Output, block, embed, forward, unembed
 from jaxformer.pretrained.checkpoint import save
 from jaxformer.pretrained.exporting import export
 from jaxformer.pretrained.loading import load, load_config
 from jaxformer.sharding import constrain, partition, shardings
+from jaxformer.sites import SITES, Edit, available_sites, identity
 from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer, Words, stream_text
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "init",
     "load",
     "load_config",
+    "loss",
     "normalize",
     "partition",
     "perplexity",

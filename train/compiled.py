@@ -5,15 +5,13 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxformer.config import Config
 from jaxformer.model.params import Params
 from train.data.batches import Batch
 from train.devices.layout import Layout
-from train.loss import token_losses
 from train.step import Loss, StepOptions, TrainState, summed_loss, train_step
 
 Steps = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, "steps *members"]]]]
@@ -23,17 +21,10 @@ def sharded_loss(
     layout: Layout, params: Params, config: Config, batch: Batch, options: StepOptions
 ) -> Float[Array, ""]:
     """Compute `summed_loss` on a mesh: the compiler is told where parameters, gradients and activations are stored."""
-
-    def losses(window: Int[Array, " window"]) -> Float[Array, " context"]:
-        return token_losses(
-            params, config, window, options.compute,
-            edit=layout.edit, vocab_chunk=options.vocab_chunk,
-        )  # fmt: skip
-
     # The derivative of a sharding constraint is the same constraint on the gradient.
     params = layout.looked_up(config, layout.pinned(config, params))
-    each = jax.vmap(losses, spmd_axis_name=layout.batch or None)(batch.windows)
-    return jnp.where(batch.counted, each, 0.0).sum()
+    batch_axes = layout.batch or None
+    return summed_loss(params, config, batch, options, edit=layout.edit, batch_axes=batch_axes)
 
 
 def loss_on(layout: Layout) -> Loss:

@@ -46,10 +46,9 @@ def draw_batch(key: Array, step: int) -> Int[np.ndarray, "b window"]:
 
 
 def mean_loss(params: Params, windows: Int[Array, "b window"]) -> Float[Array, ""]:
-    """Run the model on every sequence of a batch, and compare its logits with the next tokens."""
-    tokens, labels = windows[:, :-1], windows[:, 1:]
-    logits = jax.vmap(lambda one: jaxformer.forward(params, CONFIG, one, compute=COMPUTE).logits)
-    return optax.softmax_cross_entropy_with_integer_labels(logits(tokens), labels).mean()
+    """Return the mean over a batch of sequences, each a token longer than what the model reads."""
+    of_one = lambda window: jaxformer.loss(params, CONFIG, window, compute=COMPUTE)  # noqa: E731
+    return jax.vmap(of_one)(windows).mean()
 
 
 # --- optimizer: AdamW with a warm-up, then half a cosine; weight decay for the matrices only ---

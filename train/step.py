@@ -12,9 +12,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import Compute, Config
+from jaxformer.likelihood import score
 from jaxformer.model.params import Params
+from jaxformer.sites import Edit, identity
 from train.data.batches import Batch
-from train.loss import token_losses
 
 
 @flax.struct.dataclass
@@ -46,16 +47,23 @@ class StepOptions:
 
 
 def summed_loss(
-    params: Params, config: Config, batch: Batch, options: StepOptions = StepOptions()
-) -> Float[Array, ""]:
-    """Sum the cross-entropy over the targets that count."""
+    params: Params, config: Config, batch: Batch, options: StepOptions = StepOptions(), *,
+    edit: Edit = identity, batch_axes: Any = None,
+) -> Float[Array, ""]:  # fmt: skip
+    """Sum the cross-entropy over the targets that count, in float32.
+
+    On a mesh, `edit` tells the compiler how to shard activations, and the batch is sharded over batch_axes.
+    """
 
     def losses(window: Int[Array, " window"]) -> Float[Array, " context"]:
-        return token_losses(
-            params, config, window, options.compute, vocab_chunk=options.vocab_chunk
-        )
+        scores = score(
+            params, config, window,
+            edit=edit, vocab_chunk=options.vocab_chunk, compute=options.compute,
+        )  # fmt: skip
+        return -scores.astype(jnp.float32)
 
-    return jnp.where(batch.counted, jax.vmap(losses)(batch.windows), 0.0).sum()
+    each = jax.vmap(losses, spmd_axis_name=batch_axes)(batch.windows)
+    return jnp.where(batch.counted, each, 0.0).sum()
 
 
 Loss = Callable[[Params, Config, Batch, StepOptions], Array]

@@ -84,6 +84,24 @@ class Sampling:
             isinstance(self.temperature, int | float) and self.temperature == 0
         )
 
+    def at(self, temperature: Any) -> "Sampling":
+        """Return this Sampling at a temperature, or this one if the temperature is None.
+
+        Raises:
+            ValueError: the Sampling has another temperature already; a temperature out of range.
+
+        >>> Sampling(top_p=0.9).at(0.5).temperature
+        0.5
+        """
+        if temperature is None:
+            return self
+        if self.greedy or not isinstance(self.temperature, float) or self.temperature != 1.0:
+            raise ValueError(
+                f"temperature={temperature!r} contradicts sampling, whose temperature is {self.temperature!r}; "
+                "give one of the two"
+            )
+        return dataclasses.replace(self, temperature=temperature)
+
     def fitted(self, config: Config) -> "Sampling":
         """Return this Sampling in the form that `generate` compiles: temperature=0 as None, each field of one type.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import Config
-from jaxformer.model.sites import Edit, identity
+from jaxformer.sites import Edit, identity
 from jaxformer.text.subwords import Subwords
 from jaxformer.text.tokenizer import Tokenizer, Tokens
 

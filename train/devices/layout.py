@@ -12,7 +12,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.config import Config
 from jaxformer.model.params import Params
-from jaxformer.model.sites import Edit, identity
 from jaxformer.sharding import (
     RULES,
     Places,
@@ -24,6 +23,7 @@ from jaxformer.sharding import (
     parts_of,
     shardings,
 )
+from jaxformer.sites import Edit, identity
 from train.devices.mesh_options import parse_mesh, parse_rules
 from train.recipe import Recipe
 

@@ -12,12 +12,12 @@ import optax
 import pytest
 
 from jaxformer import Compute, Config, forward
+from jaxformer.likelihood import chunk_shape, score
 from jaxformer.sharding import constrain, shardings
 from tests.helpers.errors import raises
 from tests.helpers.models import GEMMA, NAMED, SEED, every_model, random_params, random_tokens
 from tests.helpers.runs import TINY
 from train.__main__ import parse
-from train.loss import chunk_shape, token_losses
 from train.presets import PRESETS
 
 LENGTH = 6
@@ -28,7 +28,7 @@ WIDE = dataclasses.replace(
 
 
 def losses(params, config: Config, window, compute: Compute | None = None, **options):
-    return token_losses(params, config, window, compute or Compute(), **options)
+    return -score(params, config, window, compute=compute or Compute(), **options)
 
 
 def by_optax(params, config: Config, window):
@@ -54,7 +54,7 @@ def check_chunks(config: Config, sizes: tuple[int, ...]) -> None:
     expected, gradient = with_gradient(by_optax, params, config, window)
     for size in sizes:
         found, other = with_gradient(losses, params, config, window, vocab_chunk=size)
-        assert found.dtype == jnp.float32
+        assert found.dtype == jnp.float64
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), other, gradient)
 
@@ -157,14 +157,17 @@ def test_an_edit_of_the_logits_acts_on_every_chunk():
     whole = losses(params, SEED, window, edit=halve)
     assert np.abs(whole - losses(params, SEED, window)).max() > 0.1
     chunks = losses(params, SEED, window, edit=halve, vocab_chunk=4)
-    np.testing.assert_allclose(chunks, whole, rtol=1e-5)
+    np.testing.assert_allclose(chunks, whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("label", [-1, 11])
 def test_a_target_outside_the_vocabulary_has_no_loss(label: int):
     window = random_tokens(SEED, LENGTH + 1).at[-1].set(label)
-    each = losses(random_params(SEED), SEED, window, vocab_chunk=4)
+    params = random_params(SEED)
+    each = jax.jit(lambda window: losses(params, SEED, window, vocab_chunk=4))(window)
     assert np.isnan(each).tolist() == [False] * (LENGTH - 1) + [True]
+    with raises(ValueError, label, SEED.n_vocab):
+        losses(params, SEED, window, vocab_chunk=4)
 
 
 def test_a_recipe_names_the_chunk():
