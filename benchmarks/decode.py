@@ -79,7 +79,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         for one in narrow
     ]
     others = in_float32_only(setting, "greedy choices are compared in float32 only")
-    peers = enter_peers(others, "decode", (case.config, params, prompts, setting.device), new=new)
+    peers = enter_peers(others, "decode", (params, case.config, prompts, setting.device), new=new)
     done = work(case, new, dtype, setting.dtype)
     for row in compare(ours, [*narrow, *peers], done, 0.0, setting):
         rest = further_work(case, new, dtype, row.get("cache", setting.dtype))
@@ -93,7 +93,7 @@ def computes_by_cache(setting: Setting) -> dict[str, Compute]:
     return {setting.dtype: Compute(kernel=setting.kernel), **narrow}
 
 
-def greedy_tokens(config: Config, compute: Compute, new: int, params: Any, prompts: Any) -> Any:
+def greedy_tokens(params: Any, config: Config, prompts: Any, new: int, compute: Compute) -> Any:
     """Call `generate` as a user does; return the tokens that follow each prompt, [b new]."""
     key = jax.random.key(0)
     return generate(params, config, prompts, new, key, sampling=GREEDY, compute=compute).tokens
@@ -104,8 +104,11 @@ def compiled(what: str, case: Case, compute: Compute, new: int, setting: Setting
     config, options = case.config, setting.options
     shapes = jax.eval_shape(unstack, abstract(config, setting.dtype))
     if options.xla:
+
+        def run(params: Any, prompts: Any) -> Any:
+            return greedy_tokens(params, config, prompts, new, compute)
+
         prompts = jax.ShapeDtypeStruct((case.batch, case.seq), jnp.int32)
-        run = partial(greedy_tokens, config, compute, new)
         return prepare(what, run, (shapes, prompts), device=setting.device, options=options)
 
     def lowered() -> Any:
@@ -123,7 +126,7 @@ def timed_call(
     """Return the call to time, which takes the number of new tokens: `generate`, or with --xla a program for each."""
     new = setting.options.new
     if not setting.options.xla:
-        return lambda tokens: greedy_tokens(case.config, compute, tokens, params, prompts)
+        return lambda tokens: greedy_tokens(params, case.config, prompts, tokens, compute)
     programs = {1: compiled("decode's first token", case, compute, 1, setting), new: program}
     return lambda tokens: programs[tokens].run(params, prompts)
 

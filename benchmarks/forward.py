@@ -34,7 +34,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
     ours = enter_jaxformer(
         program, lambda: partial(program.run, params, tokens), kernel=compute.kernel, seed=seed
     )
-    others = enter_peers(setting, "forward", (config, params, tokens, setting.device))
+    others = enter_peers(setting, "forward", (params, config, tokens, setting.device))
     if options.capture:
         captured = compiled(f"{what}, every site", every_site(config, compute))
         entered = enter_jaxformer(captured, lambda: partial(captured.run, params, tokens))

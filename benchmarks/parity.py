@@ -48,12 +48,12 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
                 yield {
                     "implementation": "jaxformer",
                     **row,
-                    **errors(config, compute, precision, params, tokens, exact),
+                    **errors(params, config, tokens, exact, compute, precision),
                 }
-    yield from cache_rows(config, params, tokens[:, :POSITIONS])
+    yield from cache_rows(params, config, tokens[:, :POSITIONS])
 
 
-def cache_rows(config: Config, params: Params, tokens: Any) -> Iterator[dict[str, Any]]:
+def cache_rows(params: Params, config: Config, tokens: Any) -> Iterator[dict[str, Any]]:
     """Yield a row per narrow cache, compared with a float32 cache. The given tokens are read one at a time."""
     exact = jax.device_get(jax.jit(partial(one_by_one(config, "float32"), params))(tokens))
     for cache in get_args(CacheName):
@@ -80,7 +80,7 @@ def one_by_one(config: Config, cache: str) -> Callable[[Params, Any], Any]:
 
 
 def errors(
-    config: Config, compute: Compute, precision: str, params: Params, tokens: Any, exact: Any
+    params: Params, config: Config, tokens: Any, exact: Any, compute: Compute, precision: str
 ) -> dict[str, Any]:
     """Return the figures of one row, or the reason why this device cannot run it."""
     run = jax.jit(batched_logits(config, compute))

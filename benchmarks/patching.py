@@ -191,7 +191,7 @@ def enter_metric_peers(
     setting: Setting, workload: str, pair: Pair, **options: Any
 ) -> list[Contender]:
     """Enter the peers that support this workload."""
-    arguments = pair.case.config, pair.params, pair.clean, pair.corrupted, setting.device
+    arguments = pair.params, pair.case.config, pair.clean, pair.corrupted, setting.device
     return enter_peers(setting, workload, arguments, metric=difference_of_logits, **options)
 
 

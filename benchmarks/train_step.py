@@ -59,7 +59,7 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
         accumulate=options.accumulate,
         seed=seed,
     )
-    arguments = config, init(config, jax.random.key(0)), windows, setting.device
+    arguments = init(config, jax.random.key(0)), config, windows, setting.device
     others = enter_peers(
         setting, "train_step", arguments, calls=STEPS_COMPARED, dtype=setting.dtype
     )

@@ -29,7 +29,7 @@ from jaxformer.model.norm import normalize
 from jaxformer.model.params import Block, Params, abstract, count, init, specs
 from jaxformer.model.stream import query, update
 from jaxformer.model.transformer import Output, block, embed, forward, unembed
-from jaxformer.pretrained.checkpoint import save
+from jaxformer.pretrained.checkpoint import Model, save
 from jaxformer.pretrained.exporting import export
 from jaxformer.pretrained.loading import load, load_config
 from jaxformer.sharding import constrain, partition, shardings
@@ -47,6 +47,7 @@ __all__ = [
     "Config",
     "Edit",
     "Generated",
+    "Model",
     "Output",
     "Params",
     "Rotary",

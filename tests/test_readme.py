@@ -46,7 +46,7 @@ def test_the_python_examples_run(
     """On a model with the seed's sizes and fresh weights: its numbers are another run's."""
     tokenizer = Characters.of("abcdefghijklmnopqrstuvwxyz ")
     config = PRESETS["seed"]().config.for_tokenizer(tokenizer)
-    save(tmp_path / "runs/seed/model", config, init(config, jax.random.key(0)), tokenizer)
+    save(tmp_path / "runs/seed/model", init(config, jax.random.key(0)), config, tokenizer)
     monkeypatch.chdir(tmp_path)
     exec(compile(PROGRAMS[number], "README.md", "exec"), {})  # noqa: S102  our own page
     assert capsys.readouterr().out.startswith(beginning)

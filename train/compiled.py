@@ -22,7 +22,7 @@ def sharded_loss(
 ) -> Float[Array, ""]:
     """Compute `summed_loss` on a mesh: the compiler is told where parameters, gradients and activations are stored."""
     # The derivative of a sharding constraint is the same constraint on the gradient.
-    params = layout.looked_up(config, layout.pinned(config, params))
+    params = layout.looked_up(layout.pinned(params, config), config)
     batch_axes = layout.batch or None
     return summed_loss(params, config, batch, options, edit=layout.edit, batch_axes=batch_axes)
 

@@ -61,7 +61,7 @@ def save_models(run: Run, params: Params) -> None:
         for index, seed in enumerate(seeds(run.recipe)):
             folder = model_folder(run, seed)
             folder.parent.mkdir(exist_ok=True)
-            save(folder, run.config, member(gathered, index, run.recipe.seeds), run.data.tokenizer)
+            save(folder, member(gathered, index, run.recipe.seeds), run.config, run.data.tokenizer)
 
     by_first(write)
 
@@ -70,7 +70,7 @@ def write_sample(run: Run, title: str) -> None:
     """Continue a prompt from the validation text with the saved model; replaces an older sample of this title."""
     if run.data.prompt is None:
         return
-    params = load(model_folder(run, run.recipe.seed))[1]
+    params = load(model_folder(run, run.recipe.seed)).params
     tokenizer, context = run.data.tokenizer, run.recipe.context
     prompt = np.asarray(run.data.prompt[:context])
     pieces = stream_tokens(

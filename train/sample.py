@@ -78,7 +78,7 @@ def begin(command: Command) -> Text:
         OSError: the model cannot be read.
     """
     place, trained = find_model(command.model)
-    config, params, tokenizer = load(place)
+    params, config, tokenizer = load(place)
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer to read a prompt with; choose another model")
     prompt = opening(tokenizer, first_text(tokenizer) if command.prompt is None else command.prompt)

@@ -57,7 +57,7 @@ def open_recipe(recipe: Recipe, layout: Layout = Layout()) -> Opened:
     recipe.check_context()
     check_saved(config, recipe.compute)
     rules = None if layout.mesh is None else dict(layout.rules)
-    config, params, tokenizer = load(place, dtype="float32", mesh=layout.mesh, rules=rules)
+    params, config, tokenizer = load(place, dtype="float32", mesh=layout.mesh, rules=rules)
     data = open_data(recipe, tokenizer)
     return Opened(recipe, config, data, params, _hash(params, tokenizer))
 

@@ -45,7 +45,7 @@ class Texts(NamedTuple):
     period: int
 
 
-def train(steps: int, chunk: int = 50) -> tuple[Config, Params]:
+def train(steps: int, chunk: int = 50) -> tuple[Params, Config]:
     """Train the induction preset with half its heads and half its context, in a few steps."""
     recipe = PRESETS["induction"]()
     small = replace(recipe.config, n_heads=2, d_head=32, n_context=31)
@@ -62,7 +62,7 @@ def train(steps: int, chunk: int = 50) -> tuple[Config, Params]:
         state, history = take_steps(state, data.draw(keys(recipe.seed).batches, some))
         loss, best = np.asarray(history["loss"])[-1], np.max(measure(state.params)["induction"])
         print(f"  step {some[-1] + 1:4}  loss {loss:5.3f}  best induction score {best:4.2f}")
-    return config, state.params
+    return state.params, config
 
 
 def write_texts(config: Config, rows: int = 16) -> Texts:
@@ -174,7 +174,7 @@ def story(*, load: Path | None = None, steps: int = 400, picture: Path = Path("s
         )
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
-    config, params = train(steps) if load is None else load_model(load)[:2]
+    params, config = train(steps) if load is None else load_model(load)[:2]
     if config.n_layers < 2 or config.n_kv_heads not in (None, config.n_heads):
         raise ValueError(
             "this story needs at least two layers, and one key head per query head; this model has "

@@ -1,7 +1,7 @@
 """Peers: other implementations of the same architectures, run with jaxformer's weights.
 
 Each module has one function per workload that it supports: `forward`, `train_step`, `decode`, and for the workload
-patching `patching`, `paths` and `attribution`. The function takes a Config, weights and tokens, and returns the call
+patching `patching`, `paths` and `attribution`. The function takes weights, a Config and tokens, and returns the call
 to time. The call of `decode` takes the number of tokens to generate.
 """
 

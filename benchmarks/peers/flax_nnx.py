@@ -24,7 +24,7 @@ KNOWN = frozenset({
 """The fields of Config that this model supports."""
 
 
-def build(config: Config, params: Params) -> NNXTransformer:
+def build(params: Params, config: Config) -> NNXTransformer:
     """Return an nnx model with our weights.
 
     Raises:
@@ -45,15 +45,15 @@ def build(config: Config, params: Params) -> NNXTransformer:
     return model
 
 
-def forward(config: Config, params: Params, tokens: Any, device: Device) -> Callable[[], Array]:
+def forward(params: Params, config: Config, tokens: Any, device: Device) -> Callable[[], Array]:
     """Return a call that computes the logits of a batch."""
     del device  # the caller makes it JAX's default device
     model = nnx.jit(lambda model, tokens: model(tokens))
-    return partial(model, build(config, params), jnp.asarray(tokens))
+    return partial(model, build(params, config), jnp.asarray(tokens))
 
 
 def train_step(
-    config: Config, params: Params, windows: Any, device: Device, *, dtype: str = "float32"
+    params: Params, config: Config, windows: Any, device: Device, *, dtype: str = "float32"
 ) -> Callable[[], Array]:
     """Return a call that makes one AdamW step, always on the same batch, and returns its loss.
 
@@ -63,7 +63,7 @@ def train_step(
     del device
     if dtype != "float32":
         raise UnsupportedError("trains in float32 only")
-    model = build(config, params)
+    model = build(params, config)
     adamw = optax.adamw(**ADAMW)
     optimizer = nnx.Optimizer(model, adamw, wrt=nnx.Param)
     losses = optax.softmax_cross_entropy_with_integer_labels

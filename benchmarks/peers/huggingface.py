@@ -34,8 +34,8 @@ class Logits(nn.Module):
 
 
 def forward(
-    config: Config,
     params: Params,
+    config: Config,
     tokens: Any,
     device: Device,
     *,
@@ -44,13 +44,13 @@ def forward(
 ) -> Callable[[], Tensor]:
     """Return a call that computes the logits of a batch."""
     return run_forward(
-        Logits(build(config, params, device, attention)), tokens, device, compiled=compiled
+        Logits(build(params, config, device, attention)), tokens, device, compiled=compiled
     )
 
 
 def train_step(
-    config: Config,
     params: Params,
+    config: Config,
     windows: Any,
     device: Device,
     *,
@@ -59,13 +59,13 @@ def train_step(
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """Return a call that makes one AdamW step and returns its loss."""
-    model = Logits(build(config, params, device, attention))
+    model = Logits(build(params, config, device, attention))
     return run_train_step(model, windows, device, dtype=dtype, compiled=compiled)
 
 
 def decode(
-    config: Config,
     params: Params,
+    config: Config,
     prompts: Any,
     device: Device,
     *,
@@ -75,7 +75,7 @@ def decode(
     """Return a call that generates greedily with the key/value cache of transformers."""
     if compiled:
         raise UnsupportedError("generate does not compile with its default cache")
-    model = build(config, params, device, attention).eval()
+    model = build(params, config, device, attention).eval()
     batch = tensor(prompts).long().to(place(device))
     options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(batch)}
 
@@ -87,7 +87,7 @@ def decode(
     return waited(call, device)
 
 
-def build(config: Config, params: Params, device: Device, attention: str) -> Any:
+def build(params: Params, config: Config, device: Device, attention: str) -> Any:
     """Return GPT-2 with our weights, in their dtype.
 
     Raises:
@@ -102,7 +102,7 @@ def build(config: Config, params: Params, device: Device, attention: str) -> Any
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = hf.GPT2LMHeadModel(shape).to(dtype=getattr(torch, str(params.W_E.dtype)))
-    weights = foreign_tensors(GPT2, config, params)
+    weights = foreign_tensors(GPT2, params, config)
     found = model.load_state_dict({name: tensor(w) for name, w in weights.items()}, strict=False)
     if absent := set(found.missing_keys) - ({"lm_head.weight"} if config.tied else set()):
         raise UnsupportedError(

@@ -21,7 +21,7 @@ from jaxformer.config import Config
 from jaxformer.model.params import Params
 
 
-def build(config: Config, params: Params, device: Device) -> Any:
+def build(params: Params, config: Config, device: Device) -> Any:
     """Return TransformerLens's bridge to GPT-2 with our weights, not folded.
 
     Since version 4, TransformerLens has no model of its own: it puts hooks around a model of transformers, whose
@@ -30,14 +30,14 @@ def build(config: Config, params: Params, device: Device) -> Any:
     Raises:
         UnsupportedError: a choice of the Config that GPT-2 does not have.
     """
-    model = huggingface.build(config, params, device, "eager").eval()
+    model = huggingface.build(params, config, device, "eager").eval()
     bridge = build_bridge_from_module(model, "GPT2LMHeadModel", hf_config=model.config)
     return bridge.eval()
 
 
 def patching(
-    config: Config,
     params: Params,
+    config: Config,
     clean: Any,
     corrupted: Any,
     device: Device,
@@ -48,7 +48,7 @@ def patching(
     cells: np.ndarray,
 ) -> Callable[[], Tensor]:
     """Return a call that computes the metric with each of these cells patched; the clean cache is computed before."""
-    model = build(config, params, device)
+    model = build(params, config, device)
     batches = [ids(tokens, device) for tokens in (clean, corrupted)]
     axes = [name for name in ("layer", "position", "head") if name in by]  # the setters' order
     index = pd.DataFrame(cells[:, [by.index(name) for name in axes]], columns=axes)
@@ -72,8 +72,8 @@ SETTERS = {
 
 
 def paths(
-    config: Config,
     params: Params,
+    config: Config,
     clean: Any,
     corrupted: Any,
     device: Device,
@@ -84,7 +84,7 @@ def paths(
 
     Both caches are computed before.
     """
-    model = build(config, params, device)
+    model = build(params, config, device)
     batches = [ids(tokens, device) for tokens in (clean, corrupted)]
     with torch.inference_mode():
         clean_cache, cache = (model.run_with_cache(tokens)[1] for tokens in batches)
@@ -99,8 +99,8 @@ def paths(
 
 
 def attribution(
-    config: Config,
     params: Params,
+    config: Config,
     clean: Any,
     corrupted: Any,
     device: Device,
@@ -108,7 +108,7 @@ def attribution(
     metric: Callable[[Tensor], Tensor],
 ) -> Callable[[], Tensor]:
     """Return a call that computes all attributions in one vector: heads [l n t], the embedding [t], MLPs [l t]."""
-    model = build(config, params, device)
+    model = build(params, config, device)
     batches = [ids(tokens, device) for tokens in (clean, corrupted)]
     kinds = ("attn_head_out", "embed", "mlp_out")
 

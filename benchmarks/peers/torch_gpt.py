@@ -23,15 +23,15 @@ KNOWN = frozenset({
 
 
 def forward(
-    config: Config, params: Params, tokens: Any, device: Device, *, compiled: bool = False
+    params: Params, config: Config, tokens: Any, device: Device, *, compiled: bool = False
 ) -> Callable[[], Tensor]:
     """Return a call that computes the logits of a batch."""
-    return run_forward(build(config, params, device), tokens, device, compiled=compiled)
+    return run_forward(build(params, config, device), tokens, device, compiled=compiled)
 
 
 def train_step(
-    config: Config,
     params: Params,
+    config: Config,
     windows: Any,
     device: Device,
     *,
@@ -39,19 +39,19 @@ def train_step(
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """Return a call that makes one AdamW step and returns its loss."""
-    model = build(config, params, device)
+    model = build(params, config, device)
     return run_train_step(model, windows, device, dtype=dtype, compiled=compiled)
 
 
 def decode(
-    config: Config, params: Params, prompts: Any, device: Device, *, compiled: bool = False
+    params: Params, config: Config, prompts: Any, device: Device, *, compiled: bool = False
 ) -> Callable[[int], Tensor]:
     """Return a call that generates greedily as nanoGPT does: without a cache, each token reads the text again."""
     if compiled:
         raise UnsupportedError(
             "without a cache, the text grows at every step, and each length would recompile"
         )
-    model = build(config, params, device).eval()
+    model = build(params, config, device).eval()
     batch = tensor(prompts).long().to(place(device))
 
     def call(new: int) -> Tensor:
@@ -67,7 +67,7 @@ def decode(
     return waited(call, device)
 
 
-def build(config: Config, params: Params, device: Device) -> GPT:
+def build(params: Params, config: Config, device: Device) -> GPT:
     """Return the PyTorch model with our weights, in their dtype.
 
     Raises:
@@ -75,11 +75,11 @@ def build(config: Config, params: Params, device: Device) -> GPT:
     """
     refuse_others(config, "this GPT", KNOWN)
     model = GPT(config).to(dtype=getattr(torch, str(params.W_E.dtype)))
-    model.load_state_dict(state_dict(config, params))
+    model.load_state_dict(state_dict(params, config))
     return model.to(device=place(device))
 
 
-def state_dict(config: Config, params: Params) -> dict[str, Tensor]:
+def state_dict(params: Params, config: Config) -> dict[str, Tensor]:
     """Return our weights under this model's names; the weight of a Linear is [out in]."""
     attn, mlp = params.blocks.attn, params.blocks.mlp
     found: dict[str, Any] = {"embed.weight": params.W_E, "positions.weight": params.W_pos}

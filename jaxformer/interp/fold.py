@@ -6,7 +6,7 @@ could be part of another bias, and without directions that no layer reads. Every
 
 Call `foldable` first: it adds every array that a fold may need.
 
-    config, params = foldable(params, config)
+    params, config = foldable(params, config)
     for fold in (fold_norm, center_writing, center_unembed, fold_value_bias, refactor_qk_ov):
         params = fold(params, config)
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-def foldable(params: Params, config: Config) -> tuple[Config, Params]:
+def foldable(params: Params, config: Config) -> tuple[Params, Config]:
     """Return an equivalent model with an untied unembedding and all biases; those that it lacked are zeros.
 
     Raises:
@@ -50,7 +50,7 @@ def foldable(params: Params, config: Config) -> tuple[Config, Params]:
 
     >>> import jaxformer
     >>> tied = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5, tied=True)
-    >>> config, params = foldable(jaxformer.init(tied, jax.random.key(0)), tied)
+    >>> params, config = foldable(jaxformer.init(tied, jax.random.key(0)), tied)
     >>> config.tied, config.bias, params.W_U.shape
     (False, 'all', (8, 5))
     """
@@ -62,7 +62,7 @@ def foldable(params: Params, config: Config) -> tuple[Config, Params]:
     def filled(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> Array:
         return given[path] if path in given else jnp.zeros(leaf.shape, leaf.dtype)
 
-    return config, jax.tree_util.tree_map_with_path(filled, abstract(config, params.W_E.dtype))
+    return jax.tree_util.tree_map_with_path(filled, abstract(config, params.W_E.dtype)), config
 
 
 def fold_norm(params: Params, config: Config) -> Params:
@@ -220,7 +220,7 @@ def fold_value_bias(params: Params, config: Config) -> Params:
     )
 
 
-_REPAIR = "first call config, params = foldable(params, config)"
+_REPAIR = "first call params, config = foldable(params, config)"
 
 
 def _check_untied(config: Config, why: str) -> None:

@@ -117,8 +117,9 @@ class _Paths(Sweep):
         clean = capture(self, params, runs.clean, None, "head_out")
         change = clean["head_out"] - corrupted["head_out"]  # [b l t n d]
         if params.blocks.attn_post_norm is not None:
-            each = jax.vmap(jax.vmap(partial(_through_post_norm, self.config)), (None, 0, 0))
-            change = each(params.blocks, corrupted["head_out"], change)
+            by_layer = jax.vmap(_through_post_norm, (0, None, 0, 0))
+            each = jax.vmap(by_layer, (None, None, 0, 0))
+            change = each(params.blocks, self.config, corrupted["head_out"], change)
         b, _, t, _, d = change.shape
         change = change.transpose(0, 1, 3, 2, 4).reshape(b, -1, t, d)
         if not self.through_mlps:
@@ -139,7 +140,7 @@ class _Paths(Sweep):
 
 
 def _through_post_norm(
-    config: Config, params: Block, heads: Float[Array, "t n d"], change: Float[Array, "t n d"]
+    params: Block, config: Config, heads: Float[Array, "t n d"], change: Float[Array, "t n d"]
 ) -> Float[Array, "t n d"]:
     """Return how each head's change alone changes the output of the norm after attention."""
     params = jax.tree.map(lambda array: array.astype(heads.dtype), params)

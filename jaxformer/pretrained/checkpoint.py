@@ -1,4 +1,4 @@
-"""A checkpoint of a model: one folder that holds config, parameters and tokenizer.
+"""A checkpoint of a model: one folder that holds parameters, Config and tokenizer.
 
 `model.json` holds the Config and the tokenizer, and the name and SHA-256 of the safetensors file with the parameters.
 The parameters are written first, under a name that no older model uses. Then the new `model.json` is renamed over the
@@ -12,7 +12,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,18 @@ OWN_FILES = re.compile(
 """Names that only `save` uses: parameter files and unfinished files."""
 
 
+class Model(NamedTuple):
+    """A model as `load` returns it."""
+
+    params: Params
+    config: Config
+    tokenizer: Tokenizer | None
+
+
 def save(
     folder: str | os.PathLike[str],
-    config: Config,
     params: Params,
+    config: Config,
     tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a model into a folder; an older model in it is replaced.
@@ -73,7 +81,7 @@ def save(
             old.unlink(missing_ok=True)
 
 
-def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | None]:
+def load(folder: str | os.PathLike[str]) -> Model:
     """Return the model in a folder that `save` wrote.
 
     Raises:
@@ -81,7 +89,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[Config, Params, Tokenizer | No
         ValueError: a file that `save` did not write, or that was truncated or changed since.
     """
     saved = Saved(folder)
-    return saved.config, saved.params(), saved.tokenizer()
+    return Model(saved.params(), saved.config, saved.tokenizer())
 
 
 class Saved:

@@ -49,8 +49,8 @@ UNFINISHED = re.compile(
 
 def export(
     folder: str | os.PathLike[str],
-    config: Config,
     params: Params,
+    config: Config,
     tokenizer: Tokenizer | None,
     family: str,
 ) -> None:
@@ -90,7 +90,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder, UNFINISHED)
     with replacement(folder / "model.safetensors") as file:
-        _write_tensors(file, kind, config, params)
+        _write_tensors(file, kind, params, config)
         file.flush()  # a full disk must fail before the old model is deleted
         (folder / "config.json").unlink(missing_ok=True)  # no model until the new one is complete
         _clear(folder, OTHERS)
@@ -117,7 +117,7 @@ def _clear(folder: Path, names: re.Pattern[str]) -> None:
             old.unlink(missing_ok=True)
 
 
-def _write_tensors(file: BinaryIO, family: Family, config: Config, params: Params) -> None:
+def _write_tensors(file: BinaryIO, family: Family, params: Params, config: Config) -> None:
     """Write a safetensors file tensor by tensor; the library's `save_file` needs all tensors in memory.
 
     Source: huggingface.co/docs/safetensors, Format.
@@ -137,7 +137,7 @@ def _write_tensors(file: BinaryIO, family: Family, config: Config, params: Param
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in _tensors(family, config, params):
+    for _, tensor in _tensors(family, params, config):
         little = tensor if sys.byteorder == "little" else tensor.byteswap()
         file.write(little.reshape(-1).view(np.uint8).data)
 
@@ -185,12 +185,12 @@ def _canonical(config: Config) -> Config:
     )
 
 
-def foreign_tensors(family: Family, config: Config, params: Params) -> dict[str, np.ndarray]:
+def foreign_tensors(family: Family, params: Params, config: Config) -> dict[str, np.ndarray]:
     """Return parameters as the family's tensors, by name."""
-    return dict(_tensors(family, config, params))
+    return dict(_tensors(family, params, config))
 
 
-def _tensors(family: Family, config: Config, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(family: Family, params: Params, config: Config) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each of the family's tensors, in the order of its table."""
     arrays = {path_name(path): array for path, array in jax.tree_util.tree_leaves_with_path(params)}
     for row in wanted(family, config):

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxformer.config import Config
 from jaxformer.model.params import Params
 from jaxformer.model.spec import path_name
-from jaxformer.pretrained.checkpoint import Saved
+from jaxformer.pretrained.checkpoint import Model, Saved
 from jaxformer.pretrained.families import find_family
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.gguf import read_config
@@ -38,8 +38,8 @@ def load(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     tokenizer: bool = True,
-) -> tuple[Config, Params, Tokenizer | None]:
-    """Return a model's Config, its parameters, and its tokenizer if it has one.
+) -> Model:
+    """Return a model: its parameters, its Config, and its tokenizer if it has one.
 
     All tensor names and shapes are checked before the first tensor is read; tensors are then read one at a time. A
     tokenizer may have more entries than the model has embeddings; `forward` refuses the ids of the extra ones.
@@ -60,8 +60,8 @@ def load(
     >>> import tempfile, jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> folder = tempfile.mkdtemp()
-    >>> jaxformer.save(folder, config, jaxformer.init(config, jax.random.key(0)))
-    >>> load(folder, dtype="bfloat16")[1].W_E.dtype
+    >>> jaxformer.save(folder, jaxformer.init(config, jax.random.key(0)), config)
+    >>> load(folder, dtype="bfloat16").params.W_E.dtype
     dtype(bfloat16)
     """
     request = _Request(dtype, mesh, rules, tokenizer)
@@ -187,12 +187,12 @@ class _Request(NamedTuple):
         return put
 
 
-def _load_saved(folder: Path, request: _Request) -> tuple[Config, Params, Tokenizer | None]:
+def _load_saved(folder: Path, request: _Request) -> Model:
     saved = Saved(folder)
     config, tokenizer = saved.config, request.read_tokenizer(saved.tokenizer)
     params = saved.params()
     if request.dtype is None and request.mesh is None:
-        return config, params, tokenizer
+        return Model(params, config, tokenizer)
     put = request.putter(config, request.dtype or str(params.W_E.dtype))
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     del params  # so that each array is freed as soon as its copy exists
@@ -204,21 +204,21 @@ def _load_saved(folder: Path, request: _Request) -> tuple[Config, Params, Tokeni
         if into is not given:
             copy_checked(given, into, f"{folder} holds {path_name(path)}")
         moved.append(put(path_name(path), into))
-    return config, jax.tree_util.tree_unflatten(tree, moved), tokenizer
+    return Model(jax.tree_util.tree_unflatten(tree, moved), config, tokenizer)
 
 
-def _load_folder(folder: Path, request: _Request) -> tuple[Config, Params, Tokenizer | None]:
+def _load_folder(folder: Path, request: _Request) -> Model:
     family, config = read_foreign(folder / "config.json")
     tokenizer = request.read_tokenizer(lambda: from_folder(folder))
     with open_folder(folder) as source:
-        return config, _read(source, family, config, request), tokenizer
+        return Model(_read(source, family, config, request), config, tokenizer)
 
 
-def _load_gguf(path: Path, request: _Request) -> tuple[Config, Params, Tokenizer | None]:
+def _load_gguf(path: Path, request: _Request) -> Model:
     with open_gguf(path) as source:
         family, config = explained(path, lambda: read_config(source, source.fields))
         tokenizer = request.read_tokenizer(lambda: from_gguf(source.fields, path))
-        return config, _read(source, family, config, request), tokenizer
+        return Model(_read(source, family, config, request), config, tokenizer)
 
 
 def _read(source: Source, family: Family, config: Config, request: _Request) -> Params:

@@ -99,7 +99,7 @@ def test_greedy_decoding_is_the_uncached_argmax(x64):
         best = jnp.argmax(forward(params, MODERN, tokens).logits[-1])
         tokens = jnp.append(tokens, best.astype(jnp.int32))
     np.testing.assert_array_equal(
-        greedy_tokens(MODERN, Compute(), 4, params, prompt[None])[0], tokens[5:]
+        greedy_tokens(params, MODERN, prompt[None], 4, Compute())[0], tokens[5:]
     )
 
 

@@ -53,7 +53,7 @@ PLAIN = {name: config for name, config in NAMED.items() if name not in UNSUPPORT
 def test_the_plain_gpt_has_our_logits_for_every_choice(name: str, x64):
     config = PLAIN[name]
     params, tokens = random_params(config, dtype=jnp.float64), batch(config)
-    call = peer_function("torch", "forward")(config, params, tokens, CPU)
+    call = peer_function("torch", "forward")(params, config, tokens, CPU)
     ours = batched_logits(config, Compute())(params, tokens)
     np.testing.assert_allclose(as_array(call()), ours, rtol=1e-9, atol=1e-9)
 
@@ -61,7 +61,7 @@ def test_the_plain_gpt_has_our_logits_for_every_choice(name: str, x64):
 @pytest.mark.parametrize("name", ["hf-eager", "hf-sdpa"])
 def test_gpt2_has_our_logits(name: str, x64):
     params, tokens = random_params(GPT2, dtype=jnp.float64), batch(GPT2)
-    call = peer_function(name, "forward")(GPT2, params, tokens, CPU)
+    call = peer_function(name, "forward")(params, GPT2, tokens, CPU)
     ours = batched_logits(GPT2, Compute())(params, tokens)
     np.testing.assert_allclose(as_array(call()), ours, rtol=1e-9, atol=1e-9)
 
@@ -69,7 +69,7 @@ def test_gpt2_has_our_logits(name: str, x64):
 @pytest.mark.parametrize("name", EAGER)
 def test_narrow_weights_stay_narrow(name: str, standard_promotion):
     params, tokens = init(GPT2, jax.random.key(0), jnp.bfloat16), batch(GPT2)
-    call = peer_function(name, "forward")(GPT2, params, tokens, CPU)
+    call = peer_function(name, "forward")(params, GPT2, tokens, CPU)
     ours = batched_logits(GPT2, Compute())(params, tokens)
     assert difference(call(), ours) < 0.05
 
@@ -77,33 +77,33 @@ def test_narrow_weights_stay_narrow(name: str, standard_promotion):
 @pytest.mark.parametrize("name", ["torch", "hf-eager", "hf-sdpa"])
 def test_peers_add_our_greedy_tokens(name: str):
     params, prompts = init(GPT2, jax.random.key(0)), batch(GPT2)[:, :5]
-    call: Any = peer_function(name, "decode")(GPT2, params, prompts, CPU)
+    call: Any = peer_function(name, "decode")(params, GPT2, prompts, CPU)
     for new in (4, 1):
-        ours = greedy_tokens(GPT2, Compute(), new, params, prompts)
+        ours = greedy_tokens(params, GPT2, prompts, new, Compute())
         np.testing.assert_array_equal(as_array(call(new)), ours)
 
 
 def test_the_plain_gpt_reads_at_most_the_positions_of_its_table():
     prompts = batch(GPT2)
-    call: Any = peer_function("torch", "decode")(GPT2, init(GPT2, jax.random.key(0)), prompts, CPU)
+    call: Any = peer_function("torch", "decode")(init(GPT2, jax.random.key(0)), GPT2, prompts, CPU)
     assert GPT2.n_context == 9
     assert as_array(call(5)).shape == (3, 5)  # 7 + 5 - 1 positions
 
 
 def test_torch_compile_refuses_decode():
-    arguments = GPT2, init(GPT2, jax.random.key(0)), batch(GPT2), CPU
+    arguments = init(GPT2, jax.random.key(0)), GPT2, batch(GPT2), CPU
     decode = peer_function("torch-compile", "decode")
     with raises(UnsupportedError):
         decode(*arguments)
 
 
 def test_a_peer_refuses_choices_that_it_does_not_have():
-    arguments = MODERN, random_params(MODERN), batch(MODERN), CPU
+    arguments = random_params(MODERN), MODERN, batch(MODERN), CPU
     with raises(UnsupportedError, "gpt2", "n_positions=None"):
         peer_function("hf-sdpa", "forward")(*arguments)
     windowed = dataclasses.replace(GPT2, window=3)
     with raises(UnsupportedError, "gpt2", "window=3", None):
-        peer_function("hf-sdpa", "forward")(windowed, random_params(GPT2), batch(GPT2), CPU)
+        peer_function("hf-sdpa", "forward")(random_params(GPT2), windowed, batch(GPT2), CPU)
 
 
 LLAMA: dict[str, Any] = {
@@ -143,10 +143,10 @@ def test_every_peer_refuses_choices_that_no_peer_supports(choice: str):
     first, *_ = ODD[choice]  # in the order of Config's fields
     for peer in ("torch", "flax-nnx"):
         with raises(UnsupportedError, f"{first}={ODD[choice][first]!r}"):
-            peer_function(peer, "forward")(config, params, tokens, CPU)
+            peer_function(peer, "forward")(params, config, tokens, CPU)
     if "rotary" in choice or "window" in choice or choice == "scale_scores_by_layer":
         return  # GPT-2 does not read these fields, or supports them
     config = changed(GPT2, ODD[choice])
     params, tokens = random_params(config), batch(config)
     with raises(UnsupportedError, "gpt2", f"{choice}={ODD[choice][choice]!r}"):
-        peer_function("hf-sdpa", "forward")(config, params, tokens, CPU)
+        peer_function("hf-sdpa", "forward")(params, config, tokens, CPU)

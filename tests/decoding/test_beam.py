@@ -22,7 +22,7 @@ MODELS = LONG | {"no layers": dataclasses.replace(SEED, n_layers=0)}
 @pytest.mark.slow(unless=("no layers",))
 @pytest.mark.parametrize("name", ["seed", "classic", "windowed", "no layers"])
 def test_a_beam_of_one_is_greedy(name: str):
-    config, params = MODELS[name], random_params(MODELS[name])
+    params, config = random_params(MODELS[name]), MODELS[name]
     greedy = generate(params, config, PROMPT, 8, jax.random.key(0), sampling=GREEDY)
     unchecked: Any = inspect.unwrap(beam_search)  # without the type checks that only tests have
     found = unchecked(params, config, PROMPT, np.int64(8), np.int64(1))
@@ -46,7 +46,7 @@ def test_a_beam_as_wide_as_the_vocabulary_finds_the_most_probable_pairs(x64):
 @pytest.mark.slow(unless=("no layers",))
 @pytest.mark.parametrize("name", ["modern", "no layers"])
 def test_each_log_probability_is_the_score_of_its_text(name: str):
-    config, params = MODELS[name], random_params(MODELS[name])
+    params, config = random_params(MODELS[name]), MODELS[name]
     found = beam_search(params, config, PROMPT, 12, 4)
     assert len(np.unique(found.tokens, axis=0)) == 4
     assert (np.diff(found.log_probs) <= 0).all()

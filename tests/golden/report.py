@@ -23,13 +23,13 @@ def errors(case: str) -> tuple[float, float, float]:
     record = golden(case)
     with tempfile.TemporaryDirectory() as folder:
         record.write(Path(folder))
-        config, params, _ = load(folder, dtype="float64")
-        narrow = load(folder, dtype="float32")[1]
+        params, config, _ = load(folder, dtype="float64")
+        narrow = load(folder, dtype="float32").params
     _, logits, gradient = logits_and_gradient(params, config)
     with jax.enable_x64(False):
         tokens = jnp.asarray(TOKENS, jnp.int32)
         single = np.asarray(jax.jit(forward)(narrow, config, tokens).logits)
-    theirs = foreign_tensors(FAMILIES[CASES[case][0]], config, gradient)
+    theirs = foreign_tensors(FAMILIES[CASES[case][0]], gradient, config)
     slopes = [far(spots(theirs[name]), expected) for name, expected in record.gradients.items()]
     return far(single, record.logits), far(logits, record.logits), max(slopes)
 

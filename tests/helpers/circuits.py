@@ -32,8 +32,8 @@ BY_TOKEN, BY_PLACE = slice(0, V), slice(V, V + C)
 class Circuit(NamedTuple):
     """A model, and the (layer, head) of the heads with a name."""
 
-    config: Config
     params: Params
+    config: Config
     heads: dict[str, tuple[int, int]]
 
 
@@ -56,7 +56,7 @@ def induction(dtype: Any = jnp.float32) -> Circuit:
     _move(params, *heads["induction"], TOKEN, ANSWER)
     _look_back(params, *heads["current"], back=0)
     _move(params, *heads["current"], TOKEN, SPARE)
-    return Circuit(config, _arrays(params, dtype), heads)
+    return Circuit(_arrays(params, dtype), config, heads)
 
 
 def previous_token(dtype: Any = jnp.float32) -> Circuit:
@@ -84,7 +84,7 @@ def previous_token(dtype: Any = jnp.float32) -> Circuit:
     params.blocks.attn.W_V[layer, token, head, attn] = np.eye(V)
     params.blocks.attn.W_O[layer, head, attn, answer] = np.eye(V)
     params.W_E[:, token] = params.W_U[answer] = np.eye(V)
-    return Circuit(config, _arrays(params, dtype), heads)
+    return Circuit(_arrays(params, dtype), config, heads)
 
 
 def copying(dtype: Any = jnp.float32) -> Circuit:
@@ -106,7 +106,7 @@ def copying(dtype: Any = jnp.float32) -> Circuit:
         params.blocks.attn.W_V[layer, token, head] = np.eye(V)
         params.blocks.attn.W_O[layer, head, :, answer] = matrix
     params.W_E[:, token] = params.W_U[answer] = np.eye(V)
-    return Circuit(config, _arrays(params, dtype), heads)
+    return Circuit(_arrays(params, dtype), config, heads)
 
 
 FIRST, SECOND, THEN = 2, 5, 3
@@ -137,7 +137,7 @@ def conjunction(dtype: Any = jnp.float32) -> Circuit:
     mlp.W_in[0, POSITION, AND] = -1.0
     mlp.W_out[0, AND, ANSWER.start + THEN] = 1.0
     mlp.W_out[0, [OR, ONE], [SPARE.start, SPARE.start + 1]] = 1.0
-    return Circuit(config, _arrays(params, dtype), heads)
+    return Circuit(_arrays(params, dtype), config, heads)
 
 
 def _look_back(params: Any, layer: int, head: int, back: int) -> None:

@@ -80,7 +80,7 @@ def live() -> dict[str, np.ndarray]:
 
     from benchmarks.peers.lens import build
 
-    new = partial(build, CONFIG, parameters(), jax.devices("cpu")[0])
+    new = partial(build, parameters(), CONFIG, jax.devices("cpu")[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # products of this size are slower on more
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # its progress bars

@@ -77,7 +77,7 @@ def test_every_fold_keeps_the_logits_or_log_probabilities(config: Config, x64):
 
     @jax.jit
     def run(params):
-        ready, first = foldable(params, config)
+        first, ready = foldable(params, config)
         folded = {name: fold(first, ready) for name, fold in folds(ready).items()}
         for after in folded.values():
             check_params(after, ready)
@@ -96,16 +96,16 @@ def test_every_fold_keeps_the_logits_or_log_probabilities(config: Config, x64):
 
 def test_foldable_adds_only_zeros(x64):
     params: Any
-    ready, params = foldable(before := tame(MODERN), MODERN)
+    params, ready = foldable(before := tame(MODERN), MODERN)
     assert ready == dataclasses.replace(MODERN, bias="all", unembed_bias=True)
     assert not np.any(params.b_U)
     assert not np.any(params.blocks.attn.b_O)
     assert params.final_norm.b is None  # an RMSNorm has no bias
     np.testing.assert_array_equal(params.blocks.attn.b_Q, before.blocks.attn.b_Q)
-    again, twice = foldable(params, ready)
+    twice, again = foldable(params, ready)
     assert again == ready
     same(twice, params)
-    tied: Any = foldable(tame(CLASSIC), CLASSIC)[1]
+    tied: Any = foldable(tame(CLASSIC), CLASSIC)[0]
     np.testing.assert_array_equal(tied.W_U, tied.W_E.T)
 
 
@@ -221,7 +221,7 @@ def test_folds_work_under_jit_vmap_and_grad(x64):
     tokens = random_tokens(LAYER_NORM, LENGTH)
 
     def fold(params):
-        config, params = foldable(params, LAYER_NORM)
+        params, config = foldable(params, LAYER_NORM)
         for each in (fold_norm, center_writing, center_unembed, fold_value_bias):
             params = each(params, config)
         return params

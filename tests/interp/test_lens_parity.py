@@ -103,7 +103,7 @@ def looking(name: str) -> Any:
 @lru_cache
 def after_folding() -> Any:
     """Apply the default folds of TransformerLens, in its order."""
-    config, folded = fold.foldable(params(), CONFIG)
+    folded, config = fold.foldable(params(), CONFIG)
     for step in (fold.fold_norm, fold.center_writing, fold.center_unembed, fold.fold_value_bias):
         folded = step(folded, config)
     return config, folded

@@ -32,7 +32,7 @@ def mesh(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
     return jax.make_mesh(sizes, names, axis_types=kinds, devices=jax.devices()[:number])
 
 
-def placed(config: Config, params: Any, mesh: Mesh) -> Any:
+def placed(params: Any, config: Config, mesh: Mesh) -> Any:
     """Shard the parameters over the other axes of the mesh."""
     return jax.device_put(params, shardings(config, mesh, fitting(mesh)))
 
@@ -77,7 +77,7 @@ def test_a_sweep_on_a_mesh_is_that_of_one_device(swept: Swept, x64):
     The same holds with a progress bar, and for sharded parameters without mesh=.
     """
     params, pair = given()
-    in_parts, one = placed(CONFIG, params, ALL), on_one(swept)
+    in_parts, one = placed(params, CONFIG, ALL), on_one(swept)
     found = swept(params, pair, mesh=mesh(8))
     assert found.sharding.is_fully_replicated
     np.testing.assert_allclose(found, one, **close)
@@ -103,7 +103,7 @@ def test_a_sharded_batch_with_logits_at_in_several_chunks(x64):
     options: Any = {"logits_at": jnp.array([-1, 2]), "memory": 120_000}
     expected = heads(params, pair, **options)
     batch = jax.device_put(pair, NamedSharding(ALL, PartitionSpec("data")))
-    found = heads(placed(CONFIG, params, ALL), batch, mesh=ALL, **options)
+    found = heads(placed(params, CONFIG, ALL), batch, mesh=ALL, **options)
     np.testing.assert_allclose(found, expected, **close)
 
 
@@ -119,7 +119,7 @@ def test_under_jit_vmap_and_grad(x64):
         return jnp.sin(jax.vmap(swept)(*pairs)).sum()
 
     slope = jax.jit(jax.grad(total), static_argnums=1)
-    expected, found = slope(params, None), slope(placed(CONFIG, params, ALL), ALL)
+    expected, found = slope(params, None), slope(placed(params, CONFIG, ALL), ALL)
     jax.tree.map(partial(np.testing.assert_allclose, **close), found, expected)
 
 
@@ -159,7 +159,7 @@ def test_memory_is_the_limit_of_each_device():
     with raises(ValueError, "memory=1") as refused:
         streams(params, pair, memory=1, mesh=ALL)
     least = enough(refused.value)
-    program = compiled(placed(WIDE, params, ALL), pair, memory=least, mesh=ALL)
+    program = compiled(placed(params, WIDE, ALL), pair, memory=least, mesh=ALL)
     analysis = program.memory_analysis()
     assert analysis.temp_size_in_bytes + analysis.output_size_in_bytes <= least
 
@@ -174,7 +174,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("wrong", "named"), REFUSED)
 def test_a_wrong_mesh_is_refused(wrong: Any, named: tuple):
-    params, pair = placed(CONFIG, random_params(CONFIG), ALL), texts(CONFIG)
+    params, pair = placed(random_params(CONFIG), CONFIG, ALL), texts(CONFIG)
     given = params, CONFIG, *pair, metric
     for swept in (partial(inspect.unwrap(patch_sweep), site="z"), inspect.unwrap(path_patch)):
         with raises(ValueError, *named):

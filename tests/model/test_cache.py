@@ -171,7 +171,7 @@ def test_where_one_layer_has_no_window_no_row_is_written_over(
 @pytest.mark.parametrize(("name", "first", "more"), [("modern", 4, 1), ("windowed", 3, 3)])
 def test_more_tokens_than_rows_give_nan_or_an_error(name: str, first: int, more: int):
     """With a window, three tokens at a time need window + 2 rows; with one fewer, no row is used twice."""
-    config, params, tokens = NAMED[name], random_params(NAMED[name]), random_tokens(NAMED[name], 6)
+    params, config, tokens = random_params(NAMED[name]), NAMED[name], random_tokens(NAMED[name], 6)
     out = step(params, config, tokens[:first], empty_cache(config, 4))
     assert np.isfinite(out.logits).all()
     full = step(params, config, tokens[first : first + more], out.cache)

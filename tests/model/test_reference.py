@@ -58,8 +58,8 @@ def test_the_oracle_itself_on_a_model_small_enough_for_paper():
     assert Transformer(config, weights).apply([0]) == [[1, 8]]
 
 
-def nnx_logits_and_gradients(config: Config, params, tokens, weights):
-    graph, state = flax_nnx.nnx.split(flax_nnx.build(config, params))
+def nnx_logits_and_gradients(params, config: Config, tokens, weights):
+    graph, state = flax_nnx.nnx.split(flax_nnx.build(params, config))
 
     def weighted(state):
         logits = flax_nnx.nnx.merge(graph, state)(tokens[None])[0]
@@ -80,7 +80,7 @@ def check_nnx(config: Config, dtype, tolerance: float):
 
     ours, logits = jax.jit(jax.grad(weighted, has_aux=True))(params)
     with jax.numpy_dtype_promotion("standard"):
-        theirs, gradients = nnx_logits_and_gradients(config, params, tokens, weights)
+        theirs, gradients = nnx_logits_and_gradients(params, config, tokens, weights)
     scale = max(1.0, float(jnp.abs(logits).max()))
     np.testing.assert_allclose(logits, theirs, rtol=0, atol=tolerance * scale)
     assert jax.tree.structure(ours) == jax.tree.structure(gradients)
@@ -121,7 +121,7 @@ def test_forward_and_its_gradient_equal_flax_nnx_in_float64(name: str, x64):
 def test_flax_nnx_refuses_what_it_does_not_have(name: str):
     config = NAMED[name]
     with raises(UnsupportedError, "flax-nnx", f"rotary.scaling={config.rotary.scaling!r}"):
-        flax_nnx.build(config, random_params(config))
+        flax_nnx.build(random_params(config), config)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ CLEAN, CORRUPTED = texts(MODERN)
 KEY = jax.random.key(0)
 
 
-def placed(config: Config, params: Any) -> Any:
+def placed(params: Any, config: Config) -> Any:
     """Each parameter in parts, along d and along heads, neurons or vocabulary."""
     return jax.device_put(params, shardings(config, MESH, fitting(MESH)))
 
@@ -51,7 +51,7 @@ def close(found: Any, expected: Any) -> None:
 
 
 def test_no_device_has_the_whole():
-    params = placed(MODERN, random_params(MODERN))
+    params = placed(random_params(MODERN), MODERN)
     W_Q, sizes = params.blocks.attn.W_Q, (MODERN.d_model // 2, MODERN.n_heads // 2, MODERN.d_head)
     assert {part.data.shape[1:] for part in W_Q.addressable_shards} == {sizes}
 
@@ -63,12 +63,12 @@ def test_the_logits_of_a_batch_in_parts_are_those_of_one_device(name: str):
     params, tokens = random_params(config), random_tokens(config, 4 * 7).reshape(4, 7)
     logits = jax.jit(lambda p, batch: jax.vmap(lambda t: forward(p, config, t).logits)(batch))
     batch = jax.device_put(tokens, NamedSharding(MESH, PartitionSpec(("data", "fsdp"))))
-    close(logits(placed(config, params), batch), logits(params, tokens))
+    close(logits(placed(params, config), batch), logits(params, tokens))
 
 
 def folded(params: Any) -> Any:
     """The logits of the model without norm weights."""
-    config, params = foldable(params, MODERN)
+    params, config = foldable(params, MODERN)
     return forward(fold_norm(params, config), config, CLEAN).logits
 
 
@@ -118,4 +118,4 @@ ROOMS: dict[str, Callable[[Any], Any]] = {
 def test_a_room_finds_the_same_of_parameters_in_parts(room: str):
     params = random_params(MODERN)
     find = DOORS.get(room) or jax.jit(ROOMS[room])
-    close(find(placed(MODERN, params)), find(params))
+    close(find(placed(params, MODERN)), find(params))

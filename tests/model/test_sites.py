@@ -185,7 +185,7 @@ def test_the_gradient_goes_through_an_edit_under_jit_and_vmap(x64):
     ],
 )
 def test_a_site_that_cannot_be_shown_is_refused(name: str, kernel: Kernel, capture, named: tuple):
-    config, params, tokens = NAMED[name], random_params(NAMED[name]), random_tokens(SEED, LENGTH)
+    params, config, tokens = random_params(NAMED[name]), NAMED[name], random_tokens(SEED, LENGTH)
     with raises(ValueError, *named):
         forward(params, config, tokens, capture=capture, compute=Compute(kernel=kernel))
 

@@ -36,8 +36,8 @@ from tests.helpers.models import (
 @pytest.mark.parametrize("name", [*THREE, "olmo"])
 def test_load_returns_what_was_saved_bit_for_bit(tmp_path: Path, name: str, dtype):
     params = random_params(NAMED[name], dtype=dtype)
-    save(tmp_path / "a" / "model", NAMED[name], params, Characters.of("abc"))
-    config, loaded, tokenizer = load(tmp_path / "a" / "model")
+    save(tmp_path / "a" / "model", params, NAMED[name], Characters.of("abc"))
+    loaded, config, tokenizer = load(tmp_path / "a" / "model")
     assert config == NAMED[name]
     assert tokenizer is not None
     assert tokenizer.decode(np.array([2, 0])) == "ca"
@@ -47,22 +47,22 @@ def test_load_returns_what_was_saved_bit_for_bit(tmp_path: Path, name: str, dtyp
 
 def test_a_checkpoint_without_the_later_config_fields_is_loaded(tmp_path: Path):
     params = random_params(WINDOWED)
-    save(tmp_path, WINDOWED, params)
+    save(tmp_path, params, WINDOWED)
     path = tmp_path / "model.json"
     model = json.loads(path.read_text(encoding="utf-8"))
     model["config"] = flat_fields(Config.from_dict(model["config"]))
     for late in LATE:
         del model["config"][late]
     path.write_text(json.dumps(model), encoding="utf-8")
-    config, loaded, _ = load(tmp_path)
+    loaded, config, _ = load(tmp_path)
     assert config == WINDOWED
     same(loaded, params)
 
 
 def test_float64_needs_64_bit_jax(tmp_path: Path):
     with jax.enable_x64(True):
-        save(tmp_path, SEED, random_params(SEED, dtype=jnp.float64))
-        assert load(tmp_path)[1].W_E.dtype == jnp.float64
+        save(tmp_path, random_params(SEED, dtype=jnp.float64), SEED)
+        assert load(tmp_path).params.W_E.dtype == jnp.float64
     with raises(ValueError, tmp_path, "W_E", "float64", "jax_enable_x64"):
         load(tmp_path)
 
@@ -73,17 +73,17 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_model(
     tmp_path: Path, call: str, moment: int
 ):
     old, new = random_params(SEED, 0), random_params(MODERN, 1)
-    save(tmp_path, SEED, old, Characters.of("abc"))
-    crashed = crashes(call, moment, lambda: save(tmp_path, MODERN, new, Characters.of("abc")))
-    config, params, _ = load(tmp_path)
+    save(tmp_path, old, SEED, Characters.of("abc"))
+    crashed = crashes(call, moment, lambda: save(tmp_path, new, MODERN, Characters.of("abc")))
+    params, config, _ = load(tmp_path)
     assert crashed or config == MODERN
     same(params, old if config == SEED else new)
-    save(tmp_path, CLASSIC, random_params(CLASSIC))  # the next save deletes stray files
+    save(tmp_path, random_params(CLASSIC), CLASSIC)  # the next save deletes stray files
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors"]
 
 
 def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save(tmp_path, SEED, random_params(SEED))
+    save(tmp_path, random_params(SEED), SEED)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -91,15 +91,15 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with raises(OSError, 28):
-            save(tmp_path, MODERN, random_params(MODERN))
-    assert load(tmp_path)[0] == SEED
+            save(tmp_path, random_params(MODERN), MODERN)
+    assert load(tmp_path).config == SEED
     assert not list(tmp_path.glob(".*"))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("saved")
-    save(folder, SEED, random_params(SEED), Characters.of("abcdefghijk"))
+    save(folder, random_params(SEED), SEED, Characters.of("abcdefghijk"))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_file_is_refused_or_loads_the_right_model(saved, tmp_path: Pat
     name = data.draw(st.sampled_from(sorted(saved)))
     write(tmp_path, saved | {name: data.draw(damaged(saved[name]))})
     try:
-        config, params, _ = load(tmp_path)
+        params, config, _ = load(tmp_path)
     except TypeCheckError:  # the tests' type checks refuse a value before Config does
         assert name == "model.json"
     except (ValueError, FileNotFoundError) as error:
@@ -142,7 +142,7 @@ FOREIGN = {
 @pytest.mark.parametrize("what", FOREIGN)
 def test_a_changed_model_json_is_refused(tmp_path: Path, what: str):
     change, named = FOREIGN[what]
-    save(tmp_path, SEED, random_params(SEED))
+    save(tmp_path, random_params(SEED), SEED)
     edit_json(tmp_path, change)
     with raises(ValueError, tmp_path, *named):
         load(tmp_path)
@@ -156,23 +156,23 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
 def test_a_folder_that_cannot_be_created_is_an_oserror(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
-        save(tmp_path / "file" / "model", SEED, random_params(SEED))
+        save(tmp_path / "file" / "model", random_params(SEED), SEED)
 
 
 def test_parameters_or_tokenizers_of_another_config_are_not_saved(tmp_path: Path):
-    save(tmp_path, SEED, random_params(SEED))
+    save(tmp_path, random_params(SEED), SEED)
     with raises(ValueError, "blocks.attn_norm.w", (2, 8)):
-        save(tmp_path, MODERN, random_params(SEED))
+        save(tmp_path, random_params(SEED), MODERN)
     with raises(ValueError, 256, "n_vocab=11"):
-        save(tmp_path, SEED, random_params(SEED), Bytes())
-    same(load(tmp_path)[1], random_params(SEED))
+        save(tmp_path, random_params(SEED), SEED, Bytes())
+    same(load(tmp_path).params, random_params(SEED))
 
 
 def test_other_files_in_the_folder_are_kept(tmp_path: Path):
     for name in ("params-mine.safetensors", ".thesis.partial"):
         (tmp_path / name).write_text("years of work")
-    save(tmp_path, SEED, random_params(SEED))
-    save(tmp_path, SEED, random_params(SEED, 1))
+    save(tmp_path, random_params(SEED), SEED)
+    save(tmp_path, random_params(SEED, 1), SEED)
     assert (tmp_path / "params-mine.safetensors").exists()
     assert (tmp_path / ".thesis.partial").exists()
     assert len(list(tmp_path.iterdir())) == 4

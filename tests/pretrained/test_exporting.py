@@ -41,11 +41,11 @@ def words(letters: str) -> Subwords:
 
 def test_the_safetensors_library_reads_exported_weights(tmp_path: Path):
     params = random_params(CONFIG, dtype=jnp.bfloat16)
-    export(tmp_path, CONFIG, params, None, "llama")
+    export(tmp_path, params, CONFIG, None, "llama")
     with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
         np.testing.assert_array_equal(file.get_tensor("model.embed_tokens.weight"), params.W_E)
-    same(load(tmp_path)[1], params)
+    same(load(tmp_path).params, params)
     size = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
     assert size % 8 == 0  # the tensors are aligned
 
@@ -53,15 +53,15 @@ def test_the_safetensors_library_reads_exported_weights(tmp_path: Path):
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX file permissions")
 def test_files_have_the_default_permissions(tmp_path: Path):
     (tmp_path / "plain").touch()
-    export(tmp_path, CONFIG, random_params(CONFIG), words("abc"), "llama")
+    export(tmp_path, random_params(CONFIG), CONFIG, words("abc"), "llama")
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_a_folder_with_a_jaxformer_checkpoint_is_refused(tmp_path: Path):
-    save(tmp_path, SEED, random_params(SEED))
+    save(tmp_path, random_params(SEED), SEED)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with raises(ValueError, tmp_path, "model.json"):
-        export(tmp_path, CONFIG, random_params(CONFIG), None, "llama")
+        export(tmp_path, random_params(CONFIG), CONFIG, None, "llama")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -69,10 +69,10 @@ def test_mixed_and_unsupported_dtypes_are_refused(tmp_path: Path):
     params = random_params(CONFIG)
     mixed = params._replace(W_E=params.W_E.astype(jnp.bfloat16))
     with raises(ValueError, "W_E", "bfloat16", "float32"):
-        export(tmp_path / "out", CONFIG, mixed, None, "llama")
+        export(tmp_path / "out", mixed, CONFIG, None, "llama")
     narrow = jax.tree.map(lambda array: array.astype(jnp.float8_e5m2), params)
     with raises(ValueError, "W_E", "float8_e5m2", "float16"):
-        export(tmp_path / "out", CONFIG, narrow, None, "llama")
+        export(tmp_path / "out", narrow, CONFIG, None, "llama")
     assert not (tmp_path / "out").exists()
 
 
@@ -81,10 +81,10 @@ def test_files_of_an_older_model_are_deleted_and_other_files_kept(tokenizer: boo
     for name in (*STALE, *FILES, *OTHERS, "model.safetensors", "config.json"):
         (tmp_path / name).write_text("old")
     params = random_params(CONFIG)
-    export(tmp_path, CONFIG, params, words("abc") if tokenizer else None, "llama")
+    export(tmp_path, params, CONFIG, words("abc") if tokenizer else None, "llama")
     written = {"model.safetensors", "config.json"} | (set(FILES[:2]) if tokenizer else set())
     assert {path.name for path in tmp_path.iterdir()} == written | set(OTHERS)
-    config, loaded, read = load(tmp_path)
+    loaded, config, read = load(tmp_path)
     assert config == CONFIG
     same(loaded, params)
     assert (read is not None) == tokenizer
@@ -92,11 +92,11 @@ def test_files_of_an_older_model_are_deleted_and_other_files_kept(tokenizer: boo
 
 def test_a_tokenizer_that_cannot_be_exported_leaves_the_old_model(tmp_path: Path):
     params = random_params(CONFIG)
-    export(tmp_path, CONFIG, params, words("abc"), "llama")
+    export(tmp_path, params, CONFIG, words("abc"), "llama")
     wide = replace(CONFIG, n_vocab=256)
     with raises(ValueError, "Bytes", "tokenizer.json", "None"):
-        export(tmp_path, wide, random_params(wide), Bytes(), "llama")
-    config, loaded, tokenizer = load(tmp_path)
+        export(tmp_path, random_params(wide), wide, Bytes(), "llama")
+    loaded, config, tokenizer = load(tmp_path)
     assert config == CONFIG
     same(loaded, params)
     assert tokenizer is not None
@@ -109,11 +109,11 @@ def test_a_crash_at_any_moment_leaves_the_old_the_new_or_no_model(
 ):
     other = replace(CONFIG, bias="qkv")
     old, new = random_params(CONFIG, 0), random_params(other, 1)
-    export(tmp_path, CONFIG, old, words("abc"), "llama")
+    export(tmp_path, old, CONFIG, words("abc"), "llama")
     (tmp_path / "added_tokens.json").write_text('{"d": 3}')
-    crashed = crashes(call, moment, lambda: export(tmp_path, other, new, words("cba"), "qwen2"))
+    crashed = crashes(call, moment, lambda: export(tmp_path, new, other, words("cba"), "qwen2"))
     try:
-        config, params, tokenizer = load(tmp_path)
+        params, config, tokenizer = load(tmp_path)
     except FileNotFoundError as error:
         assert crashed
         check_names(str(error), tmp_path, "config.json")
@@ -122,13 +122,13 @@ def test_a_crash_at_any_moment_leaves_the_old_the_new_or_no_model(
         same(params, old if config == CONFIG else new)
         assert tokenizer is not None
         assert tokenizer.encode("c").tolist() == ([2] if config == CONFIG else [0])
-    export(tmp_path, CONFIG, old, None, "llama")  # the next export deletes stray files
+    export(tmp_path, old, CONFIG, None, "llama")  # the next export deletes stray files
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old = random_params(CONFIG)
-    export(tmp_path, CONFIG, old, words("abc"), "llama")
+    export(tmp_path, old, CONFIG, words("abc"), "llama")
 
     def full(*args: object) -> np.ndarray:
         raise OSError(28, "No space left on device")
@@ -136,9 +136,9 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr("jaxformer.pretrained.exporting.to_theirs", full)
         with raises(OSError, 28):
-            export(tmp_path, CONFIG, random_params(CONFIG, 1), None, "llama")
-    same(load(tmp_path)[1], old)
-    assert load(tmp_path)[2] is not None
+            export(tmp_path, random_params(CONFIG, 1), CONFIG, None, "llama")
+    same(load(tmp_path).params, old)
+    assert load(tmp_path).tokenizer is not None
     assert not list(tmp_path.glob(".*"))
 
 
@@ -146,8 +146,8 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_an_exported_config_has_no_default_token_ids(case: str, tmp_path: Path):
     golden(case).write(tmp_path / "in")
-    config, params, _ = load(tmp_path / "in")
-    export(tmp_path / "out", config, params, None, golden(case).config["model_type"])
+    params, config, _ = load(tmp_path / "in")
+    export(tmp_path / "out", params, config, None, golden(case).config["model_type"])
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     assert [written.get(name, "absent") for name in ids] == [None] * 3
@@ -159,10 +159,10 @@ def test_an_exported_config_has_no_default_token_ids(case: str, tmp_path: Path):
 
 def test_a_tokenizer_with_more_entries_than_embeddings_is_exported_and_saved(tmp_path: Path):
     params, many = random_params(CONFIG), words("abcdefg")
-    export(tmp_path / "exported", CONFIG, params, many, "llama")
-    save(tmp_path / "saved", CONFIG, params, many)
+    export(tmp_path / "exported", params, CONFIG, many, "llama")
+    save(tmp_path / "saved", params, CONFIG, many)
     for folder in ("exported", "saved"):
-        config, loaded, tokenizer = load(tmp_path / folder)
+        loaded, config, tokenizer = load(tmp_path / folder)
         assert tokenizer is not None
         assert (config.n_vocab, tokenizer.n_vocab) == (5, 7)
         forward(loaded, config, jnp.asarray(tokenizer.encode("abcde")))

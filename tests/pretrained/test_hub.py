@@ -63,7 +63,7 @@ def test_a_path_that_does_not_exist_is_fetched_from_the_hub(install, tmp_path: P
         assert load_config(name) == load_config(tmp_path / "gpt2")
         assert load_tokenizer(name) is None
         assert hub.fetched() == {"config.json"}
-    assert load("gpt2")[0] == load_config("gpt2")
+    assert load("gpt2").config == load_config("gpt2")
     assert hub.fetched() == {"config.json", "model.safetensors"}
 
 
@@ -97,9 +97,9 @@ def test_only_the_files_that_are_read_are_fetched(what: str, install, tmp_path: 
 
 
 def test_a_jaxformer_checkpoint_in_the_hub_is_loaded(install, tmp_path: Path):
-    save(tmp_path / "saved", SEED, random_params(SEED), Characters.of("abc"))
+    save(tmp_path / "saved", random_params(SEED), SEED, Characters.of("abc"))
     hub = install(Hub(tmp_path / "cache", tmp_path / "saved", "other.safetensors"))
-    same(load("a/b")[1], random_params(SEED))
+    same(load("a/b").params, random_params(SEED))
     assert hub.fetched() == {path.name for path in (tmp_path / "saved").iterdir()}
 
 

@@ -71,13 +71,13 @@ def peak(run: Callable[[], Any]) -> tuple[Any, int]:
 def test_loading_holds_little_more_than_the_parameters(family: str, dtype: str, tmp_path: Path):
     config, path = MODELS[family], tmp_path / "model.safetensors"
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), abstract(config))
-    export(tmp_path, config, params, None, family)
+    export(tmp_path, params, config, None, family)
     del params
     if config.tied:  # store the unembedding too, as some published files do
         tensors = load_file(path)
         save_file(tensors | {HEAD: tensors[EMBEDDING].copy()}, path)
         del tensors
-    loaded, added = peak(lambda: load(tmp_path, dtype=dtype)[1])
+    loaded, added = peak(lambda: load(tmp_path, dtype=dtype).params)
     assert added < 1.3 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
     assert all((np.asarray(leaf) == 0.5).all() for leaf in jax.tree.leaves(loaded))
 
@@ -88,10 +88,10 @@ def test_reading_in_slabs_gives_the_same_parameters(
 ):
     record = golden(case)
     record.write(tmp_path)
-    whole = load(tmp_path)[1]
+    whole = load(tmp_path).params
     for slab in (1, 200):  # one row at a time; several rows, with fewer in the last slab
         monkeypatch.setattr(reader, "SLAB", slab)
-        same(load(tmp_path)[1], whole)
+        same(load(tmp_path).params, whole)
 
 
 def test_every_row_of_a_tied_head_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -101,7 +101,7 @@ def test_every_row_of_a_tied_head_is_compared(tmp_path: Path, monkeypatch: pytes
     embedding[3, 2] = np.nan
     both = record.tensors | {EMBEDDING: embedding, HEAD: embedding.copy()}
     record._replace(tensors=both).write(tmp_path)
-    assert np.isnan(load(tmp_path)[1].W_E[3, 2])
+    assert np.isnan(load(tmp_path).params.W_E[3, 2])
     both[HEAD][-1, -1] += 1
     record._replace(tensors=both).write(tmp_path)
     with raises(ValueError, tmp_path, HEAD, EMBEDDING):
@@ -114,7 +114,7 @@ def test_a_tied_model_may_store_only_its_unembedding(tmp_path: Path):
     tensors = dict(record.tensors)
     tensors[HEAD] = tensors.pop(EMBEDDING)
     record._replace(tensors=tensors).write(tmp_path / "head")
-    same(load(tmp_path / "head")[1], load(tmp_path / "plain")[1])
+    same(load(tmp_path / "head").params, load(tmp_path / "plain").params)
     del tensors[HEAD]
     record._replace(tensors=tensors).write(tmp_path / "none")
     with raises(ValueError, tmp_path / "none", EMBEDDING, (24, 16)):
@@ -145,7 +145,7 @@ def test_the_dtype_of_a_file_is_that_of_its_matrices(
     tensors[HEAD] = tensors[HEAD].astype(odd)
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones((2, 1), F32)}
     record._replace(tensors=tensors | frequencies).write(tmp_path)
-    for leaf in jax.tree.leaves(load(tmp_path)[1]):
+    for leaf in jax.tree.leaves(load(tmp_path).params):
         assert leaf.dtype == jnp.dtype(expected)
 
 
@@ -153,5 +153,5 @@ def test_float32_norms_in_a_gguf_file_do_not_change_the_model_s_dtype(tmp_path: 
     record = golden("llama-plain")
     tensors = {n: t.astype(F16) if t.ndim > 1 else t for n, t in record.tensors.items()}
     ggufs.write(tmp_path / "m.gguf", record._replace(tensors=tensors))
-    for leaf in jax.tree.leaves(load(tmp_path / "m.gguf")[1]):
+    for leaf in jax.tree.leaves(load(tmp_path / "m.gguf").params):
         assert leaf.dtype == jnp.float16

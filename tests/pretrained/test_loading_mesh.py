@@ -17,10 +17,10 @@ from tests.helpers.models import same
 @pytest.mark.parametrize("kind", ["saved", "hugging_face"])
 def test_each_of_two_devices_holds_its_shard(kind: str, tmp_path: Path):
     golden("llama-plain").write(tmp_path / "hugging_face")
-    config, expected, _ = load(tmp_path / "hugging_face")
-    save(tmp_path / "saved", config, expected)
+    expected, config, _ = load(tmp_path / "hugging_face")
+    save(tmp_path / "saved", expected, config)
     mesh = Mesh(np.array(jax.devices()[:2]), ("tensor",))
-    params: Any = load(tmp_path / kind, mesh=mesh, rules={"n": "tensor", "f": "tensor"})[1]
+    params: Any = load(tmp_path / kind, mesh=mesh, rules={"n": "tensor", "f": "tensor"}).params
     same(params, expected)
     for array, shape in (
         (params.blocks.attn.W_Q, (3, 16, 2, 4)),

@@ -28,9 +28,9 @@ from tests.helpers.models import MODERN, SEED, random_params, same
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_a_checkpoint_is_loaded_in_another_dtype(dtype: str, tmp_path: Path):
     params = random_params(MODERN)
-    save(tmp_path, MODERN, params)
+    save(tmp_path, params, MODERN)
     with jax.enable_x64(dtype == "float64"):
-        loaded = load(tmp_path, dtype=dtype)[1]
+        loaded = load(tmp_path, dtype=dtype).params
         same(loaded, jax.tree.map(lambda array: jnp.asarray(array).astype(dtype), params))
 
 
@@ -38,12 +38,12 @@ def test_a_config_is_read_without_its_weights(tmp_path: Path):
     for case in ONE_EACH:
         folder = tmp_path / case
         golden(case).write(folder)
-        config = load(folder)[0]
+        config = load(folder).config
         (folder / "model.safetensors").unlink()
         assert load_config(folder) == config == load_config(folder / "config.json")
         with raises(FileNotFoundError, folder, "model.safetensors"):
             load(folder)
-    save(tmp_path, SEED, random_params(SEED))
+    save(tmp_path, random_params(SEED), SEED)
     assert load_config(tmp_path) == SEED
     ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
     assert load_config(tmp_path / "a.gguf") == load_config(tmp_path / "llama-plain")
@@ -102,17 +102,17 @@ def test_an_unknown_or_disabled_dtype_is_refused(tmp_path: Path):
 
 def test_a_model_with_a_damaged_tokenizer_can_be_loaded_without_it(tmp_path: Path):
     golden("gpt2-plain").write(tmp_path / "hugging_face")
-    weights = load(tmp_path / "hugging_face")[1]
+    weights = load(tmp_path / "hugging_face").params
     (tmp_path / "hugging_face" / "tokenizer.json").write_text("{}")
-    save(tmp_path / "saved", SEED, random_params(SEED), Characters.of("abc"))
-    assert load(tmp_path / "saved", tokenizer=False)[2] is None
+    save(tmp_path / "saved", random_params(SEED), SEED, Characters.of("abc"))
+    assert load(tmp_path / "saved", tokenizer=False).tokenizer is None
     path = tmp_path / "saved" / "model.json"
     path.write_text(path.read_text().replace('"characters"', '"runes"'))
     for folder, expected in (
         (tmp_path / "hugging_face", weights),
         (tmp_path / "saved", random_params(SEED)),
     ):
-        config, params, tokenizer = load(folder, tokenizer=False)
+        params, config, tokenizer = load(folder, tokenizer=False)
         assert (config, tokenizer) == (load_config(folder), None)
         same(params, expected)
         for file in folder.glob("*.safetensors"):  # the tokenizer is read before the weights
@@ -121,7 +121,7 @@ def test_a_model_with_a_damaged_tokenizer_can_be_loaded_without_it(tmp_path: Pat
             load(folder)
     path = tmp_path / "a.gguf"
     ggufs.write(path, golden("llama-plain"), lambda w: w.add_tokenizer_model("runes"))
-    assert load(path, tokenizer=False)[2] is None
+    assert load(path, tokenizer=False).tokenizer is None
     with raises(ValueError, path, "'runes'", "tokenizer=False"):
         load(path)
 
@@ -129,17 +129,17 @@ def test_a_model_with_a_damaged_tokenizer_can_be_loaded_without_it(tmp_path: Pat
 def test_loading_a_checkpoint_refuses_overflow(tmp_path: Path):
     params = random_params(SEED)
     large = params._replace(W_E=params.W_E.at[0, 0].set(1e5))
-    save(tmp_path, SEED, large)
+    save(tmp_path, large, SEED)
     with raises(ValueError, tmp_path, "W_E", "float16"):
         load(tmp_path, dtype="float16")
-    assert load(tmp_path, dtype="bfloat16")[1].W_E[0, 0] == jnp.bfloat16(1e5)
-    save(tmp_path, SEED, params._replace(W_E=params.W_E.at[0, 0].set(jnp.inf)))
-    assert load(tmp_path, dtype="float16")[1].W_E[0, 0] == jnp.inf  # as it was saved
+    assert load(tmp_path, dtype="bfloat16").params.W_E[0, 0] == jnp.bfloat16(1e5)
+    save(tmp_path, params._replace(W_E=params.W_E.at[0, 0].set(jnp.inf)), SEED)
+    assert load(tmp_path, dtype="float16").params.W_E[0, 0] == jnp.inf  # as it was saved
 
 
 def test_the_path_of_a_config_file_loads_its_folder(tmp_path: Path):
     golden("llama-plain").write(tmp_path)
-    same(load(tmp_path / "config.json")[1], load(tmp_path)[1])
+    same(load(tmp_path / "config.json").params, load(tmp_path).params)
     (tmp_path / "notes.txt").write_text("")
     for name in ("model.safetensors", "notes.txt"):
         for read in (load, load_config, load_tokenizer):
@@ -150,9 +150,9 @@ def test_the_path_of_a_config_file_loads_its_folder(tmp_path: Path):
         load(tmp_path / "cut.gguf")
     ggufs.write(tmp_path / "a.gguf", golden("llama-plain"))
     (tmp_path / "a.gguf").rename(tmp_path / "weights")
-    same(load(tmp_path / "weights")[1], load(tmp_path)[1])
-    save(tmp_path / "saved", SEED, random_params(SEED))
-    assert load(tmp_path / "saved" / "model.json")[0] == SEED
+    same(load(tmp_path / "weights").params, load(tmp_path).params)
+    save(tmp_path / "saved", random_params(SEED), SEED)
+    assert load(tmp_path / "saved" / "model.json").config == SEED
 
 
 def test_a_duplicate_field_is_refused_and_a_byte_order_mark_is_accepted(tmp_path: Path):
@@ -160,7 +160,7 @@ def test_a_duplicate_field_is_refused_and_a_byte_order_mark_is_accepted(tmp_path
     path, config = tmp_path / "config.json", load_config(tmp_path)
     text = path.read_text(encoding="utf-8")
     path.write_text(text, encoding="utf-8-sig")
-    assert load(tmp_path)[0] == config
+    assert load(tmp_path).config == config
     path.write_text(text.replace("{", '{"hidden_size": 32, ', 1), encoding="utf-8")
     with raises(ValueError, path, "'hidden_size'"):
         load(tmp_path)
@@ -179,7 +179,7 @@ def test_a_damaged_folder_is_refused_or_loads_a_model_of_its_config(whole, tmp_p
     name = data.draw(st.sampled_from(sorted(whole)))
     write(tmp_path, whole | {name: data.draw(damaged(whole[name], within=4000))})
     try:
-        config, params, _ = load(tmp_path)
+        params, config, _ = load(tmp_path)
     except TypeCheckError:  # the tests' type checks refuse a value before Config does
         assert name == "config.json"
     except (ValueError, FileNotFoundError) as error:

@@ -27,7 +27,7 @@ def model():
 
 
 def test_the_tokenizer_round_trips_and_a_sentence_is_likelier_than_its_shuffled_words(model):
-    config, params, tokenizer = model
+    params, config, tokenizer = model
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     texts = "The cat sat on the mat and looked at me.", "mat The the looked on cat me at sat and."
     usual, odd = (
@@ -38,10 +38,10 @@ def test_the_tokenizer_round_trips_and_a_sentence_is_likelier_than_its_shuffled_
 
 
 def test_bfloat16_gives_nearly_the_same_distribution(model):
-    config, params, tokenizer = model
+    params, config, tokenizer = model
     tokens = jnp.asarray(tokenizer.encode(TEXT))
     exact = jax.nn.log_softmax(jax.jit(forward)(params, config, tokens).logits)
-    narrow = load(FILE, dtype="bfloat16")[1]
+    narrow = load(FILE, dtype="bfloat16").params
     assert narrow.W_E.dtype == jnp.bfloat16
     found = jax.nn.log_softmax(jax.jit(forward)(narrow, config, tokens).logits)
     divergence = (jnp.exp(exact) * (exact - found)).sum(axis=-1)
@@ -49,9 +49,9 @@ def test_bfloat16_gives_nearly_the_same_distribution(model):
 
 
 def test_export_and_load_return_the_model_bit_for_bit(model, tmp_path: Path):
-    config, params, tokenizer = model
-    jaxformer.export(tmp_path, config, params, tokenizer, "llama")
-    again, loaded, read = load(tmp_path)
+    params, config, tokenizer = model
+    jaxformer.export(tmp_path, params, config, tokenizer, "llama")
+    loaded, again, read = load(tmp_path)
     assert read is not None
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
@@ -63,7 +63,7 @@ def test_transformers_reads_the_same_model_from_the_same_file(model):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         FILE.parent, gguf_file=FILE.name, dtype=torch.float32
     ).eval()
-    config, params, tokenizer = model
+    params, config, tokenizer = model
     tokens = tokenizer.encode(TEXT)
     with torch.no_grad():
         expected = theirs(torch.tensor([tokens.tolist()])).logits[0].numpy()

@@ -77,8 +77,8 @@ def test_an_ensemble_s_lines_models_and_resumed_run(corpus: Path):
     assert np.shape(last["induction"]) == (2, 1, 2)
     assert np.shape(last["mlp_update_norm"]) == (2, 1)
     models = [load(folder_of(whole) / "models" / seed) for seed in ("5", "6")]
-    assert models[0][0] == models[1][0]
-    assert not np.array_equal(models[0][1].W_E, models[1][1].W_E)
+    assert models[0].config == models[1].config
+    assert not np.array_equal(models[0].params.W_E, models[1].params.W_E)
     with pytest.MonkeyPatch.context() as patch:
         taken = iter([loop.draw] * 3)  # four chunks of five steps
 

@@ -44,7 +44,7 @@ def test_before_the_first_step_the_loss_is_the_model_s_own(case: str, tmp_path: 
     start, text = foreign(tmp_path / "model", case), text_at(tmp_path)
     command = tuning(start, text, tmp_path, "run", "--steps", "10")
     assert main(command) == 0
-    config, params, tokenizer = load(start)
+    params, config, tokenizer = load(start)
     assert tokenizer is not None
     tokens = tokenizer.encode(TEXT)
     held_out = tokens[len(tokens) * 9 // 10 :]
@@ -61,7 +61,7 @@ def test_before_the_first_step_the_loss_is_the_model_s_own(case: str, tmp_path: 
     assert (
         Config.from_dict(about["recipe"]["config"])
         == config
-        == load(folder_of(command) / "model")[0]
+        == load(folder_of(command) / "model").config
     )
 
 
@@ -95,13 +95,13 @@ def test_every_member_starts_from_the_same_model(tmp_path: Path):
     first, *_, last = numbers(folder_of(command))
     assert len(set(first["validation_losses"])) == 1
     assert len(set(last["validation_losses"])) == 3  # each member draws its own batches
-    assert final_state(command).params.W_E.shape == (3, *load(start)[1].W_E.shape)
+    assert final_state(command).params.W_E.shape == (3, *load(start).params.W_E.shape)
 
 
 def test_bfloat16_parameters_are_trained_in_float32(tmp_path: Path):
     golden("qwen2-plain").write(tmp_path / "wide")
-    config, params, _ = load(tmp_path / "wide", dtype="bfloat16")
-    save(tmp_path / "narrow", config, params, subwords())
+    params, config, _ = load(tmp_path / "wide", dtype="bfloat16")
+    save(tmp_path / "narrow", params, config, subwords())
     recipe = parse(tuning(tmp_path / "narrow", text_at(tmp_path), tmp_path, "x")).recipe
     opened = open_recipe(recipe)
     assert opened.config == config
@@ -117,11 +117,11 @@ def test_a_trained_model_is_exported_loaded_and_sampled(family: str, tmp_path: P
     command = tuning(start, text, tmp_path, "run")
     assert main(command) == 0
     assert "the best model" in (folder_of(command) / "samples.txt").read_text()
-    config, params, tokenizer = load(folder_of(command) / "model")
+    params, config, tokenizer = load(folder_of(command) / "model")
     assert tokenizer is not None
     assert tokenizer.to_json() == subwords().to_json()
-    export(tmp_path / "exported", config, params, tokenizer, family)
-    again, same, spoken = load(tmp_path / "exported")
+    export(tmp_path / "exported", params, config, tokenizer, family)
+    same, again, spoken = load(tmp_path / "exported")
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, same, params)
     assert spoken is not None
@@ -148,7 +148,7 @@ def test_a_token_file_of_the_model_s_tokenizer(tmp_path: Path):
     file = prepared(tmp_path, str(start))
     command = tuning(start, file, tmp_path, "run", "--steps", "10")
     assert main(command) == 0
-    config, params, tokenizer = load(start)
+    params, config, tokenizer = load(start)
     assert tokenizer is not None
     tokens = tokenizer.encode(TEXT)
     windows = tokens[held_out_starts(len(tokens), CONTEXT)[:, None] + np.arange(CONTEXT + 1)]
@@ -171,10 +171,10 @@ def test_a_model_without_a_tokenizer_reads_only_tokens(tmp_path: Path, capsys):
     check_refused(capsys, tuning(start, text, tmp_path, "x"), start, text, "train.prepare")
     fits = tuning(start, prepared(tmp_path, str(foreign(tmp_path / "other"))), tmp_path, "fits")
     assert main(fits) == 0
-    config, _, tokenizer = load(folder_of(fits) / "model")
+    _, config, tokenizer = load(folder_of(fits) / "model")
     assert tokenizer is not None
     assert tokenizer.to_json() == subwords().to_json()
-    assert config == load(start)[0]
+    assert config == load(start).config
     capsys.readouterr()
     wide = prepared(tmp_path, "bytes", "wide.tokens")
     check_refused(capsys, tuning(start, wide, tmp_path, "x"), wide, 256, start, 24)
@@ -184,7 +184,7 @@ def test_a_model_without_a_tokenizer_reads_only_tokens(tmp_path: Path, capsys):
 def test_words_are_not_cut_in_two(tmp_path: Path):
     words = Words.of(TEXT)
     config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_vocab=words.n_vocab)
-    save(tmp_path / "model", config, init(config, jax.random.key(0)), words)
+    save(tmp_path / "model", init(config, jax.random.key(0)), config, words)
     assert main(tuning(tmp_path / "model", text_at(tmp_path), tmp_path, "words")) == 0
 
 

@@ -33,7 +33,7 @@ def test_impossible_options_are_refused(what: str, tmp_path: Path, capsys):
 
 
 def test_a_text_that_the_model_s_tokenizer_cannot_read_is_refused(tmp_path: Path, capsys):
-    save(tmp_path / "model", SEED, random_params(SEED), Characters("abcdefghijk"))
+    save(tmp_path / "model", random_params(SEED), SEED, Characters("abcdefghijk"))
     command = tuning(tmp_path / "model", text_at(tmp_path), tmp_path, "x")
     check_refused(capsys, command, "'t'", "position 0", 11)
 
@@ -48,12 +48,12 @@ def test_another_start_is_another_run(tmp_path: Path, capsys):
     check_refused(capsys, changed, folder_of(command), "recipe.start", start, other)
     without = options(text, "run", 10, "--resume")
     check_refused(capsys, without, "recipe.start", start, None, "start_sha256")
-    config, params, tokenizer = load(start)
+    params, config, tokenizer = load(start)
     shutil.rmtree(start)
     check_refused(capsys, resume, start)
-    export(start, config, params._replace(W_E=params.W_E + 1), tokenizer, "llama")
+    export(start, params._replace(W_E=params.W_E + 1), config, tokenizer, "llama")
     check_refused(capsys, resume, folder_of(command), "start_sha256")
-    export(start, config, params, tokenizer, "llama")
+    export(start, params, config, tokenizer, "llama")
     assert main(resume) == 0
 
 

@@ -41,7 +41,7 @@ def with_tokenizer(path: Path) -> Path:
 
 def greedy(place: Path, text: str, n: int) -> str:
     """Return the argmax of `forward` among vocabulary entries that have a token."""
-    config, params, _ = load(place)
+    params, config, _ = load(place)
     tokens = opening(subwords(), text).tolist()
     begun = len(tokens)
     for _ in range(n):
@@ -77,10 +77,10 @@ def test_without_a_prompt_a_text_begins_with_the_tokenizer_s_first_token(tmp_pat
     assert capsys.readouterr().out == empty
     assert len(subwords().encode(empty[:-1])) > 1
     folder, params = tmp_path / "model", init(SEED, jax.random.key(0))
-    save(folder, SEED, params, Characters("\nbcdefghijk"))
+    save(folder, params, SEED, Characters("\nbcdefghijk"))
     assert sample.main([str(folder), "--n", "5"]) == 0
     assert len(capsys.readouterr().out) == 1 + 5 + 1
-    save(folder, SEED, params, Characters("abcdefghijk"))
+    save(folder, params, SEED, Characters("abcdefghijk"))
     assert sample.main([str(folder), "--n", "5"]) == 1
     check_names(capsys.readouterr().err, "--prompt")
 
@@ -115,9 +115,9 @@ def test_a_text_is_prepared_by_a_model_s_tokenizer(kind: str, tmp_path: Path):
     else:
         foreign(place)
     if kind in ("saved", "run"):
-        config, params, tokenizer = load(place)
+        params, config, tokenizer = load(place)
         place = tmp_path / "saved"
-        save(place / "model" if kind == "run" else place, config, params, tokenizer)
+        save(place / "model" if kind == "run" else place, params, config, tokenizer)
     if kind == "run":
         (place / "run.json").write_text('{"corpus_sha256": "", "recipe": {"context": 9}}')
     out = tmp_path / "x.tokens"
@@ -142,7 +142,7 @@ def test_a_benchmark_takes_any_model_s_config(tmp_path: Path):
     renamed = tmp_path / "other.json"
     renamed.write_text((folder / "config.json").read_text())
     model = tmp_path / "run" / "model"
-    save(model, SEED, init(SEED, jax.random.key(0)), None)
+    save(model, init(SEED, jax.random.key(0)), SEED, None)
     expected = {
         str(folder): ("small", load_config(folder)),
         str(folder / "config.json"): ("small", load_config(folder)),

@@ -41,7 +41,7 @@ def written(tmp_path: Path) -> Path:
 def test_a_prepared_file_holds_the_tokens_of_the_corpus(tmp_path: Path, notes: Path, kind: str):
     made = Characters("".join(sorted(set(TEXT), reverse=True)))
     (tmp_path / "file").write_text(made.to_json())
-    save(tmp_path / "m", SEED, init(SEED, KEY), Characters("ab"))
+    save(tmp_path / "m", init(SEED, KEY), SEED, Characters("ab"))
     model = json.loads((tmp_path / "m" / "model.json").read_text())
     (tmp_path / "model").write_text(json.dumps(model | {"tokenizer": json.loads(made.to_json())}))
     name = kind if kind in ("bytes", "characters") else str(tmp_path / kind)

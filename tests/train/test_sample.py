@@ -24,7 +24,7 @@ ALPHABET = Characters("abcdefghijk")
 
 def folder_with(path: Path, config: Config, tokenizer: Tokenizer = ALPHABET) -> str:
     """Save a model, in a folder without run.json."""
-    save(path / "model", config, init(config, jax.random.key(5)), tokenizer)
+    save(path / "model", init(config, jax.random.key(5)), config, tokenizer)
     return str(path / "model")
 
 
@@ -126,7 +126,7 @@ def test_invalid_options_are_refused_in_one_line(extra: tuple[str, ...], tmp_pat
 
 def test_parameters_that_are_nan_are_named(tmp_path: Path, capsys):
     params = jax.tree.map(lambda array: array * jnp.nan, init(SEED, jax.random.key(5)))
-    save(tmp_path, SEED, params, ALPHABET)
+    save(tmp_path, params, SEED, ALPHABET)
     command = [str(tmp_path), "--prompt", "abc"]
     assert check_refused(capsys, command, "NaN", "token 0") == "abc\n"
 
@@ -179,7 +179,7 @@ def test_a_closed_pipe_ends_the_text_silently(endless: subprocess.Popen[bytes]):
 
 
 def test_generated_words_are_separated_from_the_prompt(tmp_path: Path, capsys):
-    save(tmp_path / "model", SEED, init(SEED, jax.random.key(0)), Words(list("abcdefghijk")))
+    save(tmp_path / "model", init(SEED, jax.random.key(0)), SEED, Words(list("abcdefghijk")))
     assert sample.main([str(tmp_path / "model"), "--prompt", "a b", "--n", "3"]) == 0
     assert len(capsys.readouterr().out.split()) == 5
 

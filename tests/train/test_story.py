@@ -21,15 +21,15 @@ ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG"
 
 
-def folder_with(path: Path, config, params) -> str:
-    save(path / "model", config, params, Characters("abcdefghijklmnop"[: config.n_vocab]))
+def folder_with(path: Path, params, config) -> str:
+    save(path / "model", params, config, Characters("abcdefghijklmnop"[: config.n_vocab]))
     return str(path / "model")
 
 
 @pytest.mark.slow
 def test_it_finds_a_planted_circuit(tmp_path: Path, capsys):
     circuit = circuits.induction()
-    folder = folder_with(tmp_path, circuit.config, circuit.params)
+    folder = folder_with(tmp_path, circuit.params, circuit.config)
     picture = tmp_path / "found.png"
     assert story.main(["--load", folder, "--picture", str(picture)]) == 0
     said = capsys.readouterr().out
@@ -87,7 +87,7 @@ OTHERS = {
 @pytest.mark.parametrize("named", OTHERS)
 def test_an_unsuitable_model_is_refused(named: str, tmp_path: Path, capsys):
     config = OTHERS[named]
-    folder = folder_with(tmp_path, config, init(config, jax.random.key(0)))
+    folder = folder_with(tmp_path, init(config, jax.random.key(0)), config)
     check_refused(capsys, ["--load", folder], named)
 
 
@@ -112,7 +112,7 @@ def test_a_model_whose_best_head_has_none_before_it_ends_the_story(tmp_path: Pat
     """With the layers of the induction circuit swapped, the best head is in the first layer."""
     circuit = circuits.induction()
     blocks = jax.tree.map(lambda stacked: stacked[::-1], circuit.params.blocks)
-    folder = folder_with(tmp_path, circuit.config, circuit.params._replace(blocks=blocks))
+    folder = folder_with(tmp_path, circuit.params._replace(blocks=blocks), circuit.config)
     assert story.main(["--load", folder, "--picture", str(tmp_path / "s.png")]) == 1
     assert re.search(r"\b0\.[01]\b", capsys.readouterr().err)  # the head
 

@@ -53,7 +53,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoints(corpus
     command = options(corpus, "nan", 40, *WILD)
     error = check_refused(capsys, command, "--optimizer.learning-rate", 1e30, "step")
     check_names_the_last(error, command, 0)
-    params = load(folder_of(command) / "model")[1]
+    params = load(folder_of(command) / "model").params
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 

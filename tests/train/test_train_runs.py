@@ -43,7 +43,7 @@ def test_a_run_writes_its_files_and_its_model_is_the_best_one(finished: Finished
     assert losses[-1] < losses[0]
     words = ("unigram", "bigram", "trigram", "this model", "bits per character")
     check_names(finished.said, *words, f"best validation loss {min(losses):.4f}")
-    config, params, tokenizer = load(folder / "model")
+    params, config, tokenizer = load(folder / "model")
     assert tokenizer is not None
     tokens = jax.numpy.asarray(tokenizer.encode("To be"))
     assert forward(params, config, tokens).logits.shape == (5, config.n_vocab)

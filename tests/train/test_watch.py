@@ -27,7 +27,7 @@ def held_out(config: Config) -> Batch:
     return Batch(windows, np.ones((2, ROWS, CONTEXT), bool))
 
 
-def captured(config: Config, params: Any, rows: np.ndarray, *sites: str) -> dict[str, np.ndarray]:
+def captured(params: Any, config: Config, rows: np.ndarray, *sites: str) -> dict[str, np.ndarray]:
     """Return the activations of each row, [row l ...]."""
     every = [forward(params, config, jnp.asarray(r), capture=sites).activations for r in rows]
     return {site: np.stack([np.asarray(shown[site]) for shown in every]) for site in sites}
@@ -43,14 +43,14 @@ def test_measurements_equal_those_of_numpy(config: Config):
     params, batch = random_params(config), held_out(config)
     names = get_args(Watch)
     seen = jax.jit(watcher(names, config, batch, Compute()))(params)
-    shown = captured(config, params, batch.windows[0][:, :-1], "pattern", "attn_out", "mlp_out")
+    shown = captured(params, config, batch.windows[0][:, :-1], "pattern", "attn_out", "mlp_out")
     pattern = shown["pattern"]  # [row l n t s]
     later = np.arange(1, CONTEXT)
     previous = pattern[..., later, later - 1].mean((0, -1))
     entropy = -(pattern * np.log(np.where(pattern > 0, pattern, 1))).sum(-1).mean((0, -1))
     period = CONTEXT // 2
     repeats = np.asarray(repeated_tokens(config.n_vocab, period, PROMPTS))
-    repeated = captured(config, params, repeats, "pattern")["pattern"]
+    repeated = captured(params, config, repeats, "pattern")["pattern"]
     second = np.arange(period, CONTEXT)
     expected = {
         "previous_token": previous,

@@ -109,7 +109,7 @@ class Layout:
         """
         return shardings(config, self.devices, dict(self.rules))
 
-    def looked_up(self, config: Config, params: Params) -> Params:
+    def looked_up(self, params: Params, config: Config) -> Params:
         """Return the parameters with an embedding that is not sharded along the mesh axes of the batch.
 
         Otherwise the compiler may look up rows on other devices and then move all activations.
@@ -121,7 +121,7 @@ class Layout:
         table = jax.lax.with_sharding_constraint(params.W_E, self.placed(*kept))
         return params._replace(W_E=table)
 
-    def pinned(self, config: Config, like_params: Any) -> Any:
+    def pinned(self, like_params: Any, config: Config) -> Any:
         """Tell the compiler to shard a tree like the parameters."""
         if self.mesh is None:
             return like_params

@@ -37,11 +37,11 @@ def folder(tmp_path: Path) -> Path:
 def test_logits_and_gradients_equal_transformers_in_float64(case: str, folder: Path, x64):
     record = golden(case)
     record.write(folder)
-    config, params, _ = load(folder, dtype="float64")
+    params, config, _ = load(folder, dtype="float64")
     loss, logits, gradient = logits_and_gradient(params, config)
     close(logits, record.logits, 1e-10)
     close(loss, record.loss, 1e-10)
-    theirs = foreign_tensors(FAMILIES[CASES[case][0]], config, gradient)
+    theirs = foreign_tensors(FAMILIES[CASES[case][0]], gradient, config)
     assert theirs.keys() == record.gradients.keys()
     for name, expected in record.gradients.items():
         close(spots(theirs[name]), expected, 1e-10)
@@ -52,7 +52,7 @@ def test_logits_and_gradients_equal_transformers_in_float64(case: str, folder: P
 def test_logits_and_greedy_tokens_equal_transformers_in_float32(case: str, folder: Path):
     record = golden(case)
     record.write(folder)
-    config, params, tokenizer = load(folder)
+    params, config, tokenizer = load(folder)
     assert tokenizer is None
     assert params.W_E.dtype == jnp.float32
     close(jax.jit(forward)(params, config, jnp.asarray(TOKENS)).logits, record.logits, 1e-5)
@@ -64,12 +64,12 @@ def test_logits_and_greedy_tokens_equal_transformers_in_float32(case: str, folde
 def test_export_and_load_return_the_model_bit_for_bit(case: str, folder: Path, tmp_path: Path):
     record = golden(case)
     record.write(folder)
-    config, params, _ = load(folder)
-    export(tmp_path / "again", config, params, None, CASES[case][0])
-    again, loaded, _ = load(tmp_path / "again")
+    params, config, _ = load(folder)
+    export(tmp_path / "again", params, config, None, CASES[case][0])
+    loaded, again, _ = load(tmp_path / "again")
     assert again == config
     same(loaded, params)
-    tensors = foreign_tensors(FAMILIES[CASES[case][0]], config, params)
+    tensors = foreign_tensors(FAMILIES[CASES[case][0]], params, config)
     assert tensors.keys() == record.tensors.keys()
     for name, tensor in record.tensors.items():
         np.testing.assert_array_equal(tensors[name], tensor)
@@ -81,10 +81,10 @@ def test_export_and_load_keep_any_dtype(case: str, dtype: str, folder: Path, tmp
     golden(case).write(folder)
     family, architecture, _ = CASES[case]
     with jax.enable_x64(dtype == "float64"):
-        config, params, _ = load(folder, dtype=dtype)
+        params, config, _ = load(folder, dtype=dtype)
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
-        export(tmp_path / "again", config, params, None, family)
-        same(load(tmp_path / "again")[1], params)
+        export(tmp_path / "again", params, config, None, family)
+        same(load(tmp_path / "again").params, params)
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     assert written["architectures"] == [architecture]
     assert (written["model_type"], written["dtype"]) == (family, dtype)
@@ -120,7 +120,7 @@ def test_buffers_prefixes_and_tied_heads_of_old_files_change_nothing(
     record = golden(case)
     record.write(tmp_path / "plain")
     record._replace(tensors=change(record.tensors)).write(folder)
-    same(load(folder)[1], load(tmp_path / "plain")[1])
+    same(load(folder).params, load(tmp_path / "plain").params)
 
 
 DAMAGED = {
@@ -165,7 +165,7 @@ def test_numbers_that_overflow_the_dtype_are_refused(folder: Path):
     record._replace(tensors=record.tensors | {"model.norm.weight": large}).write(folder)
     with raises(ValueError, folder, "model.norm.weight", "float16"):
         load(folder, dtype="float16")
-    assert load(folder, dtype="bfloat16")[1].W_E.dtype == jnp.bfloat16
+    assert load(folder, dtype="bfloat16").params.W_E.dtype == jnp.bfloat16
 
 
 CANNOT = {
@@ -189,9 +189,9 @@ def test_a_config_that_a_family_cannot_express_is_not_exported(
     family = CASES[case][0]
     change, named = CANNOT[family]
     golden(case).write(folder)
-    config = changed(load(folder)[0], change)
+    config = changed(load(folder).config, change)
     with raises(ValueError, family, named):
-        export(tmp_path / "out", config, random_params(config), None, family)
+        export(tmp_path / "out", random_params(config), config, None, family)
     assert not (tmp_path / "out").exists()
 
 
@@ -208,7 +208,7 @@ def test_configs_that_describe_the_same_model_are_exported_alike(tmp_path: Path)
     ):
         given = changed(plain, change)
         params = random_params(given)
-        export(tmp_path, given, params, None, "qwen2")
-        config, loaded, _ = load(tmp_path)
+        export(tmp_path, params, given, None, "qwen2")
+        loaded, config, _ = load(tmp_path)
         assert config == expected
         same(loaded, params)

@@ -32,8 +32,8 @@ def test_a_gguf_file_loads_as_the_model_that_it_was_written_from(case: str, tmp_
     record = golden(case)
     record.write(tmp_path / "folder")
     ggufs.write(tmp_path / "model.gguf", record)
-    config, params, tokenizer = load(tmp_path / "model.gguf")
-    again, expected, _ = load(tmp_path / "folder")
+    params, config, tokenizer = load(tmp_path / "model.gguf")
+    expected, again, _ = load(tmp_path / "folder")
     assert config == again
     assert tokenizer is None
     same(params, expected)
@@ -42,9 +42,9 @@ def test_a_gguf_file_loads_as_the_model_that_it_was_written_from(case: str, tmp_
 
 def test_a_folder_with_one_gguf_file_loads_as_that_file(tmp_path: Path):
     ggufs.write(tmp_path / "model.gguf", golden("qwen3-plain"))
-    same(load(tmp_path)[1], load(tmp_path / "model.gguf")[1])
+    same(load(tmp_path).params, load(tmp_path / "model.gguf").params)
     (tmp_path / "config.json").write_text(json.dumps(golden("qwen3-plain").config))
-    same(load(tmp_path)[1], load(tmp_path / "model.gguf")[1])
+    same(load(tmp_path).params, load(tmp_path / "model.gguf").params)
     (tmp_path / "config.json").unlink()
     ggufs.write(tmp_path / "other.gguf", golden("qwen3-plain"))
     with raises(FileNotFoundError, tmp_path, "2 GGUF files"):
@@ -81,8 +81,8 @@ def test_llama_3_s_scaling_is_recognised_by_its_factors(factor: float, tmp_path:
     record.write(tmp_path / "folder")
     for name, f in (("a.gguf", factors), ("b.gguf", factors**2)):
         ggufs.write(tmp_path / name, record, lambda w, f=f: w.add_tensor("rope_freqs.weight", f))
-    config, params, _ = load(tmp_path / "a.gguf")
-    again, expected, _ = load(tmp_path / "folder")
+    params, config, _ = load(tmp_path / "a.gguf")
+    expected, again, _ = load(tmp_path / "folder")
     assert config == again
     same(params, expected)
     with raises(ValueError, tmp_path / "b.gguf", "rope_freqs.weight"):
@@ -97,7 +97,7 @@ def test_quantised_rows_are_permuted_too(tmp_path: Path):
     ggufs.write(
         tmp_path / "a.gguf", record, lambda w: w.add_tensor("blk.1.attn_q.weight", blocks, raw_dtype=q8)
     )  # fmt: skip
-    config, params, _ = load(tmp_path / "a.gguf")
+    params, config, _ = load(tmp_path / "a.gguf")
     assert params.W_E.dtype == jnp.float32
     plain = matrix.reshape(4, 64, 256).transpose(2, 0, 1)
     error = np.abs(np.asarray(params.blocks.attn.W_Q[1]) - plain).max()
@@ -156,8 +156,8 @@ HARMLESS = {
 def test_fields_and_tensors_that_change_nothing_are_accepted(what: str, tmp_path: Path):
     ggufs.write(tmp_path / "plain.gguf", golden("llama-plain"))
     ggufs.write(tmp_path / "more.gguf", golden("llama-plain"), HARMLESS[what])
-    config, params, _ = load(tmp_path / "more.gguf")
-    plain, expected, _ = load(tmp_path / "plain.gguf")
+    params, config, _ = load(tmp_path / "more.gguf")
+    expected, plain, _ = load(tmp_path / "plain.gguf")
     assert config == plain
     same(params, expected)
 
@@ -215,7 +215,7 @@ def test_fields_without_a_counterpart_in_transformers_are_converted(
     case: str, edit: ggufs.Edit, expected: dict, tmp_path: Path
 ):
     ggufs.write(tmp_path / "a.gguf", golden(case), edit)
-    config = load(tmp_path / "a.gguf")[0]
+    config = load(tmp_path / "a.gguf").config
     assert {name: flat_fields(config)[name] for name in expected} == expected
 
 

@@ -38,7 +38,7 @@ def their_logits(model: Any) -> np.ndarray:
     return out.logits[0].float().numpy()
 
 
-def our_logits(config: Config, params: Any) -> np.ndarray:
+def our_logits(params: Any, config: Config) -> np.ndarray:
     return np.asarray(forward(params, config, jnp.asarray(TOKENS)).logits, np.float32)
 
 
@@ -62,9 +62,9 @@ def test_the_golden_files_equal_what_transformers_saves_and_computes(case: str, 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_transformers_entry_by_entry(case: str, tmp_path: Path, x64):
     golden(case).write(tmp_path)
-    config, params, _ = load(tmp_path, dtype="float64")
+    params, config, _ = load(tmp_path, dtype="float64")
     gradient = logits_and_gradient(params, config)[2]
-    theirs = foreign_tensors(FAMILIES[CASES[case][0]], config, gradient)
+    theirs = foreign_tensors(FAMILIES[CASES[case][0]], gradient, config)
     for name, tensor in theirs.items():
         close(tensor, hf.answers(case)[f"gradient {name}"], 1e-10)
 
@@ -72,14 +72,14 @@ def test_gradients_equal_transformers_entry_by_entry(case: str, tmp_path: Path, 
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_loads_an_exported_model_with_the_same_logits(case: str, tmp_path: Path):
     golden(case).write(tmp_path / "in")
-    config, params, _ = load(tmp_path / "in")
-    export(tmp_path / "out", config, params, None, CASES[case][0])
+    params, config, _ = load(tmp_path / "in")
+    export(tmp_path / "out", params, config, None, CASES[case][0])
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True, attn_implementation="eager"
     )
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(model).__name__ == FAMILIES[CASES[case][0]].architecture == CASES[case][1]
-    close(their_logits(model.eval()), our_logits(config, params), 1e-5)
+    close(their_logits(model.eval()), our_logits(params, config), 1e-5)
 
 
 @pytest.mark.parametrize("case", ONE_EACH)
@@ -90,9 +90,9 @@ def test_shards_and_pickles_load_as_the_same_model(case: str, tmp_path: Path):
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     model.config.save_pretrained(tmp_path / "pickle")
     torch.save(model.state_dict(), tmp_path / "pickle" / "pytorch_model.bin")
-    config, params, _ = load(tmp_path / "one")
+    params, config, _ = load(tmp_path / "one")
     for other in ("shards", "pickle"):
-        again, loaded, _ = load(tmp_path / other)
+        loaded, again, _ = load(tmp_path / other)
         assert again == config
         same(loaded, params)
 
@@ -103,8 +103,8 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_is(case: str, tmp_path:
     model.save_pretrained(tmp_path)
     exact = their_logits(model)
     theirs = np.abs(their_logits(model.to(torch.bfloat16)) - exact).max()
-    config, params, _ = load(tmp_path, dtype="bfloat16")
-    assert np.abs(our_logits(config, params) - exact).max() <= 2 * theirs
+    params, config, _ = load(tmp_path, dtype="bfloat16")
+    assert np.abs(our_logits(params, config) - exact).max() <= 2 * theirs
 
 
 OTHERS: dict[str, list[Any]] = {
@@ -147,7 +147,7 @@ def test_no_field_that_changes_the_logits_is_ignored(case: str, tmp_path: Path):
     """Changing a field is refused, changes the Config, or changes no logit in transformers either."""
     record, model = golden(case), hf.build(case)
     record.write(tmp_path / "plain")
-    plain, expected = load(tmp_path / "plain")[0], their_logits(model)
+    plain, expected = load(tmp_path / "plain").config, their_logits(model)
     defaults = model.config.__class__().to_dict()
     ignored = []
     for name in sorted(defaults.keys() | record.config.keys()):
@@ -155,7 +155,7 @@ def test_no_field_that_changes_the_logits_is_ignored(case: str, tmp_path: Path):
         for other in flips(value, name):
             record._replace(config=record.config | {name: other}).write(tmp_path / "changed")
             try:
-                config = load(tmp_path / "changed")[0]
+                config = load(tmp_path / "changed").config
             except ValueError as error:
                 assert str(tmp_path) in str(error)
                 continue
@@ -182,8 +182,8 @@ def test_no_field_that_changes_the_logits_is_ignored(case: str, tmp_path: Path):
 def test_transformers_reads_the_same_model_from_the_same_gguf_file(case: str, tmp_path: Path):
     """Only these cases: in the other tiny models transformers ignores the head width or Gemma's scale."""
     ggufs.write(tmp_path / "model.gguf", golden(case))
-    config, params, _ = load(tmp_path / "model.gguf")
+    params, config, _ = load(tmp_path / "model.gguf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="model.gguf", attn_implementation="eager"
     )
-    close(our_logits(config, params), their_logits(theirs.eval()), 1e-5)
+    close(our_logits(params, config), their_logits(theirs.eval()), 1e-5)

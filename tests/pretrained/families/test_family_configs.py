@@ -19,7 +19,7 @@ from tests.helpers.hub_configs import CONFIGS
 def read_config(case: str, change: dict, folder: Path) -> Config:
     record = golden(case)
     record._replace(config=record.config | change).write(folder)
-    return load(folder)[0]
+    return load(folder).config
 
 
 OLD: dict[str, tuple[str, dict, list[str]]] = {
@@ -44,7 +44,7 @@ def test_configs_written_by_transformers_4_are_read(case: str, tmp_path: Path):
     record.write(tmp_path / "new")
     old = {k: v for k, v in record.config.items() if k not in (absent, *more)} | instead
     record._replace(config=old).write(tmp_path / "old")
-    assert load(tmp_path / "old")[0] == load(tmp_path / "new")[0]
+    assert load(tmp_path / "old").config == load(tmp_path / "new").config
 
 
 @pytest.mark.parametrize("case", ONE_EACH)
