@@ -1,7 +1,7 @@
 """Load a model saved by jaxformer, by Hugging Face's libraries or for llama.cpp, with one function."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from jaxformer.pretrained.families import find_family
 from jaxformer.pretrained.families.family import Family
 from jaxformer.pretrained.families.gguf import read_config
 from jaxformer.pretrained.families.hf_config import Fields
+from jaxformer.pretrained.families.ignored import as_tuple, check_ignore
 from jaxformer.pretrained.families.reader import Put, read_params
 from jaxformer.pretrained.families.tensor_map import own_dtype, plan
 from jaxformer.pretrained.formats import Source, open_folder, open_gguf
@@ -38,6 +39,7 @@ def load(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     tokenizer: bool = True,
+    ignore: Sequence[str] = (),
 ) -> Model:
     """Return a model: its parameters, its Config, and its tokenizer if it has one.
 
@@ -51,11 +53,14 @@ def load(
         mesh: the devices to place the parameters on.
         rules: the mesh axis for each axis letter, as in `partition`; None: every device holds all parameters.
         tokenizer: False: return None instead of the tokenizer, and do not read it.
+        ignore: names of fields of config.json, or of a GGUF file's metadata, that jaxformer refuses because it does not
+            know them or cannot compute their values; the model is read as if the file did not have them. A field of a
+            nested table is "table.field".
 
     Raises:
         FileNotFoundError: there is no model at this path.
         ValueError: a damaged file, a model that jaxformer cannot compute, an unknown dtype, or one too narrow for the
-            model's numbers.
+            model's numbers; in `ignore`, a name that the file does not have, or a field that jaxformer needs.
 
     >>> import tempfile, jaxformer
     >>> config = Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -64,7 +69,7 @@ def load(
     >>> load(folder, dtype="bfloat16").params.W_E.dtype
     dtype(bfloat16)
     """
-    request = _Request(dtype, mesh, rules, tokenizer)
+    request = _Request(dtype, mesh, rules, tokenizer, check_ignore(ignore))
     request.check()
     place = locate(path, "a model")
     if place.name == "model.json":
@@ -74,23 +79,25 @@ def load(
     return _load_gguf(place, request)
 
 
-def load_config(path: str | os.PathLike[str]) -> Config:
+def load_config(path: str | os.PathLike[str], *, ignore: Sequence[str] = ()) -> Config:
     """Return a model's Config without reading its parameters; `abstract(config)` has their shapes.
 
     Args:
         path: as in `load`; from the hub only the config is fetched.
+        ignore: as in `load`.
 
     Raises:
         FileNotFoundError: there is no model at this path.
-        ValueError: a damaged file, or a model that jaxformer cannot compute.
+        ValueError: a damaged file, a model that jaxformer cannot compute, or names in `ignore` as in `load`.
     """
+    ignored = check_ignore(ignore)
     place = locate(path, "a config")
     if place.name == "model.json":
-        return Saved(place.parent).config
+        return _open_saved(place.parent, ignored).config
     if place.name == "config.json":
-        return read_foreign(place)[1]
+        return read_foreign(place, ignored)[1]
     with open_gguf(place) as source:
-        return explained(place, lambda: read_config(source, source.fields))[1]
+        return explained(place, lambda: read_config(source, source.fields, ignored))[1]
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
@@ -112,15 +119,17 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
         return from_gguf(source.fields, place)
 
 
-def read_foreign(path: Path) -> tuple[Family, Config]:
+def read_foreign(path: Path, ignored: frozenset[str] = frozenset()) -> tuple[Family, Config]:
     """Return the family that a Hugging Face config.json names, and the model's Config.
 
     Raises:
-        ValueError: not a JSON object, a duplicate field, an unknown family, or a field that jaxformer cannot compute.
+        ValueError: not a JSON object, a duplicate field, an unknown family, or a field that jaxformer cannot compute
+            and that is not ignored; the name of an ignored field that the file does not have or that jaxformer needs.
     """
     values = read_object(path)
     family = find_family(values.get("model_type"), str(path))
-    fields = Fields(values, str(path))
+    fields = Fields(values, str(path), None, ignored)
+    fields.check_ignored()
 
     def read() -> Config:
         config = family.read(fields)
@@ -137,6 +146,7 @@ class _Request(NamedTuple):
     mesh: Mesh | None
     rules: Rules | None
     tokenizer: bool
+    ignored: frozenset[str]
 
     def check(self) -> None:
         """Refuse options that no model can meet, before a model is searched for.
@@ -187,8 +197,18 @@ class _Request(NamedTuple):
         return put
 
 
+def _open_saved(folder: Path, ignored: frozenset[str]) -> Saved:
+    """Open a model that `save` wrote; none of its fields can be ignored."""
+    if ignored:
+        raise ValueError(
+            f"ignore={as_tuple(sorted(ignored))} names fields of config.json or of a GGUF file, but `save` wrote "
+            f"{folder / 'model.json'}; leave ignore out"
+        )
+    return Saved(folder)
+
+
 def _load_saved(folder: Path, request: _Request) -> Model:
-    saved = Saved(folder)
+    saved = _open_saved(folder, request.ignored)
     config, tokenizer = saved.config, request.read_tokenizer(saved.tokenizer)
     params = saved.params()
     if request.dtype is None and request.mesh is None:
@@ -208,7 +228,7 @@ def _load_saved(folder: Path, request: _Request) -> Model:
 
 
 def _load_folder(folder: Path, request: _Request) -> Model:
-    family, config = read_foreign(folder / "config.json")
+    family, config = read_foreign(folder / "config.json", request.ignored)
     tokenizer = request.read_tokenizer(lambda: from_folder(folder))
     with open_folder(folder) as source:
         return Model(_read(source, family, config, request), config, tokenizer)
@@ -216,7 +236,9 @@ def _load_folder(folder: Path, request: _Request) -> Model:
 
 def _load_gguf(path: Path, request: _Request) -> Model:
     with open_gguf(path) as source:
-        family, config = explained(path, lambda: read_config(source, source.fields))
+        family, config = explained(
+            path, lambda: read_config(source, source.fields, request.ignored)
+        )
         tokenizer = request.read_tokenizer(lambda: from_gguf(source.fields, path))
         return Model(_read(source, family, config, request), config, tokenizer)
 

@@ -67,6 +67,16 @@ def test_a_path_that_does_not_exist_is_fetched_from_the_hub(install, tmp_path: P
     assert hub.fetched() == {"config.json", "model.safetensors"}
 
 
+def test_a_field_of_a_model_in_the_hub_can_be_ignored(install, tmp_path: Path):
+    record = golden("gpt2-plain")
+    record._replace(config=record.config | {"sinks": 4}).write(tmp_path / "gpt2")
+    install(Hub(tmp_path / "cache", tmp_path / "gpt2"))
+    for read in (load, load_config):
+        with raises(ValueError, "sinks=4", 'ignore=("sinks",)'):
+            read("gpt2")
+    assert load("gpt2", ignore=("sinks",)).config == load_config("gpt2", ignore=("sinks",))
+
+
 SIDE = {"config.json", "tokenizer.json", "merges.txt"}
 REPOSITORIES = {
     "one file": (

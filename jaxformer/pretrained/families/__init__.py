@@ -1,7 +1,8 @@
 """Families of published models. Each has a file with its table of tensor names and its conversion of configs.
 
-`family` defines a Family; `hf_config`, `rotary` and `windows` read config fields; `layout` converts the axes of
-tensors; `tensor_map` checks the tensors of a file; `read_params` reads them; `gguf` reads the families' GGUF files.
+`family` defines a Family; `hf_config`, `rotary` and `layer_types` read config fields; `known_fields` and `ignored`
+name fields that are not read; `layout` converts the axes of tensors; `tensor_map` checks the tensors of a file;
+`reader` reads them; `gguf` reads the families' GGUF files.
 """
 
 from collections.abc import Mapping

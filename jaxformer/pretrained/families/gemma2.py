@@ -40,7 +40,7 @@ def take_gemma(
         fields: of the config.
         n_vocab: the default of vocab_size.
         pattern: without layer_types, every pattern-th layer has no window.
-        caps: names and defaults of the soft caps on scores and on logits.
+        caps: names and defaults of the soft caps that the family has.
     """
     shape = llama.take_shape(
         fields,
@@ -55,9 +55,8 @@ def take_gemma(
         raise ValueError(f"{fields.where} has query_pre_attn_scalar={scalar}; it must be positive")
     usual = [GLOBAL if (i + 1) % pattern == 0 else LOCAL for i in range(n_layers)]
     window = fields.optional("sliding_window", "int", 4096)
-    attention_soft_cap, logit_soft_cap = (
-        fields.optional(name, "number", cap) for name, cap in caps.items()
-    )
+    found = {name: fields.optional(name, "number", cap) for name, cap in caps.items()}
+    attention_soft_cap, logit_soft_cap = map(found.get, CAPS)
     return shape | {
         "bias": llama.BIASES[fields.take("attention_bias", "bool", False), False],
         "norm_place": "both",

@@ -20,7 +20,7 @@ def read(fields: Fields) -> Config:
     fields.ignore("_sliding_window_pattern")  # transformers writes it and does not read it
     # transformers' Gemma 3 reads this field but does not use it, so its meaning is undefined.
     fields.demand("attn_logit_softcapping", None)
-    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    caps = {"final_logit_softcapping": None}
     shape = take_gemma(fields, 262_208, max(period, 1), caps)
     return Config.from_dict(
         {**shape, "qk_norm": "head", **take_bases(fields, windowed="window" in shape)}
@@ -35,8 +35,8 @@ def take_bases(fields: Fields, *, windowed: bool) -> dict[str, Any]:
     old = fields.nested("rope_scaling")
     old_base = fields.take("rope_theta", "number", 1_000_000.0)
     old_local = fields.take("rope_local_base_freq", "number", 10_000.0)
-    if old.values:
-        full = Fields(full.values | old.values, old.where)
+    if old.given:
+        full = Fields(full.given | old.given, old.where, None, old.ignored, old.table)
     base = float(full.take("rope_theta", "number", old_base))
     local_base = float(local.take("rope_theta", "number", old_local))
     local.demand("rope_type", "default")

@@ -36,11 +36,14 @@ def open_dialect(fields: Mapping[str, Any], path: Any) -> tuple[str, Dialect]:
     return name, DIALECTS[name]
 
 
-def read_config(source: Source, metadata: Mapping[str, Any]) -> tuple[Family, Config]:
+def read_config(
+    source: Source, metadata: Mapping[str, Any], ignored: frozenset[str] = frozenset()
+) -> tuple[Family, Config]:
     """Return the family, with the tensor names of this file, and the Config.
 
     Raises:
-        ValueError: a field that jaxformer cannot compute or does not know, or a missing field.
+        ValueError: a field that jaxformer cannot compute or does not know and that is not ignored; a missing field;
+            the name of an ignored field that the file does not have or that jaxformer needs.
     """
     name, dialect = open_dialect(metadata, source.path)
     where = f"{source.path} ({name})"
@@ -50,7 +53,10 @@ def read_config(source: Source, metadata: Mapping[str, Any]) -> tuple[Family, Co
         if key.startswith(f"{name}.")
     }
     shown = {hf_name: f"{name}.{key}" for key, hf_name in dialect.fields.items()}
-    given = Fields(own, where, {key: f"{name}.{key}" for key in own})
+    if not dialect.largest:  # the family reads a window of config.json, and none of the file
+        shown.pop("sliding_window", None)
+    given = Fields(own, where, {key: f"{name}.{key}" for key in own}, ignored)
+    given.check_ignored()
     epsilon = next(key for key in dialect.fields if key.endswith("epsilon"))
     if missing := [key for key in (*REQUIRED, epsilon) if key not in own]:
         raise ValueError(f"{where} lacks {name}.{missing[0]}, which llama.cpp requires")
@@ -62,12 +68,12 @@ def read_config(source: Source, metadata: Mapping[str, Any]) -> tuple[Family, Co
     values = {dialect.fields[key]: value for key, value in own.items() if key in dialect.fields}
     values |= _from_tensors(source, dialect, values) | dict(dialect.implied)
     if dialect.family.name != "gpt2":
-        values = _with_defaults(given, dialect, Fields(values, where, shown))
-        if scaling := _scaling(source, given, Fields(values, where, shown)):
+        values = _with_defaults(given, dialect, Fields(values, where, shown, ignored))
+        if scaling := _scaling(source, given, Fields(values, where, shown, ignored)):
             values["rope_scaling"] = scaling
     given.demand("attention.causal", True)
     given.finish()
-    fields = Fields(values, where, shown)
+    fields = Fields(values, where, shown, ignored)
     config = dialect.family.read(fields)
     fields.finish()
     return renamed(dialect), config
@@ -133,10 +139,11 @@ def _scaling(source: Source, given: Fields, sizes: Fields) -> dict[str, Any]:
     """Return the rotary scaling, from fields or from a tensor of factors, which must follow Llama 3's rule."""
     factor = given.take("rope.scaling.factor", "number", None)
     usual = "none" if factor is None else "linear"  # llama.cpp's default
-    kind = given.take("rope.scaling.type", "text", usual)
-    given.demand("rope.scaling.attn_factor", 1.0)
-    if kind not in ("none", "linear"):
-        raise ValueError(f"{given.say('rope.scaling.type')}; jaxformer reads 'none' and 'linear'")
+    kind = given.kind("rope.scaling.type", ("none", "linear"), usual)
+    if kind is None:  # without the kind its other fields have no meaning
+        given.ignore(*(key for key in given.values if key.startswith("rope.scaling.")))
+    else:
+        given.demand("rope.scaling.attn_factor", 1.0)
     if kind == "linear" and "rope_freqs.weight" in source.tensors:
         raise ValueError(
             f"{given.where} has both rope.scaling fields and rope_freqs.weight; jaxformer reads only one of them"

@@ -1,43 +1,13 @@
 """Reading a Hugging Face config. Every field must be read, have a required value, or be known not to matter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jaxformer.config import ActivationKind
+from jaxformer.pretrained.families.ignored import as_tuple, field_names
+from jaxformer.pretrained.families.known_fields import HARMLESS, REQUIRED_VALUES
 
 REQUIRED: Any = object()
-
-HARMLESS = frozenset({
-    "_name_or_path", "architectures", "attn_implementation", "_attn_implementation_autoset",
-    "dtype", "torch_dtype", "transformers_version", "model_type", "use_cache",
-    "initializer_range", "problem_type", "id2label", "label2id", "finetuning_task",
-    "task_specific_params", "return_dict", "output_attentions", "output_hidden_states",
-    "output_past", "torchscript", "use_bfloat16", "chunk_size_feed_forward", "is_decoder",
-    "gradient_checkpointing", "tokenizer_class", "bos_token_id", "eos_token_id", "pad_token_id",
-    "sep_token_id", "decoder_start_token_id", "max_length", "min_length", "do_sample",
-    "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature",
-    "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
-    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
-    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
-    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
-    "suppress_tokens", "begin_suppress_tokens", "prefix", "cache_implementation",
-    "pretraining_tp", "unsloth_fixed", "unsloth_version", "is_llama_config",
-    "transformers.js_config", "n_special", "predict_special_tokens", "_num_labels",
-    "num_labels", "max_sequence_length", "_attn_implementation", "_commit_hash",
-    "model_max_length", "tf_legacy_loss",
-})  # fmt: skip
-"""Fields that no logit depends on: names, token ids, sampling and output options."""
-
-REQUIRED_VALUES = {
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "tie_encoder_decoder": False,
-    "cross_attention_hidden_size": None,
-    "pruned_heads": {},
-    "quantization_config": None,
-    "use_bidirectional_attention": None,
-}
-"""Fields of any family that must have this value (or False), or be absent."""
 
 ACTIVATIONS: dict[str, ActivationKind] = {
     "relu": "relu", "gelu": "gelu", "gelu_python": "gelu",
@@ -51,21 +21,61 @@ class Fields:
     """The fields of one config file. It remembers which were read; `finish` refuses the rest."""
 
     def __init__(
-        self, values: Mapping[str, Any], where: str, shown: Mapping[str, str] | None = None
+        self,
+        values: Mapping[str, Any],
+        where: str,
+        shown: Mapping[str, str] | None = None,
+        ignored: frozenset[str] | None = None,
+        table: str = "",
     ):
         """Begin with all fields unread.
 
         Args:
             values: the fields.
             where: the file, and the field that these are nested in; for error messages.
-            shown: the names of some fields in the file, where they differ; for error messages.
+            shown: the names of some fields in the file, where they differ.
+            ignored: names of fields to leave out; None: errors do not offer to leave any out.
+            table: the field that these are nested in, with a dot after it.
         """
-        self.values, self.where, self.shown = dict(values), where, shown or {}
+        self.given, self.where, self.shown = dict(values), where, shown or {}
+        self.ignored, self.table = ignored, table
+        self.values = {k: v for k, v in self.given.items() if not self.is_ignored(k)}
         self.left = set(self.values) - HARMLESS
+
+    def full_name(self, name: str) -> str:
+        """Return the name by which `ignore` has this field."""
+        return self.table + self.shown.get(name, name)
+
+    def is_ignored(self, name: str) -> bool:
+        """Return whether `ignore` names this field."""
+        return self.full_name(name) in (self.ignored or ())
+
+    def check_ignored(self) -> None:
+        """Refuse names in `ignore` that the file does not have.
+
+        Raises:
+            ValueError: naming the first such name.
+        """
+        found = {self.full_name(name) for name in field_names(self.given)}
+        if absent := (self.ignored or frozenset()) - found:
+            raise ValueError(
+                f"ignore names {min(absent)!r}, a field that {self.where} does not have"
+            )
+
+    def hint(self, *names: str) -> str:
+        """Return the end of an error about fields that are refused: how to read the model without them."""
+        if self.ignored is None:
+            return ""
+        listed = sorted({self.full_name(name) for name in names} | self.ignored)
+        them = "them" if len(listed) > 1 else "it"
+        return (
+            f"; load(..., ignore={as_tuple(listed)}) reads the model without {them}, "
+            "whose logits may then differ"
+        )
 
     def say(self, name: str) -> str:
         """Format a field and its value for an error message."""
-        return f"{self.where} has {self.shown.get(name, name)}={self.values[name]!r}"
+        return f"{self.where} has {self.shown.get(name, name)}={self.given[name]!r}"
 
     def take(self, name: str, kind: str, default: Any = REQUIRED) -> Any:
         """Return a field's value, or the default if the field is absent.
@@ -78,9 +88,14 @@ class Fields:
             default: left out, the field is required.
 
         Raises:
-            ValueError: a required field is absent, or a value has another kind.
+            ValueError: a required field is absent, a value has another kind, or `ignore` names the field.
         """
         self.left.discard(name)
+        if self.is_ignored(name):
+            raise ValueError(
+                f"ignore names {self.full_name(name)!r}, which jaxformer needs to read {self.where}; "
+                "leave it out of ignore"
+            )
         if name not in self.values:
             if default is REQUIRED:
                 raise ValueError(f"{self.where} lacks {self.shown.get(name, name)!r}")
@@ -141,6 +156,7 @@ class Fields:
         if name in self.values and not any(_same(self.values[name], v) for v in (value, *others)):
             raise ValueError(
                 f"{self.say(name)}, which jaxformer cannot compute; it supports only {value!r}"
+                + self.hint(name)
             )
 
     def ignore(self, *names: str) -> None:
@@ -149,7 +165,22 @@ class Fields:
 
     def nested(self, name: str) -> "Fields":
         """Return the fields of a nested table; empty if it is absent."""
-        return Fields(self.take(name, "table", None) or {}, f"{self.where}, {name}")
+        values, table = self.take(name, "table", None) or {}, f"{self.full_name(name)}."
+        return Fields(values, f"{self.where}, {name}", None, self.ignored, table)
+
+    def kind(self, name: str, kinds: Sequence[str], default: str) -> str | None:
+        """Return which of these kinds a field names; None: another one, and `ignore` names the field.
+
+        Raises:
+            ValueError: another kind.
+        """
+        if self.is_ignored(name) and self.given.get(name, default) not in kinds:
+            return None
+        value = self.take(name, "text", default)
+        if value not in kinds:
+            known = ", ".join(map(repr, kinds))
+            raise ValueError(f"{self.say(name)}; jaxformer supports {known}{self.hint(name)}")
+        return value
 
     def activation(self, name: str, default: str) -> ActivationKind:
         """Return the activation that a field names.
@@ -176,6 +207,7 @@ class Fields:
             name = min(self.left)
             raise ValueError(
                 f"{self.say(name)}; jaxformer does not know this field, which may change the logits"
+                + self.hint(*self.left)
             )
 
 

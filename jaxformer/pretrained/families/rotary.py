@@ -21,11 +21,11 @@ def take_rotary(fields: Fields, *, part: tuple[int, float] | None = None) -> dic
         ValueError: a kind of scaling that jaxformer does not have, or contradictory fields.
     """
     old, new = fields.nested("rope_scaling"), fields.nested("rope_parameters")
-    if old.values and new.values and old.values != new.values:
+    if old.given and new.given and old.given != new.given:
         raise ValueError(
             f"{fields.where} has both rope_scaling and rope_parameters, which differ; keep one"
         )
-    rope = old if old.values else new
+    rope = old if old.given else new
     names = ("rope_theta", "rotary_emb_base") if part else ("rope_theta",)
     top_level_base = _take_alias(fields, names, BASE)
     base = float(rope.take("rope_theta", "number", top_level_base))
@@ -68,13 +68,13 @@ def take_scaling(rope: Fields, max_length: int | None) -> dict[str, Any]:
     Raises:
         ValueError: a kind of scaling that jaxformer does not have.
     """
-    kind = rope.take("rope_type", "text", rope.take("type", "text", "default"))
+    name = "rope_type" if "rope_type" in rope.given else "type"
+    kind = rope.kind(name, ("default", "linear", "llama3"), "default")
+    rope.ignore("type")
     chosen: dict[str, Any] = {}
-    if kind not in ("default", "linear", "llama3"):
-        raise ValueError(
-            f"{rope.where} has rope_type={kind!r}; jaxformer supports 'default', 'linear' and 'llama3'"
-        )
-    if kind == "default":
+    if kind is None:
+        rope.ignore(*rope.left)  # without the kind they have no meaning
+    elif kind == "default":
         # transformers reads neither of these for the default kind
         rope.ignore("factor", "original_max_position_embeddings")
     else:
