@@ -21,6 +21,17 @@ def check_vocabulary(tokens: Any, n_vocab: int) -> None:
         )
 
 
+def without_padding(tokens: Any) -> np.ndarray:
+    """Return tokens without the -1s at the end, which `generate` returns after a stop.
+
+    >>> without_padding([3, 1, -1, -1])
+    array([3, 1])
+    """
+    tokens = np.asarray(tokens)
+    real = np.flatnonzero(tokens != -1)
+    return tokens[: real[-1] + 1 if len(real) else 0]
+
+
 def positive_integer(name: str, value: Any, most: int | None = None) -> int:
     """Return a positive integer as a Python int.
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from jaxformer.checks import check_vocabulary
+from jaxformer.checks import check_vocabulary, without_padding
 
 T = TypeVar("T")
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -62,11 +62,14 @@ class Subwords:
     def decode(self, tokens: Int[np.ndarray, " t"]) -> str:
         """Return the text of ids, with special tokens; bytes that are not valid UTF-8 become U+FFFD.
 
+        The -1s that `generate` returns after a stop are dropped.
+
         Raises:
             ValueError: an id outside the vocabulary.
         """
+        tokens = without_padding(tokens)
         check_vocabulary(tokens, self.n_vocab)
-        ids = np.asarray(tokens).tolist()
+        ids = tokens.tolist()
         return _explained(
             lambda: self._tokenizer.decode(ids, skip_special_tokens=False),
             f"cannot decode the ids that begin {ids[:8]}",

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from jaxformer.checks import check_vocabulary
+from jaxformer.checks import check_vocabulary, without_padding
 from jaxformer.text.subwords import Subwords
 
 Tokens = Int[np.ndarray, " t"]
@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, tokens: Tokens) -> str:
-        """Return the text of ids."""
+        """Return the text of ids; the -1s that `generate` returns after a stop are dropped."""
         ...
 
     def to_json(self) -> str:
@@ -72,11 +72,12 @@ class _VocabularyTokenizer:
             ) from None
 
     def decode(self, tokens: Tokens) -> str:
-        """Return the text of ids.
+        """Return the text of ids; the -1s that `generate` returns after a stop are dropped.
 
         Raises:
             ValueError: an id outside the vocabulary.
         """
+        tokens = without_padding(tokens)
         check_vocabulary(tokens, self.n_vocab)
         return self.joint.join(self.vocabulary[int(token)] for token in tokens)
 
@@ -162,13 +163,14 @@ class Bytes:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def decode(self, tokens: Tokens) -> str:
-        """Return the text of bytes; what is not valid UTF-8 becomes U+FFFD.
+        """Return the text of bytes; the -1s at the end are dropped, and what is not valid UTF-8 becomes U+FFFD.
 
         Raises:
             ValueError: an id outside 0 to 255.
         """
+        tokens = without_padding(tokens)
         check_vocabulary(tokens, 256)
-        return np.asarray(tokens).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+        return tokens.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def to_json(self) -> str:
         """Return the tokenizer as JSON, which `from_json` reads."""

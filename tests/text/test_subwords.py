@@ -157,6 +157,18 @@ def test_streaming_holds_back_only_trailing_byte_tokens(folders: dict[str, Path]
     assert tokenizer.unfinished(tokenizer.encode("the 🙂")) == 4
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_the_padding_after_a_stop_is_not_decoded(folders: dict[str, Path], name: str):
+    tokenizer = cached(folders[name])
+    ids = tokenizer.encode("the cat")
+    padded = np.concatenate([ids, np.full(3, -1, np.int32)])
+    assert tokenizer.decode(padded) == tokenizer.decode(ids)
+    with raises(ValueError, "token -1", "position 0", tokenizer.n_vocab):
+        tokenizer.decode(np.concatenate([padded[-1:], ids]))
+    with raises(ValueError, "token -2"):
+        tokenizer.decode(np.concatenate([ids, padded[-1:] - 1]))
+
+
 def test_without_the_tokenizers_library_the_error_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ):

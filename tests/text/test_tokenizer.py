@@ -2,15 +2,17 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer import Bytes, Characters, Words, stream_text
+from jaxformer import Bytes, Characters, Words, generate, stream_text
 from jaxformer.text.tokenizer import Tokenizer, from_json
 from tests.helpers.errors import raises
 from tests.helpers.examples import examples
+from tests.helpers.models import SEED, random_params
 
 LETTERS = st.characters(exclude_categories=["Cs"])
 
@@ -110,7 +112,26 @@ def test_an_unknown_character_is_an_error_with_its_position():
         Characters.of("banana").encode("baxa")
 
 
-@pytest.mark.parametrize("tokens", [[3], [-1]])
+@pytest.mark.parametrize("tokenizer", [Characters("abc"), Words(["a", "b", "c"]), Bytes()])
+def test_the_padding_after_a_stop_is_not_decoded(tokenizer: Tokenizer):
+    assert tokenizer.decode(np.array([0, 2, -1, -1])) == tokenizer.decode(np.array([0, 2]))
+    assert tokenizer.decode(np.array([-1, -1])) == ""
+    with raises(ValueError, "token -1", "position 1", tokenizer.n_vocab):
+        tokenizer.decode(np.array([0, -1, 2, -1]))
+    with raises(ValueError, "token -2", "position 1"):
+        tokenizer.decode(np.array([0, -2]))
+
+
+def test_a_stopped_text_is_decoded():
+    tokenizer, params = Characters("abcdefghijk"), random_params(SEED)
+    prompt, key = np.array([1, 2]), jax.random.key(0)
+    tokens = np.asarray(generate(params, SEED, prompt, 5, key).tokens)
+    stopped = np.asarray(generate(params, SEED, prompt, 5, key, stop=int(tokens[0])).tokens)
+    assert stopped[-1] == -1
+    assert tokenizer.decode(stopped) == tokenizer.decode(tokens)[:1]
+
+
+@pytest.mark.parametrize("tokens", [[3], [-2]])
 def test_an_id_outside_the_vocabulary_is_refused(tokens: list[int]):
     for tokenizer in (Characters.of("abc"), Words.of("a b c")):
         with raises(ValueError, tokens[0], 3):
