@@ -21,6 +21,10 @@ def from_params(params, config):
     >>> len(logits), len(logits[0])
     (2, 5)
     """
+    if not hasattr(params, "blocks"):
+        raise ValueError(
+            f"params is a {type(params).__name__} and config is a {type(config).__name__}; the order is params, config"
+        )
     if isinstance(params.blocks, list) and params.blocks:
         params = params._replace(blocks=stack([as_lists(block) for block in params.blocks]))
     return Transformer(config, as_lists(params))

@@ -13,6 +13,7 @@ from jaxformer.edits import Watched, is_data
 from jaxformer.interp.engine.axes import axes_by
 from jaxformer.interp.engine.perturb import perturbed, site_shapes
 from jaxformer.interp.metric import Metric, check_alike, scalar
+from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params
 from jaxformer.model.stream import accumulation_dtype
 from jaxformer.model.transformer import forward
@@ -61,6 +62,7 @@ def gradients(
     >>> out.value.shape, out.gradients["z"].shape
     ((), (2, 3, 2, 4))
     """
+    check_params(params, config)
     tokens = jnp.asarray(tokens)
     sites = sites if isinstance(sites, str) else tuple(sites)
     logits_at = None if logits_at is None else jnp.asarray(logits_at)
@@ -129,6 +131,7 @@ def attribution_patch(
     >>> scores["z"].shape
     (2, 2)
     """
+    check_params(params, config)
     clean, corrupted = jnp.asarray(clean), jnp.asarray(corrupted)
     check_pair(clean, corrupted, steps)
     sites = sites if isinstance(sites, str) else tuple(sites)

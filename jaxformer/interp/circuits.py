@@ -20,6 +20,7 @@ from jaxformer.interp.qk_ov import (
     qk_circuit,
     unembedding,
 )
+from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params
 
 __all__ = [
@@ -72,6 +73,7 @@ def composition_scores(params: Params, config: Config, kind: str = "q") -> Float
     >>> scores.shape, float(scores[1].max())
     ((2, 4, 2, 4), 0.0)
     """
+    check_params(params, config)
     if kind not in READERS:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, READERS))}")
     writer, reader = ov_circuit(params, config), READERS[kind](params, config)
@@ -182,6 +184,7 @@ def read_through_unembedding(
     >>> read_through_unembedding(params, config, tokens=3).written.shape
     (2, 4, 2, 3)
     """
+    check_params(params, config)
     for name, value in (("directions", directions), ("tokens", tokens)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")

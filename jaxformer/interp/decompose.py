@@ -28,7 +28,7 @@ from jaxformer.interp.components import (
 )
 from jaxformer.interp.engine.linear_norm import added, added_biases
 from jaxformer.interp.neurons import neuron_results
-from jaxformer.model.checks import stacked
+from jaxformer.model.checks import check_params, stacked
 from jaxformer.model.params import Params
 from jaxformer.model.stream import einsum_f32
 
@@ -71,7 +71,7 @@ def decompose_resid(
     >>> bool(jnp.allclose(parts.sum(0), out.activations["resid_pre"][1], atol=1e-5))
     True
     """
-    del params
+    check_params(params, config)
     layer = check_layer(config, layer, mlp_input=mlp_input)
     embeddings = embedding_sites(config)
     values = captured(activations, *embeddings, *writers(config))
@@ -111,7 +111,7 @@ def accumulated_resid(
     >>> bool(jnp.array_equal(logit_lens(params, config, streams)[-1], out.logits))
     True
     """
-    del params
+    check_params(params, config)
     layer = check_layer(config, layer, mlp_input=mlp_input)
     between = attends_first(config, mlp_input=mlp_input)
     check_mid(config, incl_mid=incl_mid)
@@ -151,6 +151,7 @@ def head_results(
     >>> head_results(params, config, out.activations).shape
     (4, 3, 8)
     """
+    check_params(params, config)
     layer = check_layer(config, layer)
     heads = _heads(params, config, activations, layer)
     if not remainder:
@@ -190,6 +191,7 @@ def full_decomposition(
     >>> full_decomposition(params, config, out.activations).shape  # L0H0 L0H1 0_mlp_out embed bias
     (5, 3, 8)
     """
+    check_params(params, config)
     layer = check_layer(config, layer, mlp_input=mlp_input)
     attended = layer + attends_first(config, mlp_input=mlp_input)
     embeds = jnp.stack(captured(activations, *embedding_sites(config)))

@@ -68,9 +68,9 @@ def edge_attribution(
     >>> scores.shape == (len(senders(config)), len(receivers(config)))
     True
     """
+    stacked(params, config)
     clean, corrupted = jnp.asarray(clean), jnp.asarray(corrupted)
     check_pair(clean, corrupted, steps)
-    stacked(params, config)
     dtype = jnp.dtype(compute.dtype or params.W_E.dtype)
     cast = jax.tree.map(lambda array: array.astype(dtype), params)
     written = ("embed", "z", "mlp_out") if config.d_mlp else ("embed", "z")

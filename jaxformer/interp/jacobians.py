@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxformer.config import Compute, Config
 from jaxformer.interp.engine.axes import are_integers, concrete
 from jaxformer.interp.engine.perturb import perturbed, site_shapes
+from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params
 from jaxformer.sites import MODEL_SITES, SITES, Edit, identity, position_axis
 
@@ -120,6 +121,7 @@ def _between(
     compute: Compute,
 ) -> tuple[Callable[[Array], Array], Array]:
     """Return the target as a function of a change of the source, and the zero change."""
+    check_params(params, config)
     tokens = jnp.asarray(tokens)
     (site, layer, at), (end, end_layer, end_at) = _check_place(source), _check_place(target)
     shapes = site_shapes(params, config, tokens, (site, end), edit=edit, compute=compute)

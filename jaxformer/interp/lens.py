@@ -20,7 +20,7 @@ from jaxformer.checks import check_vocabulary
 from jaxformer.config import Config
 from jaxformer.interp.components import captured, check_layer, stream_at
 from jaxformer.interp.engine.linear_norm import frozen, pulled_back
-from jaxformer.model.checks import stacked
+from jaxformer.model.checks import check_params, stacked
 from jaxformer.model.norm import normalize
 from jaxformer.model.params import Norm, Params
 from jaxformer.model.stream import accumulation_dtype, einsum_f32, upcast
@@ -43,6 +43,7 @@ def logit_lens(
     >>> logit_lens(params, config, jnp.ones((3, 7, 8))).shape
     (3, 7, 5)
     """
+    check_params(params, config)
     params = jax.tree.map(lambda array: array.astype(stack.dtype), params)
     return jax.vmap(lambda state: unembed(params, config, state))(stack)
 
@@ -86,8 +87,7 @@ def direct_logit_attribution(
     """
     dtype, (_, t, d) = accumulation_dtype(components.dtype), components.shape
     directions = logit_directions(params, config, activations, tokens, minus)
-    if directions.ndim == 2:
-        _check_positions(len(directions), t)
+    _check_positions(len(directions) if directions.ndim == 2 else t, t)
     directions = jnp.broadcast_to(directions.astype(dtype), (t, d))
     return einsum_f32("...td,td->...t", components.astype(dtype), directions)
 
@@ -122,9 +122,8 @@ def logit_directions(
         return direction
     scale = _scale(params.final_norm, config, activations, config.n_layers, mlp_input=False)
     if direction.ndim == 2 and len(direction) != len(scale):
-        raise ValueError(
-            f"there are {len(direction)} tokens for {len(scale)} positions; give one token, or one for each position"
-        )
+        wrong = f"{len(direction)} tokens for {len(scale)} positions"
+        raise ValueError(f"{wrong}; give one token, or one for each position")
     return pulled_back(params.final_norm, config, direction, scale)
 
 
@@ -187,12 +186,12 @@ def apply_norm(
     >>> apply_norm(params, config, out.activations, out.activations["embed"][None], 0).shape
     (1, 3, 8)
     """
+    check_params(params, config)
     layer = check_layer(config, layer, mlp_input=mlp_input)
     norm = params.final_norm
     if layer < config.n_layers:
-        blocks = stacked(params, config)
-        norms = blocks.mlp_norm if mlp_input else blocks.attn_norm
-        norm = jax.tree.map(lambda stack: stack[layer], norms)
+        block = jax.tree.map(lambda stack: stack[layer], stacked(params, config))
+        norm = block.mlp_norm if mlp_input else block.attn_norm
     if norm is None:
         return components
     scale = _scale(norm, config, activations, layer, mlp_input=mlp_input)
@@ -232,6 +231,7 @@ def _scale(
 
 def _unembedding(params: Params, config: Config, tokens: Any) -> Float[Array, "*t d"]:
     """Return the columns of the unembedding for these tokens, as rows, in float32 or wider."""
+    check_params(params, config)
     tokens = jnp.asarray(tokens)
     if tokens.ndim > 1 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxformer.checks import check_vocabulary
 from jaxformer.config import Compute, Config
 from jaxformer.interp.factored import quotient
+from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params
 from jaxformer.model.stream import upcast
 from jaxformer.model.transformer import forward
@@ -138,6 +139,7 @@ def head_scores(
     >>> head_scores(params, config, jnp.array([[0, 3, 0, 3], [1, 4, 1, 4]]), "induction").shape
     (2, 4)
     """
+    check_params(params, config)
     if jnp.ndim(tokens) not in (1, 2) or not np.size(tokens):
         raise ValueError(
             f"tokens have shape {jnp.shape(tokens)}; give one prompt [t] or several [b t]"

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxformer.checks import check_vocabulary
 from jaxformer.config import Compute, Config
+from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params
 from jaxformer.model.transformer import forward
 from jaxformer.sites import Edit, identity
@@ -87,6 +88,7 @@ def measure(
     >>> measure(params, config, jnp.array([3, 1]), lambda logits: logits[-1, 4]).shape
     ()
     """
+    check_params(params, config)
     tokens = as_tokens("tokens", tokens, config)
 
     def run(tokens: Array) -> Array:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxformer.config import Config
 from jaxformer.interp.factored import FactoredMatrix
-from jaxformer.model.checks import stacked
+from jaxformer.model.checks import check_params, stacked
 from jaxformer.model.norm import CENTRES, norm_gain
 from jaxformer.model.params import Params
 from jaxformer.model.stream import upcast
@@ -42,6 +42,7 @@ def qk_circuit(params: Params, config: Config) -> FactoredMatrix:
     >>> qk_circuit(params, config).shape, qk_circuit(params, config)[1, 3].shape
     ((2, 4, 8, 8), (8, 8))
     """
+    check_params(params, config)
     if config.qk_norm != "none":
         raise ValueError(
             f'qk_norm="{config.qk_norm}" divides queries and keys by their own size, so no matrix gives the score of '
@@ -109,6 +110,7 @@ def full_ov_circuit(params: Params, config: Config) -> FactoredMatrix:
 
 def embeddings(params: Params, config: Config) -> Float[Array, "v d"]:
     """Return W_E times embedding_scale, in float32 or wider: what each token adds to the stream."""
+    check_params(params, config)
     return upcast(params.W_E) * config.embedding_scale
 
 

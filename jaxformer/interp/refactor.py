@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxformer.config import Config
 from jaxformer.interp.factored import FactoredMatrix
-from jaxformer.model.checks import stacked
+from jaxformer.model.checks import check_params, stacked
 from jaxformer.model.params import Attention, Params
 from jaxformer.model.stream import upcast
 
@@ -51,6 +51,7 @@ def refactor_qk(params: Params, config: Config) -> Params:
     Raises:
         ValueError: rotary positions or a qk_norm, with which only `refactor_ov` works; unstacked layers.
     """
+    check_params(params, config)
     if config.rotary_width:
         raise ValueError(
             'position="rotary" rotates pairs of coordinates of queries and keys, so their basis must not change; '

@@ -71,8 +71,8 @@ def export(
             several dtypes; a tokenizer other than Subwords; a folder with a model that `save` wrote.
         OSError: the folder cannot be created or written.
     """
-    kind = find_family(family, "the family to export to")
     check_params(params, config)
+    kind = find_family(family, "the family to export to")
     stacked(params, config)
     fields = {
         "architectures": [kind.architecture],
@@ -187,6 +187,7 @@ def _canonical(config: Config) -> Config:
 
 def foreign_tensors(family: Family, params: Params, config: Config) -> dict[str, np.ndarray]:
     """Return parameters as the family's tensors, by name."""
+    check_params(params, config)
     return dict(_tensors(family, params, config))
 
 

@@ -310,7 +310,7 @@ def test_wrong_arguments_are_refused(x64):
         (lambda: decompose_resid(params, CLASSIC, acts, -1), ("layer=-1",)),
         (lambda: decompose_resid(params, CLASSIC, acts, 2, mlp_input=True), ("layer=2", "n_layers=2")),
         (lambda: component_labels(none, 1, mlp_input=True), ("layer=1", "d_mlp=0")),
-        (lambda: accumulated_resid(params, PARALLEL, acts, incl_mid=True), ("parallel=True", "incl_mid=False")),
+        (lambda: accumulated_resid(tame(PARALLEL), PARALLEL, acts, incl_mid=True), ("parallel=True", "incl_mid=False")),
         (lambda: accumulated_labels(none, incl_mid=True), ("d_mlp=0", "incl_mid=False")),
         (lambda: accumulated_resid(params, CLASSIC, bare), ("resid_post", "capture")),
         (lambda: head_results(params, CLASSIC, bare), ("z", "capture")),
