@@ -1,7 +1,8 @@
 """A GPT-style Transformer as pure functions over parameter pytrees.
 
 Read `config`, then `model`, in the order of its README, and beside it `reference`, the same model in plain Python.
-`decoding` continues a text, `pretrained` loads and saves models, `interp` takes a model apart.
+`decoding` continues a text, `pretrained` loads and saves models, `interp` takes a model apart. `interp` is imported at
+its first use.
 
 The dimension key, the same letters in every einsum and every annotation:
 
@@ -13,6 +14,9 @@ The dimension key, the same letters in every einsum and every annotation:
     n  head                              r  positions read
     k  key/value head                    w  beams (width)
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from jaxformer.config import Compute, Config, Rotary
 from jaxformer.decoding.beam import Beams, beam_search
@@ -35,6 +39,16 @@ from jaxformer.pretrained.loading import load, load_config
 from jaxformer.sharding import constrain, partition, shardings
 from jaxformer.sites import SITES, Edit, available_sites, identity
 from jaxformer.text.tokenizer import Bytes, Characters, Tokenizer, Words, stream_text
+
+if TYPE_CHECKING:
+    from jaxformer import interp as interp
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "interp":
+            return importlib.import_module("jaxformer.interp")
+        raise AttributeError(f"module 'jaxformer' has no attribute {name!r}")
+
 
 __all__ = [
     "SITES",
@@ -86,3 +100,7 @@ __all__ = [
     "unstack",
     "update",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "interp"})

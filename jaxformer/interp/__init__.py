@@ -11,6 +11,49 @@ Read the files in this order:
 - `fold`, `refactor`: the same model with simpler weights.
 - `plots`: heat maps.
 
-The folder `engine` has their internals. Nothing is imported here: import from a file, as in
-`from jaxformer.interp.patching import patch_sweep`.
+The folder `engine` has their internals. A file is imported at its first use: `jaxformer.interp.patching.patch_sweep`,
+or `from jaxformer.interp.patching import patch_sweep`.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxformer.interp import (
+        attribution,
+        circuits,
+        components,
+        decompose,
+        edges,
+        edit,
+        factored,
+        fold,
+        heads,
+        jacobians,
+        lens,
+        match,
+        metric,
+        neurons,
+        nodes,
+        patching,
+        paths,
+        plots,
+        qk_ov,
+        refactor,
+    )  # fmt: skip
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            return importlib.import_module(f"jaxformer.interp.{name}")
+        raise AttributeError(f"module 'jaxformer.interp' has no attribute {name!r}")
+
+
+__all__ = [
+    "attribution", "circuits", "components", "decompose", "edges", "edit", "factored", "fold", "heads", "jacobians",
+    "lens", "match", "metric", "neurons", "nodes", "patching", "paths", "plots", "qk_ov", "refactor",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
