@@ -35,7 +35,7 @@ OWN_FILES = re.compile(
 
 
 class Model(NamedTuple):
-    """A model as `load` returns it."""
+    """What `load` returns: the parameters, the Config, and the tokenizer, or None if there is none."""
 
     params: Params
     config: Config
