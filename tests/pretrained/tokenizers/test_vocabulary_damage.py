@@ -108,7 +108,7 @@ def test_malformed_scores_are_refused(scores: Any):
 
 def test_an_id_outside_the_vocabulary_is_refused():
     tokenizer = Subwords(small())
-    for tokens in ([4], [-1]):
+    for tokens in ([4], [-2]):
         with raises(ValueError, tokens[0], 0, 4):
             tokenizer.decode(np.array(tokens))
     with raises(ValueError, repr("\ud800")):
