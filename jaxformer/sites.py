@@ -40,7 +40,7 @@ Layer = Int[Array, ""] | int | None
 """A layer's index: traced, unless the blocks are a list. An edit receives None at a site that belongs to no layer."""
 EditFunction = Callable[[str, Layer, Any], Any]
 """A function from (site, layer, value) to the value that the forward pass continues with."""
-Edit = EditFunction | Mapping[str | tuple[str, int], Callable[[Any], Any]]
+Edit = EditFunction | Mapping[Any, Callable[[Any], Any]]
 """What `edit=` takes: a function; edits as data, which are such functions too; or, by site, functions of the value."""
 
 
@@ -53,7 +53,7 @@ class Identity:
         return value
 
 
-identity = Identity()
+identity: EditFunction = Identity()
 
 
 def available_sites(config: Config, compute: Compute = Compute()) -> tuple[str, ...]:

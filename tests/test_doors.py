@@ -111,14 +111,7 @@ def run(door: Callable[..., Any], *arguments: Any) -> None:
         next(out)
 
 
-REWRITTEN = ("jaxformer.decoding.", "jaxformer.likelihood.")
-UNCHECKED = pytest.mark.xfail(reason="has no check of the order yet", strict=False)
-NAMES = [
-    pytest.param(name, marks=UNCHECKED) if name.startswith(REWRITTEN) else name for name in DOORS
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DOORS)
 def test_swapped_arguments_are_refused_with_their_order(name: str):
     door, params = DOORS[name], random_params(CONFIG)
     with raises(ValueError, "params is a Config", "config is a Params", "params, config"):

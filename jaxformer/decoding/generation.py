@@ -125,6 +125,7 @@ def lower(
     >>> program.compile().memory_analysis().output_size_in_bytes > 2 * 6 * 4
     True
     """
+    check_order(params, config)
     call = inspect.signature(generate).bind(params, config, prompt, n_tokens, key, **options)
     call.apply_defaults()
     given = call.arguments

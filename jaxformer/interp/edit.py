@@ -52,8 +52,10 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
     """
     if not callable(fn):
         raise ValueError(f"fn={fn!r} is not a function; to put a value there use patch")
-    kind = of_value if isinstance(fn, Partial) else of_function
-    return acting(site, layer, Partial(kind, Partial(fn)))
+    # Partial(fn) of a Partial would hide its arguments: they would be static.
+    data = isinstance(fn, Partial)
+    change = Partial(of_value, fn) if data else Partial(of_function, Partial(fn))
+    return acting(site, layer, change)
 
 
 def chain(*edits: Edit) -> Chain:

@@ -16,7 +16,7 @@ from jaxformer.interp.engine.sweep import _cut
 from jaxformer.model.attention import KERNELS
 from jaxformer.model.tap import Tap
 from jaxformer.model.transformer import block
-from jaxformer.sites import MODEL_SITES, Edit, available_sites, identity
+from jaxformer.sites import MODEL_SITES, EditFunction, available_sites, identity
 from tests.helpers.examples import examples
 from tests.helpers.models import NAMED, compiled_flops, configs, every_model, random_params
 
@@ -25,7 +25,7 @@ LOGITS_AT = jnp.array([-1, 1])
 close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def last_block(params, config: Config, state, edit: Edit, at=None, kernel: Any = "einsum"):
+def last_block(params, config: Config, state, edit: EditFunction, at=None, kernel: Any = "einsum"):
     """The stream after the last layer, at some positions; the edit is that of all positions."""
     own, last = jax.tree.map(lambda stack: stack[-1], params.blocks), config.n_layers - 1
     compute = Compute(kernel=kernel)
