@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Compute, forward, perplexity, score
+from jaxformer import Compute, forward, loss, perplexity, score
 from tests.helpers.errors import raises
 from tests.helpers.models import NAMED, SEED, every_model, random_params, random_tokens
+from train.data.batches import Batch
+from train.step import summed_loss
 
 
 @every_model
@@ -86,3 +88,25 @@ def test_an_edit_and_a_compute_are_those_of_forward():
     narrow = score(params, SEED, tokens, compute=Compute(dtype="bfloat16"))
     assert not np.array_equal(plain, narrow)
     np.testing.assert_allclose(narrow, plain, rtol=0, atol=0.05 * float(jnp.abs(plain).max()))
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_capture_gives_what_forward_captures(chunk: int | None):
+    params, tokens = random_params(SEED), random_tokens(SEED, 6)
+    plain = score(params, SEED, tokens)
+    sites = ("z", "final")
+    scores, activations = score(params, SEED, tokens, capture=sites, vocab_chunk=chunk)
+    np.testing.assert_allclose(scores, plain, rtol=1e-5, atol=1e-5)
+    expected = forward(params, SEED, tokens[:-1], capture=sites).activations
+    assert activations.keys() == expected.keys()
+    for site in sites:
+        np.testing.assert_allclose(activations[site], expected[site], rtol=1e-5, atol=1e-6)
+    assert "logits" in score(params, SEED, tokens, capture="all")[1]
+
+
+def test_the_loss_is_the_mean_of_the_scores_and_what_train_minimises():
+    params, tokens = random_params(SEED), random_tokens(SEED, 6)
+    value = loss(params, SEED, tokens)
+    np.testing.assert_allclose(value, -score(params, SEED, tokens).mean(), rtol=1e-6)
+    batch = Batch(tokens[None], jnp.ones((1, 5), bool))
+    np.testing.assert_allclose(summed_loss(params, SEED, batch), 5 * value, rtol=1e-6)

@@ -139,7 +139,7 @@ def init(config: Config, key: Key[Array, ""] | int, dtype: Any = jnp.float32) ->
     >>> init(config, 0).blocks.attn.W_Q.shape
     (2, 8, 2, 4)
     """
-    return draw(specs(config), jax.random.key(key) if isinstance(key, int) else key, dtype)
+    return draw(specs(config), key if isinstance(key, jax.Array) else jax.random.key(key), dtype)
 
 
 def abstract(config: Config, dtype: Any = jnp.float32) -> Params:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Sampling, generate
+from jaxformer import Characters, Sampling, generate, stream_tokens
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, NAMED, SEED, random_params
 
@@ -175,3 +175,28 @@ def test_inside_traced_code_nan_ends_a_text():
     found = jax.jit(lambda params: generate(params, config, [1, 2], 3, KEY))(broken)
     assert found.tokens.tolist() == [-1, -1, -1]
     assert np.isnan(found.log_probs[0])
+
+
+def test_a_temperature_is_short_for_a_sampling():
+    params, key = random_params(SEED), jax.random.key(2)
+    run = partial(generate, params, SEED, [1, 2, 3], 5, key)
+    short, whole = run(temperature=0.6), run(sampling=Sampling(temperature=0.6))
+    np.testing.assert_array_equal(short.tokens, whole.tokens)
+    np.testing.assert_array_equal(
+        run(temperature=0).tokens, run(sampling=Sampling(temperature=0)).tokens
+    )
+    pieces = stream_tokens(params, SEED, [1, 2, 3], 5, key, temperature=0.6)
+    np.testing.assert_array_equal(np.concatenate([*pieces]), short.tokens)
+
+
+def test_texts_are_decoded_without_what_follows_a_stop():
+    tokenizer, params, key = Characters("abcdefghijk"), random_params(SEED), jax.random.key(2)
+    free = generate(params, SEED, [1, 2, 3], 5, key)
+    assert free.texts(tokenizer) == tokenizer.decode(np.asarray(free.tokens))
+    stop = int(free.tokens[1])
+    out = generate(params, SEED, [[1, 2, 3], [1, 2, 3]], 5, key=jnp.stack([key] * 2), stop=stop)
+    first = free.tokens.tolist().index(stop) + 1
+    assert out.tokens[0, first:].tolist() == [-1] * (5 - first)
+    expected = tokenizer.decode(np.asarray(free.tokens[:first]))
+    assert out.texts(tokenizer) == [expected] * 2
+    assert tokenizer.decode(np.asarray(out.tokens[0])) == expected

@@ -50,3 +50,17 @@ def test_top_k_above_the_vocabulary_is_refused(k):
     with raises(ValueError, f"top_k={k}", 11):
         Sampling(top_k=k).fitted(SEED)
     assert Sampling(top_k=11).fitted(SEED) == Sampling(top_k=11)
+
+
+def test_a_temperature_beside_a_sampling_is_that_of_the_sampling():
+    assert Sampling().at(0.5) == Sampling(temperature=0.5)
+    assert Sampling(top_p=0.9).at(0.5) == Sampling(temperature=0.5, top_p=0.9)
+    assert Sampling(temperature=0.7).at(None) == Sampling(temperature=0.7)
+    assert Sampling().at(0).greedy
+    for sampling in (Sampling(temperature=0.7), Sampling(temperature=0)):
+        with raises(ValueError, "temperature=0.5", "sampling"):
+            sampling.at(0.5)
+    with raises(ValueError, "temperature=-1"):
+        Sampling().at(-1)
+    with raises(ValueError, "temperature=0", "top_k=3"):
+        Sampling(top_k=3).at(0)

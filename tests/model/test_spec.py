@@ -102,3 +102,8 @@ def test_stream_scores_and_logits_begin_at_scale_one(choices: str, d_model: int,
     assert most < 2.5
     assert 0.7 < spread < 3.5
     assert 0.7 < logits < 2.5
+
+
+def test_an_integer_is_a_seed():
+    expected = init(SEED, jax.random.key(3))
+    jax.tree.map(np.testing.assert_array_equal, init(SEED, 3), expected)
