@@ -61,7 +61,7 @@ def score(
     >>> bool(packed[2] == 0), bool(jnp.allclose(packed[0], packed[3]))
     (True, True)
     """
-    tokens, segments = _checked(params, config, tokens, segments, capture, edit, vocab_chunk, compute)  # fmt: skip
+    tokens, segments = _checked(params, config, tokens, segments, edit, vocab_chunk, compute)
     capture = check_capture(capture, config, compute)
     run = compiled(_score, edit, static=("capture", "vocab_chunk"))
     scores, activations = run(
@@ -87,7 +87,7 @@ def loss(
     >>> value.shape, gradient.W_E.shape
     ((), (5, 8))
     """
-    tokens, segments = _checked(params, config, tokens, segments, (), edit, vocab_chunk, compute)
+    tokens, segments = _checked(params, config, tokens, segments, edit, vocab_chunk, compute)
     run = compiled(_loss, edit, static=("vocab_chunk",))
     return run(params, config, tokens, segments, compute, vocab_chunk=vocab_chunk)
 
@@ -103,7 +103,7 @@ def perplexity(
 
 
 def _checked(
-    params: Any, config: Any, tokens: Any, segments: Any, capture: Any, edit: Any, vocab_chunk: Any, compute: Compute
+    params: Any, config: Any, tokens: Any, segments: Any, edit: Any, vocab_chunk: Any, compute: Compute
 ) -> tuple[Any, Any]:  # fmt: skip
     """Check a call; return the tokens and the segments as arrays."""
     check_order(params, config)
@@ -119,7 +119,7 @@ def _checked(
             f"tokens holds {tokens.size} tokens; give at least two: the first has no score"
         )
     read = Inputs(tokens[:-1], None, None, None if segments is None else segments[:-1])
-    check_inputs(params, config, read, capture, edit, compute)
+    check_inputs(params, config, read, (), edit, compute)
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(tokens, config.n_vocab)
     return tokens, segments

@@ -121,6 +121,26 @@ MUTATIONS = [
     Mutation("sharding-axis", "jaxformer/sharding.py", "tests/train",
              '"f": "tensor",\n    "v"',
              '"f": None,\n    "v"'),
+    # Packed documents see each other.
+    Mutation("documents", "jaxformer/model/attention.py", "tests/model",
+             "mask &= same_document(positions)",
+             "pass"),
+    # The last token of a document is asked for the first of the next.
+    Mutation("boundary", "jaxformer/likelihood.py", "tests",
+             "return (segments[1:] == segments[:-1]) & (segments[1:] >= 0)",
+             "return segments[1:] >= 0"),
+    # The program of a function is kept, with the values that it closed over.
+    Mutation("stale-edit", "jaxformer/interp/engine/delta.py", "tests/model",
+             "return self.change.func is not of_function",
+             "return True"),
+    # An edit of a misspelt site does nothing, in silence.
+    Mutation("silent-edit", "jaxformer/edits.py", "tests/model",
+             "self.acted |= new is not value",
+             "self.acted = True"),
+    # An eager call compiles every time.
+    Mutation("eager", "jaxformer/model/tap.py", "tests/model",
+             "shared_program = cache(_jit)",
+             "shared_program = _jit"),
 ]
 # fmt: on
 
