@@ -314,3 +314,15 @@ def test_capture_all_is_every_site():
         assert tuple(sorted(out.activations)) == tuple(sorted(available_sites(config, compute)))
     with raises(ValueError, "capture='z'", "all"):
         forward(PARAMS, SEED, TOKENS, capture="z")
+
+
+def test_capture_goes_with_jit_and_vmap_as_the_docstring_says():
+    plain = forward(PARAMS, SEED, TOKENS, capture=("z",)).activations["z"]
+    jitted = jax.jit(forward, static_argnames="capture")
+    found = jitted(PARAMS, SEED, TOKENS, capture=("z",)).activations["z"]
+    np.testing.assert_allclose(found, plain, rtol=1e-6)
+    batched = jax.vmap(partial(forward, capture=("z",)), in_axes=(None, None, 0))
+    found = batched(PARAMS, SEED, jnp.stack([TOKENS] * 2)).activations["z"]
+    np.testing.assert_allclose(found, [plain] * 2, rtol=1e-5, atol=1e-6)
+    for form in ('jax.jit(forward, static_argnames="capture")', 'partial(forward, capture=("z",))'):
+        assert form in str(forward.__doc__)
