@@ -1,7 +1,6 @@
 """Settings of every test: strict dtype promotion, quick compilation, examples, and the cache of compiled programs."""
 
 import contextlib
-import itertools
 import os
 import signal
 from importlib.metadata import version
@@ -93,21 +92,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"no such parameters: {wrong}")
 
 
-_MAPS = Path("/proc/self/maps")
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Forget programs before there are too many: each holds some of the 65,530 mappings that Linux grants a process.
+    """Forget the programs of earlier files before 65,530 mappings are full: thousands of tests each keep some 36.
 
-    Past that, XLA crashes.
+    A user's process does not need this: repeated calls keep one program (tests/model/test_eager.py).
     """
     yield
-    if next(_done) % 20 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 30_000:
+    from tests.helpers.compilations import mappings
+
+    if mappings() > 30_000:
         jax.clear_caches()
-
-
-_done = itertools.count(1)
 
 
 @pytest.fixture

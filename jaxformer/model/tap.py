@@ -57,7 +57,7 @@ class Tap:
 def compiled(
     run: Callable[..., Any], edit: Edit, *, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()
 ) -> Callable[..., Any]:  # fmt: skip
-    """Return `run`, whose first argument is an edit, as compiled code with this edit. In a trace it is inlined.
+    """Return `run`, whose first argument is an edit, as compiled code with this edit.
 
     Edits that are data share one program, which traces their numbers. A function is traced at every call, because it
     may close over what changes, and its program is dropped.
@@ -77,7 +77,7 @@ def compiled(
 
 
 def _jit(run: Callable[..., Any], static: tuple[str, ...], donate: tuple[str, ...] = ()) -> Any:
-    return jax.jit(run, static_argnames=static, donate_argnames=donate, inline=True)
+    return jax.jit(run, static_argnames=static, donate_argnames=donate)
 
 
 shared_program = cache(_jit)

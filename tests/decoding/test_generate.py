@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxformer import Compute, Config, Sampling, available_sites, forward, generate, score
+from jaxformer.decoding.generation import STATIC, _generate
+from jaxformer.model.tap import shared_program
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, NAMED, SEED, every_model, random_params, random_tokens
 from tests.helpers.texts import GREEDY, close, full_pass, model, naive_text, prompts, sliced
@@ -131,25 +133,22 @@ def test_many_texts_of_one_prompt_by_vmap_over_keys():
 
 @pytest.mark.slow
 def test_few_programs_serve_all_lengths():
-    params, seen = random_params(SEED), []
+    params = random_params(SEED)
 
-    def new_edit(site, layer, value):  # a new function, so no other test has compiled its programs
-        seen.append(site)  # an edit runs only while a program is traced
-        return value
+    program: Any = shared_program(_generate, STATIC, ())
 
     def programs(prompts, numbers) -> int:
-        made = 0
+        before = program._cache_size()
         for prompt, number in zip(prompts, numbers, strict=True):
-            seen.clear()
-            sampling = Sampling(temperature=0.1 * number)
-            generate(params, SEED, prompt, number, KEY, sampling=sampling, edit=new_edit)
-            made += bool(seen)
-        return made
+            generate(params, SEED, prompt, number, KEY, temperature=0.1 * number)
+        return program._cache_size() - before
 
+    jax.clear_caches()
     assert programs([[5] * n for n in range(1, 17)], range(16, 0, -1)) == 1
     assert programs([[5] * n for n in (17, 25, 32)], (1, 9, 16)) == 1
     assert programs([[5] * n for n in (4, 16)], (17, 32)) == 1
-    assert programs([[[5] * n for n in pair] for pair in ((2, 5), (16, 1), (3, 4))], (3, 3, 3)) == 1
+    pairs = [[[5] * n for n in pair] for pair in ((2, 5), (16, 1), (3, 4))]
+    assert programs(pairs, (3, 3, 3)) == 1
 
 
 COMPUTES = {

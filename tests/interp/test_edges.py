@@ -50,7 +50,9 @@ def sent(params: Any, config: Config, clean: jax.Array, corrupted: jax.Array, st
     """
 
     def begun(site, layer, value):
-        return start if site == "embed" and start is not None else value
+        return (
+            value + 0 if site == "embed" and start is None else start if site == "embed" else value
+        )
 
     sites = ("embed", "head_out", *(("mlp_out",) if config.d_mlp else ()))
     target, base = (
@@ -79,7 +81,7 @@ def split_streams(params: Any, config: Config, deltas: jax.Array, factors: dict,
 
     def edit(site, layer, value):
         if site == "embed":
-            return value if start is None else start
+            return value + 0 if start is None else start  # without layers, no other site changes
         if site in ("resid_pre", "resid_mid"):
             kept[str(site)] = value
         if site in ("q", "k", "v"):

@@ -10,7 +10,7 @@ import pytest
 
 from jaxformer import forward
 from jaxformer.interp.jacobians import _check_place, jacobian, jvp_between, vjp_between
-from jaxformer.sites import MODEL_SITES
+from jaxformer.sites import MODEL_SITES, identity
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, SEED, random_params, random_tokens
 
@@ -39,7 +39,7 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
         site, layer = node
 
         def edit(name, here, value):
-            if move is None or name != source[0] or (source[1] is not None and here is None):
+            if name != source[0] or (source[1] is not None and here is None):
                 return value
             axis = 1 if name == "pattern" else 0
             put = (slice(None),) * axis + (slice(None) if position is None else position,)
@@ -47,7 +47,8 @@ def test_products_between_sites_agree_with_the_jacobian_and_with_small_steps(wha
                 1.0 if source[1] is None else jnp.asarray(here == source[1], value.dtype)
             )
 
-        out = forward(params, MODERN, tokens, capture=(site,), edit=edit).activations[site]
+        moved = identity if move is None else edit
+        out = forward(params, MODERN, tokens, capture=(site,), edit=moved).activations[site]
         out = out if layer is None else out[layer]
         return out if at is None else jnp.take(out, at, 1 if site == "pattern" else 0)
 
