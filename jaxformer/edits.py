@@ -4,7 +4,7 @@ An edit is a function from (site, layer, value) to the value that the pass conti
 of numbers, as those of `jaxformer.interp.edit` are: such edits of one structure share a compiled program.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import Compute, Config
-from jaxformer.sites import MODEL_SITES, SITES, Edit, EditFunction, Layer, available_sites
+from jaxformer.sites import MODEL_SITES, SITES, Edit, Layer, available_sites
+
+NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex)
 
 READS_A_TRACED_VALUE = (
     jax.errors.ConcretizationTypeError,
@@ -22,22 +24,75 @@ READS_A_TRACED_VALUE = (
 
 
 def is_data(edit: Edit) -> bool:
-    """Whether an edit is a pytree of numbers; an object in it may say so itself, as `is_data`."""
+    """Whether an edit is a pytree of numbers; a part that has an attribute `is_data` decides for itself."""
     if isinstance(edit, Mapping):
         return False
     leaves = jax.tree.leaves(edit, is_leaf=lambda node: hasattr(node, "is_data"))
-    number = (jax.Array, np.ndarray, np.generic, int, float)
-    return all(getattr(leaf, "is_data", isinstance(leaf, number)) for leaf in leaves)
+    return all(getattr(leaf, "is_data", isinstance(leaf, NUMBERS)) for leaf in leaves)
+
+
+def check_numbers(name: str, values: Any) -> None:
+    """Refuse what holds anything but numbers, or nothing."""
+    leaves = jax.tree.leaves(values)
+    if not leaves or not all(isinstance(leaf, NUMBERS) for leaf in leaves):
+        raise ValueError(f"{name}={values!r} is not an array of numbers")
+
+
+class BySite:
+    """A mapping from sites, or from (site, layer), to functions of the value, as one edit."""
+
+    def __init__(self, functions: Mapping[Any, Any]):
+        places = {key if isinstance(key, tuple) else (key, None): fn for key, fn in functions.items()}  # fmt: skip
+        self.functions: dict[Any, Callable[[Any], Any]] = places
+
+    def __call__(self, site: str, layer: Layer, value: Any) -> Any:
+        """Return the value after all functions of this site."""
+        for (name, chosen), function in self.functions.items():
+            if name == site and value is not None:
+                new = function(value)
+                value = new if chosen is None else in_layer(chosen, layer, new, value)
+        return value
+
+    def check(self, config: Config, compute: Compute, lengths: Mapping[str, int]) -> None:
+        """Refuse a key that is not a place of this model, and a value that is not a function of an array."""
+        del lengths
+        for place, function in self.functions.items():
+            if len(place) != 2:
+                raise ValueError(f"edit has the key {place!r}; give a site, or (site, layer)")
+            site, layer = place
+            check_capture((site,), config, compute)
+            check_layer(site, layer, config)
+            if not callable(function) or hasattr(function, "check"):
+                raise ValueError(f"edit[{place!r}]={function!r} is not a function of the site's value")  # fmt: skip
+
+
+def in_layer(chosen: Any, layer: Layer, new: Any, value: Any) -> Any:
+    """Return the new value in the chosen layer, and the old one elsewhere."""
+    if new is value or not fits(new, value):
+        return new
+    return jnp.where(layer == jnp.asarray(chosen, jnp.int32), new.astype(value.dtype), value)
+
+
+def fits(new: Any, value: Any) -> bool:
+    """Whether a new value can take the place of a site's value; the Tap refuses others."""
+    shape = getattr(new, "shape", None)  # a list may hold traced numbers
+    return shape == value.shape and not jnp.iscomplexobj(new)
 
 
 class Watched:
-    """A function, or a mapping of them, as an edit that knows whether it has changed a value yet."""
+    """An edit that knows whether it has changed a value yet, and that explains JAX's errors about traced values."""
 
     def __init__(self, edit: Edit):
-        self.edit, self.acted = as_function(edit), False
+        self.edit = BySite(edit) if isinstance(edit, Mapping) else edit
+        self.parts = [Watched(part) for part in getattr(edit, "edits", ())]  # of a chain
+        self.acted = False
 
     def __call__(self, site: str, layer: Layer, value: Any) -> Any:
-        """Return the value that the edit gives; explain an error of JAX."""
+        """Return the value that the edit gives."""
+        if self.parts:
+            for part in self.parts:
+                value = part(site, layer, value)
+            return value
         try:
             new = self.edit(site, layer, value)
         except READS_A_TRACED_VALUE as error:
@@ -49,70 +104,48 @@ class Watched:
         self.acted |= new is not value
         return new
 
+    def check(self, config: Config, compute: Compute, lengths: Mapping[str, int]) -> None:
+        """Check the edit that is watched."""
+        check_edit(self.edit, config, compute, lengths)
+
     def check_acted(self) -> None:
-        """Refuse an edit that has changed nothing."""
-        if not self.acted:
+        """Refuse an edit that has changed nothing, also as a part of a chain."""
+        for part in self.parts:
+            part.check_acted()
+        if not self.acted and not self.parts:
             raise ValueError(
                 "the edit returned every value unchanged; compare `site` with the name of a site that this model has "
                 "(jaxformer.available_sites(config) lists them), and to look at values use capture"
             )
 
 
-def as_function(edit: Edit) -> EditFunction:
-    """Return an edit as a function of (site, layer, value)."""
-    if not isinstance(edit, Mapping):
-        return edit
-
-    def by_site(site: str, layer: Layer, value: Any) -> Any:
-        for key, function in edit.items():
-            name, chosen = (key, None) if isinstance(key, str) else key
-            if name == site:
-                new = function(value)
-                if chosen is not None and new is not value and np.shape(new) == value.shape:
-                    new = jnp.where(layer == chosen, jnp.asarray(new).astype(value.dtype), value)
-                value = new
-        return value
-
-    return by_site
-
-
-def check_capture(capture: str | Iterable[str], config: Config, compute: Compute) -> tuple[str, ...]:  # fmt: skip
-    """Return the names of the sites to capture; refuse one that this forward pass does not reach."""
-    if not capture:
-        return ()
+def check_capture(capture: Any, config: Config, compute: Compute) -> tuple[str, ...]:
+    """Return the sites to capture, in their order in the pass; refuse one that the pass does not reach."""
     available = available_sites(config, compute)
     if isinstance(capture, str):
         if capture == "all":
             return available
-        raise ValueError(
-            f'capture={capture!r} is one string; give a tuple, ({capture!r},), or "all"'
-        )
-    for site in (capture := tuple(capture)):
+        raise ValueError(f'capture={capture!r} is one string; give a tuple, ({capture!r},), or "all"')  # fmt: skip
+    if not isinstance(capture, Iterable):
+        raise ValueError(f'capture={capture!r} is not a tuple of names of sites, or "all"')
+    capture = tuple(capture)
+    for site in capture:
         if site not in available:
             why = f"this Config has no site {site!r}" if site in SITES else f"unknown site {site!r}"
             if site in available_sites(config):
                 why = f"kernel={compute.kernel!r} never computes {site!r}; use kernel='einsum'"
             raise ValueError(f"{why}; the sites are {', '.join(available)}")
-    return capture
+    return tuple(site for site in available if site in capture)
 
 
 def check_edit(edit: Any, config: Config, compute: Compute, lengths: Mapping[str, int]) -> None:
-    """Refuse an edit that would never act in this model: a mapping by its keys, an object by its method `check`.
+    """Refuse an edit that would never act in this model; an object says so by its method `check`.
 
     `lengths` are the numbers of queries `t`, keys `s` and positions with logits `r` of the pass.
     """
+    edit = BySite(edit) if isinstance(edit, Mapping) else edit
     if check := getattr(edit, "check", None):
         check(config, compute, lengths)
-    elif isinstance(edit, Mapping):
-        for key, function in edit.items():
-            place: Any = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
-            site, layer = place
-            check_capture((site,), config, compute)
-            check_layer(site, layer, config)
-            if not callable(function):
-                raise ValueError(
-                    f"edit[{key!r}]={function!r} is not a function of the site's value"
-                )
     elif not callable(edit):
         raise ValueError(
             f"edit={edit!r} is not an edit; give one of jaxformer.interp.edit, a function edit(site, layer, value), "
@@ -120,7 +153,7 @@ def check_edit(edit: Any, config: Config, compute: Compute, lengths: Mapping[str
         )
 
 
-def check_layer(site: str, layer: int | None, config: Config) -> None:
+def check_layer(site: str, layer: Any, config: Config) -> None:
     """Refuse a layer that this model does not have, and any layer for a site that belongs to none."""
     if site in MODEL_SITES:
         if layer is not None:
@@ -129,5 +162,5 @@ def check_layer(site: str, layer: int | None, config: Config) -> None:
         raise ValueError(f"no layer has a {site}: this model has n_layers=0")
     elif layer is not None and layer not in range(config.n_layers):
         raise ValueError(
-            f"layer={layer} is out of range: this model has layers 0 to {config.n_layers - 1}"
+            f"layer={layer!r} is out of range: this model has layers 0 to {config.n_layers - 1}"
         )

@@ -5,15 +5,13 @@ from collections.abc import Iterable
 from typing import Any, overload
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxformer.checks import check_vocabulary, positive_integer
+from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
 from jaxformer.edits import check_capture
-from jaxformer.model.checks import Inputs, Integers, check_inputs, check_order
+from jaxformer.model.checks import Inputs, Integers, check_inputs
 from jaxformer.model.params import Params
 from jaxformer.model.tap import Tap, compiled
 from jaxformer.model.transformer import logits_of, run_model
@@ -41,10 +39,12 @@ def score(
 ) -> Scores | tuple[Scores, dict[str, Array]]:  # fmt: skip
     """Return log p(token | all tokens before it), in nats, for every token but the first; `jax.vmap` for a batch.
 
+    Each length compiles a program, which is kept: pad texts of many lengths to a few.
+
     Args:
         segments: as in `forward`. The first token of a document has the score 0, and so has a token whose number is
             negative: it is padding.
-        edit: as in `forward`. With a vocab_chunk it is called at "logits" once per chunk, with some of the entries.
+        edit: as in `forward`. With a vocab_chunk it acts on "logits" chunk by chunk, each with some of the entries.
         vocab_chunk: the number of vocabulary entries whose logits are computed at a time; the backward pass computes
             them again. None: all.
         capture: as in `forward`; the result is then a pair, of the scores and the activations.
@@ -61,7 +61,7 @@ def score(
     >>> bool(packed[2] == 0), bool(jnp.allclose(packed[0], packed[3]))
     (True, True)
     """
-    tokens, segments = _checked(params, config, tokens, segments, edit, vocab_chunk, compute)
+    tokens, segments, vocab_chunk = _check(params, config, tokens, segments, edit, vocab_chunk, compute)  # fmt: skip
     capture = check_capture(capture, config, compute)
     run = compiled(_score, edit, static=("capture", "vocab_chunk"))
     scores, activations = run(
@@ -87,7 +87,7 @@ def loss(
     >>> value.shape, gradient.W_E.shape
     ((), (5, 8))
     """
-    tokens, segments = _checked(params, config, tokens, segments, edit, vocab_chunk, compute)
+    tokens, segments, vocab_chunk = _check(params, config, tokens, segments, edit, vocab_chunk, compute)  # fmt: skip
     run = compiled(_loss, edit, static=("vocab_chunk",))
     return run(params, config, tokens, segments, compute, vocab_chunk=vocab_chunk)
 
@@ -102,27 +102,19 @@ def perplexity(
     return jnp.exp(loss(params, config, tokens, edit=edit, **options))
 
 
-def _checked(
+def _check(
     params: Any, config: Any, tokens: Any, segments: Any, edit: Any, vocab_chunk: Any, compute: Compute
-) -> tuple[Any, Any]:  # fmt: skip
-    """Check a call; return the tokens and the segments as arrays."""
-    check_order(params, config)
-    if vocab_chunk is not None:
-        positive_integer("vocab_chunk", vocab_chunk)
-    # Concrete tokens as NumPy: slicing them in JAX would take longer than the check.
-    tokens, segments = (
-        array if array is None or isinstance(array, jax.core.Tracer) else np.asarray(array)
-        for array in (tokens, segments)
-    )
-    if tokens.size < 2 and tokens.ndim < 2:
+) -> tuple[Any, Any, int | None]:  # fmt: skip
+    """Check a call; return the tokens and the segments as arrays, and vocab_chunk as a Python int."""
+    given = Inputs(tokens, None, None, segments)
+    inputs, _ = check_inputs(params, config, given, (), edit, compute, unread=1)
+    if len(inputs.tokens) < 2:
         raise ValueError(
-            f"tokens holds {tokens.size} tokens; give at least two: the first has no score"
+            f"tokens holds {len(inputs.tokens)} tokens; give at least two: the first has no score"
         )
-    read = Inputs(tokens[:-1], None, None, None if segments is None else segments[:-1])
-    check_inputs(params, config, read, (), edit, compute)
-    if not isinstance(tokens, jax.core.Tracer):
-        check_vocabulary(tokens, config.n_vocab)
-    return tokens, segments
+    if vocab_chunk is not None:
+        vocab_chunk = positive_integer("vocab_chunk", vocab_chunk)
+    return inputs.tokens, inputs.segments, vocab_chunk
 
 
 def _score(
@@ -130,6 +122,9 @@ def _score(
     capture: tuple[str, ...], vocab_chunk: int | None,
 ) -> tuple[Scores, dict[str, Array]]:  # fmt: skip
     labels = tokens[1:]
+    # Comparing in a narrow dtype, or indexing with a wide one, would wrap.
+    wide = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+    labels = jnp.where((wide >= 0) & (wide < config.n_vocab), wide.astype(jnp.int32), -1)
     read = Inputs(tokens[:-1], None, None, None if segments is None else segments[:-1])
     if vocab_chunk is None or vocab_chunk >= config.n_vocab:
         out = run_model(edit, params, config, read, compute, capture=capture)
@@ -153,7 +148,7 @@ def _loss(
     return -scores.sum() / jnp.maximum(has_score(segments).sum(), 1).astype(scores.dtype)
 
 
-def has_score(segments: Int[Array, " t"]) -> Bool[Array, " targets"]:
+def has_score(segments: Integer[Array, " t"]) -> Bool[Array, " targets"]:
     """Say which tokens have a score: those that follow a token of their own document, and are not padding."""
     return (segments[1:] == segments[:-1]) & (segments[1:] >= 0)
 

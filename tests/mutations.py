@@ -131,16 +131,16 @@ MUTATIONS = [
              "return segments[1:] >= 0"),
     # The program of a function is kept, with the values that it closed over.
     Mutation("stale-edit", "jaxformer/interp/engine/delta.py", "tests/model",
-             "return self.change.func is not of_function",
-             "return True"),
+             "return self.change.func is not of_function and all(numbers)",
+             "return all(numbers)"),
     # An edit of a misspelt site does nothing, in silence.
     Mutation("silent-edit", "jaxformer/edits.py", "tests/model",
              "self.acted |= new is not value",
              "self.acted = True"),
     # An eager call compiles every time.
     Mutation("eager", "jaxformer/model/tap.py", "tests/model",
-             "shared_program = cache(_jit)",
-             "shared_program = _jit"),
+             "_shared = cache(_jit)",
+             "_shared = _jit"),
 ]
 # fmt: on
 

@@ -1,7 +1,9 @@
 """How likely a model finds a text: by hand, summed over all texts, and at the edges."""
 
+import dataclasses
 import inspect
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +73,10 @@ def test_one_token_cannot_be_scored(door, length: int):
 
 
 def test_a_lone_number_cannot_be_scored():
-    with raises(ValueError, 1):
+    with raises(ValueError, "()"):
         inspect.unwrap(score)(random_params(SEED), SEED, 3)
+    with raises(ValueError, 1, "two"):
+        score(random_params(SEED), SEED, [3])
 
 
 def test_an_edit_and_a_compute_are_those_of_forward():
@@ -110,3 +114,22 @@ def test_the_loss_is_the_mean_of_the_scores_and_what_train_minimises():
     np.testing.assert_allclose(value, -score(params, SEED, tokens).mean(), rtol=1e-6)
     batch = Batch(tokens[None], jnp.ones((1, 5), bool))
     np.testing.assert_allclose(summed_loss(params, SEED, batch), 5 * value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32"])
+@pytest.mark.parametrize("chunk", [None, 64])
+def test_tokens_of_any_integer_type_have_the_same_scores(dtype: str, chunk: int | None):
+    """A comparison in the tokens' own type would wrap: 300 is 44 in uint8."""
+    config = dataclasses.replace(SEED, n_layers=1, n_vocab=300)
+    params, tokens = random_params(config), [100, 120, 5, 99]
+    expected = score(params, config, tokens)
+    found = score(params, config, np.array(tokens, dtype), vocab_chunk=chunk)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_a_traced_wide_token_does_not_wrap(chunk: int | None, x64):
+    params = random_params(SEED, dtype=jnp.float64)
+    tokens = jnp.array([3, 1, 4, 2**32 + 1])
+    found = jax.jit(partial(score, params, SEED, vocab_chunk=chunk))(tokens)
+    assert np.isnan(found).tolist() == [False, False, True]

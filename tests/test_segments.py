@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxformer import Compute, Config, empty_cache, forward, loss, perplexity, score
+from jaxformer.checks import check_segments
 from jaxformer.config import Kernel
-from jaxformer.model.checks import Inputs, check_options
 from tests.helpers.errors import raises
 from tests.helpers.models import NAMED, SEED, every_model, random_params, random_tokens
 
@@ -103,7 +103,9 @@ def test_wrong_segments_are_sentences():
     with raises(ValueError, "segments", 3, 4):
         forward(params, SEED, tokens, segments=[0, 0, 1])
     with raises(ValueError, "segments", "float64", "integers"):
-        check_options(Inputs(tokens, None, None, np.zeros(4)), SEED)
+        check_segments(np.zeros(4), 4, None)
+    with raises(ValueError, 9, 4):
+        loss(params, SEED, tokens, segments=[0] * 9)
     with raises(ValueError, "segments", "cache"):
         forward(params, SEED, tokens, empty_cache(SEED, 4), segments=[0, 0, 1, 1])
 
@@ -117,3 +119,15 @@ def test_a_document_has_to_fit_the_position_table_and_the_sequence_does_not():
     traced = jax.jit(lambda s: forward(params, config, tokens, segments=s).logits)
     found = traced(jnp.array([0] * 2 + [1] * 10))
     assert jnp.isnan(found).all()  # a weight of 0 times NaN is NaN
+
+
+@pytest.mark.parametrize("first", [5 * 2**32, 2**31, 3_000_000_000])
+def test_any_integer_is_a_segment(first: int):
+    """Hashes as segments would be truncated to 32 bits by JAX."""
+    params, tokens = random_params(SEED), random_tokens(SEED, 8)
+    expected = loss(params, SEED, tokens, segments=[0] * 4 + [1] * 4)
+    found = loss(params, SEED, tokens, segments=[first] * 4 + [first + 2**32] * 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    logits = forward(params, SEED, tokens, segments=np.repeat([first, first + 2**32], 4)).logits
+    again = forward(params, SEED, tokens, segments=[0] * 4 + [1] * 4).logits
+    np.testing.assert_allclose(logits, again, rtol=1e-6)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.checks import positive_integer
 from jaxformer.config import Compute, Config
-from jaxformer.decoding.inputs import NO_TOKEN, Prompts, bucket, check_room, gather
+from jaxformer.decoding.inputs import Prompts, bucket, check_room, gather
 from jaxformer.decoding.loop import decode, initial_state, sample_first
 from jaxformer.decoding.prefill import cast_params, check_edit_of_passes
 from jaxformer.decoding.request import Program, Request, make_program, make_request, with_edit
@@ -20,7 +20,7 @@ from jaxformer.decoding.sampling import Sampling
 from jaxformer.decoding.stacking import unstack
 from jaxformer.model.checks import check_order, check_params
 from jaxformer.model.params import Params
-from jaxformer.model.tap import compiled, shared_program
+from jaxformer.model.tap import compiled
 from jaxformer.sites import Edit, EditFunction, activation_axis, identity
 
 
@@ -34,10 +34,13 @@ class Generated(NamedTuple):
     log_probs: Float[Array, "*b new"]  # under the model's distribution, before any processor
     activations: dict[str, Array]  # axes as `forward` returns them; t: the generated tokens
 
-    def texts(self, tokenizer: Any) -> str | list[str]:
-        """Decode the tokens: one text, or one for each prompt of a batch."""
-        texts = [tokenizer.decode(row[row != NO_TOKEN]) for row in np.atleast_2d(self.tokens)]
-        return texts if self.tokens.ndim > 1 else texts[0]
+    def texts(self, tokenizer: Any) -> Any:
+        """Decode the tokens: one text, or a list of them for each axis before the last."""
+
+        def decoded(tokens: Any) -> Any:
+            return [decoded(row) for row in tokens] if tokens.ndim > 1 else tokenizer.decode(tokens)
+
+        return decoded(np.asarray(self.tokens))
 
     @property
     def lengths(self) -> Int[Array, "*b"]:
@@ -130,10 +133,11 @@ def lower(
     call.apply_defaults()
     given = call.arguments
     program = make_program(config, given["capture"], given["compute"])
-    rest = [given[name] for name in ("stop", "edit", "edit_from")]
-    sampling = given["sampling"].at(given["temperature"])
-    _, arguments = _arguments(params, program, prompt, n_tokens, key, sampling, *rest)
-    return shared_program(_generate, STATIC, ()).lower(given["edit"], **arguments)
+    rest = given["sampling"].at(given["temperature"]), given["stop"], given["edit"], given["edit_from"]  # fmt: skip
+    _, arguments = _arguments(params, program, prompt, n_tokens, key, *rest)
+    run: Any = compiled(_generate, given["edit"], static=STATIC)
+    edits = getattr(run, "args", ())  # a partial, of a program that several edits share
+    return getattr(run, "func", run).lower(*edits, **arguments)
 
 
 def _arguments(

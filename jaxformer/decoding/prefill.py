@@ -11,7 +11,7 @@ from jaxformer.config import Compute, Config
 from jaxformer.decoding.inputs import bucket
 from jaxformer.decoding.request import EditFrom, Program
 from jaxformer.decoding.stacking import unstack
-from jaxformer.edits import check_edit
+from jaxformer.edits import check_edit, fits
 from jaxformer.model.cache import Cache, batch_axis, empty_cache
 from jaxformer.model.checks import Inputs
 from jaxformer.model.params import Params
@@ -94,8 +94,8 @@ def edit_from_position(
 
     def restricted(site: str, layer: Layer, value: Array) -> Any:
         changed: Any = edit(site, layer, value)
-        if changed is value or jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
-            return changed  # unchanged, or a value that the Tap refuses
+        if changed is value or not fits(changed, value):
+            return changed
         here = positions[last][None] if site in LOGIT_SITES else positions
         acts = (here >= start) & (here <= positions[last])
         shape = [1] * value.ndim

@@ -114,6 +114,13 @@ class Sampling:
             raise ValueError(
                 f"top_k={self.top_k} is more than the vocabulary's {config.n_vocab} entries; leave it out to keep all"
             )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and (jnp.ndim(value) or jnp.iscomplexobj(value)):
+                raise ValueError(
+                    f"{field.name} has shape {jnp.shape(value)} and dtype {jnp.result_type(value)}; give one real "
+                    "number, and use jax.vmap for several"
+                )
         kinds = {field.name: float for field in dataclasses.fields(self)} | {"top_k": int}
         typed = {
             name: kind(value) if isinstance(value := getattr(self, name), int | float) else value

@@ -53,8 +53,8 @@ def stream_tokens(
         chunk: tokens per piece.
 
     Raises:
-        ValueError: what `generate` refuses, and a context below 1 or above n_context. Everything except NaN logits is
-            checked at the call, before anything runs.
+        ValueError: what `generate` refuses, and a context below 1 or above n_context. NaN logits and what an edit
+            returns are checked while the iterator runs, everything else at the call.
 
     >>> import jaxformer
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
@@ -91,7 +91,7 @@ class Call(NamedTuple):
     edit: Any
 
     def check_acted(self) -> None:
-        """Refuse a function that has changed nothing in a prefill and a decoding loop."""
+        """Refuse a function that has changed nothing in a prefill."""
         if isinstance(self.edit, Watched):
             self.edit.check_acted()
 
@@ -117,6 +117,7 @@ def _stream(
         state, sampled = read(
             params, request, unread, prompts.tokens, prompts.lengths, program=program, room=room
         )
+        call.check_acted()
         # The last token sampled is not read, so it takes no row of the cache.
         new, segment = _checked(sampled, n_tokens - left), min(left, most - len(window) + 1)
         while True:
@@ -126,7 +127,6 @@ def _stream(
                 break
             limit = np.int32(min(chunk, segment))
             state, sampled = go_on(unstacked, request, state, limit, program=program, room=chunk)
-            call.check_acted()
             new = _checked(sampled, n_tokens - left)
         window = window[-max(most // 2, 1) :]
 

@@ -11,13 +11,14 @@ of its chunks), then one for each token. An edit of a position is rarely useful 
 refused, because the pass of a token has only position 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Shaped
 
+from jaxformer.edits import BySite, check_numbers
 from jaxformer.interp.engine.axes import Index, checked, concrete, python_number
 from jaxformer.interp.engine.delta import (
     At,
@@ -40,7 +41,8 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
         layer: index of the layer, which may be traced; None: every layer, or a site that belongs to no layer.
         fn: maps the value of one layer, with the axes of `jaxformer.sites.AXES`. It runs in every layer, and its
             results in other layers are dropped, but its derivative must be finite there too. It is traced at every
-            call. The function of a `jax.tree_util.Partial` is static instead, and its arguments are traced.
+            call. The function of a `jax.tree_util.Partial` is static instead, and its arguments are traced: it must
+            not close over what changes, and each new function compiles and keeps a program.
 
     Raises:
         ValueError: an unknown site, a layer for a site without layers, a layer that is not an integer, an fn that is
@@ -58,13 +60,19 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
     return acting(site, layer, change)
 
 
+def _number(name: str, value: Any) -> Any:
+    """Return numbers as they are, but a Python or NumPy scalar as a float, so that all of them share a program."""
+    check_numbers(name, value)
+    return python_number(value, float)
+
+
 def chain(*edits: Edit) -> Chain:
     """Return the edit that applies several edits, one after another.
 
     >>> len(chain(at("q", 0, abs), at("k", 0, abs)).edits)
     2
     """
-    return Chain(edits)
+    return Chain(tuple(BySite(edit) if isinstance(edit, Mapping) else edit for edit in edits))
 
 
 def patch(site: str, layer: Any, index: Index | None, value: Any) -> At:
@@ -87,7 +95,7 @@ def patch(site: str, layer: Any, index: Index | None, value: Any) -> At:
     >>> bool((out.activations["z"][1, :, 0] == 0).all())
     True
     """
-    return acting(site, layer, Partial(put, checked(site, index), python_number(value, float)))
+    return acting(site, layer, Partial(put, checked(site, index), _number("value", value)))
 
 
 def patch_layers(site: str, index: Index | None, values: Shaped[Array, "l ..."]) -> At:
@@ -159,14 +167,16 @@ def steer(
     >>> steer(0, jnp.ones(8), -2.0).site
     'resid_pre'
     """
+    check_numbers("strength", strength)
     if jnp.ndim(strength) or jnp.iscomplexobj(strength):
         raise ValueError(
             f"strength has shape {jnp.shape(strength)} and dtype {jnp.result_type(strength)}; "
             "give one real number, and use jax.vmap for several"
         )
+    check_numbers("direction", direction)
     index = {} if position is None else {"position": position}
     return acting(
-        site, layer, Partial(add, checked(site, index), direction, python_number(strength, float))
+        site, layer, Partial(add, checked(site, index), direction, _number("strength", strength))
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int8, Shaped
+from jaxtyping import Array, Float, Int, Int8, Integer, Shaped
 
 from jaxformer.config import Config
 from jaxformer.model.cpu import fence
@@ -110,6 +110,8 @@ def check_cache(cache: Cache, config: Config, tokens: int, *, listed: bool) -> N
     Raises:
         ValueError: naming the shapes or the number of rows.
     """
+    if not isinstance(cache, Cache):
+        raise ValueError(f"cache={cache!r} is not a Cache; make one by empty_cache(config, ...)")
     rows = capacity(cache)
     needed = _shape(config, rows)
     for name, stored in (("k", cache.k), ("v", cache.v)):
@@ -143,8 +145,8 @@ def is_rolling(config: Config, rows: int, tokens: int) -> bool:
 
 
 def place_tokens(
-    cache: Cache, config: Config, tokens: Int[Array, " t"]
-) -> tuple[Int[Array, " t"], Int[Array, " t"]]:
+    cache: Cache, config: Config, tokens: Integer[Array, " t"]
+) -> tuple[Int[Array, " t"], Integer[Array, " t"]]:
     """Return the positions of new tokens, and the tokens: if they do not fit, -1, which gives NaN."""
     length, rows = jnp.asarray(cache.length, jnp.int32), capacity(cache)
     positions = length + jnp.arange(len(tokens), dtype=jnp.int32)

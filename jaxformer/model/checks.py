@@ -9,9 +9,15 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import tree_leaves_with_path
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
-from jaxformer.checks import check_vocabulary
+from jaxformer.checks import (
+    as_array,
+    check_length,
+    check_logits_at,
+    check_segments,
+    check_vocabulary,
+)
 from jaxformer.config import Compute, Config
 from jaxformer.edits import check_capture, check_edit
 from jaxformer.model.cache import Cache, capacity, check_cache
@@ -19,7 +25,7 @@ from jaxformer.model.params import Block, Params, specs
 from jaxformer.model.spec import Spec, is_spec, path_name
 from jaxformer.sites import Edit, identity
 
-Integers = Int[Array | np.ndarray, " t"] | Sequence[int]  # one sequence, such as token ids
+Integers = Integer[Array | np.ndarray, " t"] | Sequence[int]  # one sequence, such as token ids
 
 
 class Inputs(NamedTuple):
@@ -32,87 +38,65 @@ class Inputs(NamedTuple):
 
 
 def check_inputs(
-    params: Params, config: Config, inputs: Inputs, capture: Any, edit: Edit, compute: Compute
+    params: Params, config: Config, inputs: Inputs, capture: Any, edit: Edit, compute: Compute, unread: int = 0
 ) -> tuple[Inputs, tuple[str, ...]]:  # fmt: skip
-    """Check what has to be checked at every call: concrete values. Return the arrays, and the names in `capture`."""
-    check_order(params, config)
-    inputs = inputs._replace(tokens=check_tokens(inputs.tokens, config, inputs.segments))
+    """Check what has to be checked at every call: concrete values. Return the arrays, and the names in `capture`.
+
+    The last `unread` tokens are only targets.
+    """
+    check_order(params, config, compute)
+    inputs = inputs._replace(tokens=check_tokens(inputs.tokens, config, inputs.segments, unread))
     if inputs.logits_at is not None or inputs.segments is not None:
-        inputs = check_options(inputs, config)
+        inputs = check_options(inputs, config, unread)
     if edit is not identity:
-        t, rows, r = len(inputs.tokens), inputs.cache, inputs.logits_at
-        lengths = {"t": t, "s": t if rows is None else capacity(rows), "r": t if r is None else len(r)}  # fmt: skip
+        t, cache, at = len(inputs.tokens) - unread, inputs.cache, inputs.logits_at
+        lengths = {"t": t, "s": t if cache is None else capacity(cache), "r": t if at is None else len(at)}  # fmt: skip
         check_edit(edit, config, compute, lengths)
-    return inputs, check_capture(capture, config, compute) if capture else ()
+    return inputs, check_capture(capture, config, compute) if type(capture) is not tuple or capture else ()  # fmt: skip
 
 
-def check_shapes(params: Params, config: Config, inputs: Inputs, compute: Compute) -> Params:
-    """Check the shapes of parameters and cache; return the parameters in the dtype of the computation."""
+def check_shapes(
+    params: Params, config: Config, inputs: Inputs, compute: Compute
+) -> tuple[Params, Inputs]:
+    """Check the shapes of parameters and cache; convert the parameters to the dtype of the computation."""
     check_params(params, config)
     if inputs.cache is not None:
         check_cache(inputs.cache, config, len(inputs.tokens), listed=isinstance(params.blocks, list))  # fmt: skip
-    return jax.tree.map(lambda array: jnp.asarray(array).astype(compute.dtype or params.W_E.dtype), params)  # fmt: skip
+    return jax.tree.map(lambda a: jnp.asarray(a).astype(compute.dtype or params.W_E.dtype), params), inputs  # fmt: skip
 
 
-def check_order(params: Any, config: Any) -> None:
-    """Refuse swapped arguments."""
-    if not isinstance(config, Config) or not isinstance(params, Params):
-        given = f"params is a {type(params).__name__}, config is a {type(config).__name__}"
-        raise ValueError(f"{given}; the order is params, config")
+def check_order(params: Any, config: Any, compute: Any = Compute()) -> None:
+    """Refuse arguments of other types, such as swapped ones."""
+    if not (isinstance(params, Params) and isinstance(config, Config) and isinstance(compute, Compute)):  # fmt: skip
+        given = {"params": params, "config": config, "compute": compute}
+        kinds = ", ".join(f"{name} is a {type(value).__name__}" for name, value in given.items())
+        raise ValueError(f"{kinds}; give Params and a Config, in the order params, config")
 
 
-def check_tokens(tokens: Any, config: Config, segments: Any = None) -> Any:
+def check_tokens(tokens: Any, config: Config, segments: Any, unread: int) -> Any:
     """Check that the tokens are one sequence of ids that fits into the position table; return it as an array."""
-    tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+    tokens = tokens if isinstance(tokens, jax.Array) else as_array("tokens", tokens)
     if tokens.ndim != 1 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
             f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; forward takes one sequence of integers. "
             "For a batch: jax.vmap(forward, in_axes=(None, None, 0))"
         )
     if config.position == "learned" and segments is None:
-        _check_length("tokens", len(tokens), config)
+        check_length("tokens", len(tokens) - unread, config.n_context)
     if not isinstance(tokens, jax.core.Tracer):
         check_vocabulary(np.asarray(tokens), config.n_vocab)
     return tokens
 
 
-def check_options(inputs: Inputs, config: Config) -> Inputs:
+def check_options(inputs: Inputs, config: Config, unread: int) -> Inputs:
     """Check logits_at and segments; return them as arrays."""
     at, segments, length = inputs.logits_at, inputs.segments, len(inputs.tokens)
     if segments is not None:
-        segments = _integers("segments", segments)
         if inputs.cache is not None:
             raise ValueError("segments do not go with a cache; give each document its own cache")
-        if len(segments) != length:
-            raise ValueError(f"{len(segments)} segments do not fit {length} tokens")
-        if not isinstance(segments, jax.core.Tracer):
-            starts = np.flatnonzero(np.diff(segments, prepend=np.nan, append=np.nan))
-            _check_length("tokens of a document", int(np.diff(starts).max(initial=0)), config)
+        segments = check_segments(segments, length, config.max_length, unread)
     at = None if at is None else check_logits_at(at, length)
     return inputs._replace(logits_at=at, segments=segments)
-
-
-def check_logits_at(logits_at: Any, length: int) -> Any:
-    """Return positions within the sequence as an array."""
-    at = _integers("logits_at", logits_at)
-    concrete = [] if isinstance(at, jax.core.Tracer) else np.asarray(at).tolist()
-    if outside := [position for position in concrete if not -length <= position < length]:
-        raise ValueError(f"logits_at holds {outside[0]}, but there are {length} tokens")
-    return at
-
-
-def _integers(name: str, values: Any) -> Any:
-    array = values if isinstance(values, jax.Array) else np.asarray(values)
-    if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"{name}: {array.dtype} of shape {array.shape}; give one axis of integers")
-    return array
-
-
-def _check_length(what: str, length: int, config: Config) -> None:
-    if config.max_length is not None and length > config.max_length:
-        raise ValueError(
-            f"{length} {what} are too many: the position table holds n_context={config.max_length}"
-        )
 
 
 def check_params(params: Params, config: Config) -> None:

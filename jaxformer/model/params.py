@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxformer.config import Config
 from jaxformer.model.spec import constant, draw, is_spec, matrix, mlp_gain, table, write_gain
@@ -132,14 +132,20 @@ def _mlp(config: Config) -> MLP:
     )  # fmt: skip
 
 
-def init(config: Config, key: Key[Array, ""] | int, dtype: Any = jnp.float32) -> Params:
+def init(
+    config: Config, key: Key[Array, ""] | Int[Array, ""] | int, dtype: Any = jnp.float32
+) -> Params:
     """Draw initial parameters, by the variance-preserving rule of `jaxformer.model.spec`; an integer key is a seed.
 
     >>> config = Config(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=32, n_vocab=5)
     >>> init(config, 0).blocks.attn.W_Q.shape
     (2, 8, 2, 4)
     """
-    return draw(specs(config), key if isinstance(key, jax.Array) else jax.random.key(key), dtype)
+    if not isinstance(config, Config):
+        raise ValueError(f"config is a {type(config).__name__}; the order is config, key")
+    given: Any = key
+    seed = jnp.issubdtype(getattr(key, "dtype", jnp.int32), jnp.integer) and not jnp.ndim(given)
+    return draw(specs(config), jax.random.key(given) if seed else given, dtype)
 
 
 def abstract(config: Config, dtype: Any = jnp.float32) -> Params:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxformer.config import Config, Rotary
 from jaxformer.sites import Layer
@@ -84,7 +84,7 @@ SCALINGS: dict[str, Callable[[Rotary, Frequencies], Frequencies]] = {
 """What rotary.scaling does to the frequencies, for texts longer than those of training."""
 
 
-def restarted(segments: Int[Array, " t"]) -> Positions:
+def restarted(segments: Integer[Array, " t"]) -> Positions:
     """Return each token's position in its document, which begins where the segment changes: [7 7 2 7] → [0 1 0 0]."""
     index = jnp.arange(len(segments), dtype=jnp.int32)
     begins = jnp.append(True, segments[1:] != segments[:-1])[: len(index)]

@@ -1,7 +1,7 @@
 """Capture and edit: the Tap that a forward pass calls at each site, and the program that a call with an edit runs."""
 
 from collections.abc import Callable, Collection, Iterable
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import jax
@@ -59,25 +59,30 @@ def compiled(
 ) -> Callable[..., Any]:  # fmt: skip
     """Return `run`, whose first argument is an edit, as compiled code with this edit.
 
-    Edits that are data share one program, which traces their numbers. A function is traced at every call, because it
-    may close over what changes, and its program is dropped.
+    Edits that are data share one program, which traces their numbers. A function is traced and compiled at every call,
+    because it may close over what changes, and its program is dropped. Whoever gives a Watched checks it later.
     """
-    if edit is identity or is_data(edit):
-        return partial(shared_program(run, static, donate), edit)
-    if isinstance(edit, Watched):
-        return _jit(partial(run, edit), static, donate)
+    if edit is identity:
+        return partial(_shared(run, static, donate), edit)
+    if is_data(edit):
+        return partial(_shared(_watching(run), static, donate), edit)
+    watching = run if isinstance(edit, Watched) else _watching(run)
+    return _jit(partial(watching, edit), static, donate)
 
-    def call(*args: Any, **options: Any) -> Any:
-        watched = Watched(edit)
-        out = compiled(run, watched, static=static, donate=donate)(*args, **options)
+
+@cache
+def _watching(run: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(run)
+    def watching(edit: Edit, *args: Any, **options: Any) -> Any:
+        out = run(watched := Watched(edit), *args, **options)
         watched.check_acted()
         return out
 
-    return call
+    return watching
 
 
-def _jit(run: Callable[..., Any], static: tuple[str, ...], donate: tuple[str, ...] = ()) -> Any:
+def _jit(run: Callable[..., Any], static: tuple[str, ...], donate: tuple[str, ...]) -> Any:
     return jax.jit(run, static_argnames=static, donate_argnames=donate)
 
 
-shared_program = cache(_jit)
+_shared = cache(_jit)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from jaxformer.config import Compute, Config
 from jaxformer.model.attention import attend
@@ -71,18 +71,15 @@ def run_model(
     capture: tuple[str, ...] = (),
 ) -> Output:  # fmt: skip
     """Run the model inside traced code; `forward` has checked concrete arguments."""
-    params, (tokens, cache, logits_at, segments) = (
-        check_shapes(params, config, inputs, compute),
-        inputs,
-    )
+    params, (tokens, cache, logits_at, segments) = check_shapes(params, config, inputs, compute)
     positions = None if segments is None else restarted(segments)
     if cache is not None:
         positions, tokens = place_tokens(cache, config, tokens)
     tap = Tap(capture, edit)
     state = embed(params, config, tokens, positions, tap=tap)
 
-    def step(state: Array, inputs: tuple[Any, Block, Any]) -> Any:
-        layer, weights, stored = inputs
+    def step(state: Array, given: tuple[Any, Block, Any]) -> Any:
+        layer, weights, stored = given
         tap = Tap(capture, edit, layer, compute.saved)
         kept = None if stored is None else LayerCache(config, *stored)
         state = block(weights, config, state, positions, layer=layer, cache=kept, tap=tap, compute=compute)  # fmt: skip
@@ -98,7 +95,7 @@ def run_model(
 
 
 def embed(
-    params: Params, config: Config, tokens: Int[Array, " t"], positions: Int[Array, " t"] | None = None, *,
+    params: Params, config: Config, tokens: Integer[Array, " t"], positions: Int[Array, " t"] | None = None, *,
     tap: Tap = Tap(),
 ) -> Float[Array, "t d"]:  # fmt: skip
     """Return each token's first state: its row of the embedding, plus a positional encoding if there is one.

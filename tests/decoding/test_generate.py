@@ -11,7 +11,7 @@ import pytest
 
 from jaxformer import Compute, Config, Sampling, available_sites, forward, generate, score
 from jaxformer.decoding.generation import STATIC, _generate
-from jaxformer.model.tap import shared_program
+from jaxformer.model.tap import _shared
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, NAMED, SEED, every_model, random_params, random_tokens
 from tests.helpers.texts import GREEDY, close, full_pass, model, naive_text, prompts, sliced
@@ -135,7 +135,7 @@ def test_many_texts_of_one_prompt_by_vmap_over_keys():
 def test_few_programs_serve_all_lengths():
     params = random_params(SEED)
 
-    program: Any = shared_program(_generate, STATIC, ())
+    program: Any = _shared(_generate, STATIC, ())
 
     def programs(prompts, numbers) -> int:
         before = program._cache_size()

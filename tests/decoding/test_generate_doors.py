@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import Characters, Sampling, generate, stream_tokens
+from jaxformer import Characters, Sampling, abstract, generate, stream_tokens
+from jaxformer.decoding.generation import lower
+from jaxformer.interp.edit import ablate
 from tests.helpers.errors import raises
 from tests.helpers.models import MODERN, NAMED, SEED, random_params
 
@@ -200,3 +202,31 @@ def test_texts_are_decoded_without_what_follows_a_stop():
     expected = tokenizer.decode(np.asarray(free.tokens[:first]))
     assert out.texts(tokenizer) == [expected] * 2
     assert tokenizer.decode(np.asarray(out.tokens[0])) == expected
+
+
+def test_texts_have_the_axes_of_the_tokens():
+    tokenizer, params, key = Characters("abcdefghijk"), random_params(SEED), jax.random.key(2)
+    run = partial(generate, params, SEED, [[1, 2], [3, 4]], 3)
+    out = jax.vmap(run)(jax.random.split(key, 2))
+    expected = [[tokenizer.decode(np.asarray(row)) for row in rows] for rows in out.tokens]
+    assert out.texts(tokenizer) == expected
+
+
+def test_an_edit_that_never_acts_is_refused_before_the_first_token_of_a_stream():
+    params, key = random_params(SEED), jax.random.key(2)
+    for n_tokens in (1, 5):
+        with raises(ValueError, "unchanged"):
+            next(stream_tokens(params, SEED, [1], n_tokens, key, edit=lambda site, _, value: value))
+
+
+def test_a_temperature_is_one_real_number():
+    for temperature in (jnp.array([0.5, 0.6]), jnp.array(1j)):
+        with raises(ValueError, "temperature", "vmap"):
+            generate(random_params(SEED), SEED, [1], 2, jax.random.key(0), temperature=temperature)
+
+
+@pytest.mark.slow
+def test_a_program_with_any_edit_can_be_lowered():
+    params, key = abstract(SEED), jax.random.key(0)
+    for edit in ({"z": jnp.zeros_like}, ablate("z", 1), lambda site, _, v: v * 2):
+        assert "while" in lower(params, SEED, [1, 2], 2, key, edit=edit).as_text()

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -28,11 +29,12 @@ from jaxformer import (
     stream_tokens,
     unstack,
 )
-from jaxformer.edits import check_edit
+from jaxformer.checks import as_array
+from jaxformer.edits import check_capture
 from jaxformer.interp.attribution import gradients
 from jaxformer.interp.edit import ablate, at, chain, knock_out, patch, patch_layers, steer
 from jaxformer.interp.jacobians import jacobian
-from jaxformer.model.checks import Inputs
+from jaxformer.model.checks import Inputs, check_order, check_shapes
 from jaxformer.model.transformer import run_model
 from jaxformer.sites import identity
 from tests.helpers.compilations import compilations, mappings
@@ -270,6 +272,17 @@ WRONG: dict[str, tuple[Any, tuple]] = {
     "a layer of the model": ({("embed", 0): jnp.zeros_like}, ("embed", "layer=0")),
     "nothing": ({}, ("unchanged",)),
     "an edit in a chain": (chain(ablate("z", 0), {"zz": jnp.zeros_like}), ("zz",)),
+    "a function in a chain": (chain(ablate("z", 0), lambda site, _, v: v), ("unchanged",)),
+    "an empty chain": (chain(), ("unchanged",)),
+    "data that never acts": (Partial(lambda s, site, _, v: v * s if site == "zz" else v, 2.0), ("unchanged",)),
+    "a branch in data": (at("z", 1, Partial(lambda s, z: z * s if z.sum() > 0 else z, 2.0)), ("z", "where")),
+    "layers of a vmap": (jax.vmap(lambda head: ablate("z", 1, head=head))(jnp.arange(4)), (4,)),
+    "complex values in a layer": ({("z", 1): lambda z: z.astype("complex64")}, ("z", "complex64")),
+    "a list": ({("z", 1): lambda z: [z]}, ("z", "shape")),
+    "None in a mapping": ({"z": lambda z: None, ("z", 1): jnp.zeros_like}, ("z", None)),
+    "an edit in a mapping": ({"z": ablate("z", 1)}, ("z",)),
+    "a layer in quotes": ({("z", "1"): jnp.zeros_like}, ("layer='1'",)),
+    "a key of three": ({("z", 1, 2): jnp.zeros_like}, (("z", 1, 2),)),
 }  # fmt: skip
 
 
@@ -281,13 +294,12 @@ def test_an_edit_that_cannot_act_is_a_sentence(name: str, door):
         door(PARAMS, SEED, TOKENS, edit=edit)
 
 
-def test_what_is_no_edit_at_all_is_a_sentence():
-    """Checked here without the type checks of the tests, which would refuse it first."""
-    lengths = {"t": 6, "s": 6, "r": 6}
-    with raises(ValueError, "edit=3", "mapping"):
-        check_edit(3, SEED, Compute(), lengths)
-    with raises(ValueError, "'z'", 0.0):
-        check_edit({"z": 0.0}, SEED, Compute(), lengths)
+def test_what_is_no_edit_at_all_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    wrong: tuple[Any, ...] = 3, {"z": 0.0}
+    for edit, named in zip(wrong, (("edit=3", "mapping"), ("'z'", 0.0)), strict=True):
+        with raises(ValueError, *named):
+            forward(PARAMS, SEED, TOKENS, edit=edit)
 
 
 def test_a_mapping_edits_a_site_or_the_site_of_one_layer():
@@ -301,6 +313,37 @@ def test_a_mapping_edits_a_site_or_the_site_of_one_layer():
     )
     with raises(ValueError, "'z'", (3, 4, 4)):
         forward(PARAMS, SEED, TOKENS, edit={("z", 1): lambda z: z[:3]})
+
+
+def test_a_chain_takes_mappings_with_and_without_layers():
+    edit = chain({"z": lambda z: 2 * z, ("z", 1): lambda z: z.at[:, 2].set(0.0)}, steer(0, D))
+    by_hand = chain(at("z", None, Partial(jnp.multiply, 2.0)), ablate("z", 1, head=2), steer(0, D))
+    found = forward(PARAMS, SEED, TOKENS, edit=edit).logits
+    np.testing.assert_allclose(found, forward(PARAMS, SEED, TOKENS, edit=by_hand).logits, rtol=1e-5)
+
+
+@pytest.mark.parametrize("capture", [True, np.array(["z", "z"]), {"z", "q"}, iter(["z", "q"])])
+def test_capture_takes_any_iterable_of_names(capture):
+    if capture is True:
+        with raises(ValueError, "capture=True"):
+            check_capture(capture, SEED, Compute())
+    else:
+        names = check_capture(capture, SEED, Compute())
+        assert names in (("z",), ("q", "z"))  # in the order of the pass, once each
+
+
+def test_other_types_are_sentences(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would refuse them first
+    given: Any = Inputs(TOKENS, None, None, None)
+    with raises(ValueError, "compute is a str"):
+        check_order(PARAMS, SEED, "float16")
+    with raises(ValueError, "cache", "empty_cache"):
+        check_shapes(PARAMS, SEED, given._replace(cache=[0]), Compute())
+    with raises(ValueError, "tokens"):
+        as_array("tokens", [[1, 2], [3]])
+    traced = jax.jit(lambda t: forward(PARAMS, SEED, [3, t, 4]).logits)(1)  # in a list
+    expected = forward(PARAMS, SEED, [3, 1, 4]).logits
+    np.testing.assert_allclose(traced, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_layers_of_a_list_are_python_integers():

@@ -107,3 +107,5 @@ def test_stream_scores_and_logits_begin_at_scale_one(choices: str, d_model: int,
 def test_an_integer_is_a_seed():
     expected = init(SEED, jax.random.key(3))
     jax.tree.map(np.testing.assert_array_equal, init(SEED, 3), expected)
+    many = jax.vmap(lambda seed: init(SEED, seed))(jnp.arange(4))
+    np.testing.assert_array_equal(many.W_E[3], expected.W_E)

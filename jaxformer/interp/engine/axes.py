@@ -36,6 +36,10 @@ def checked(site: str, index: Any) -> dict[str, Any]:
             axis_of(site, name)
         if not are_integers(chosen, max_axes=1):
             raise ValueError(f"{name}={chosen!r} must be an integer, or a one-axis array of them")
+        if not jnp.size(chosen):
+            raise ValueError(f"{name}={chosen!r} names nothing; leave it out for everything")
+        if (concrete(chosen) < 0).any():
+            raise ValueError(f"{name}={chosen!r} must be at least 0; numbers count from the start")
     return {name: python_number(chosen) for name, chosen in (index or {}).items()}
 
 

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Shaped
 
 from jaxformer.config import Compute, Config
-from jaxformer.edits import as_function, check_capture, check_edit, check_layer
+from jaxformer.edits import NUMBERS, check_capture, check_edit, check_layer, in_layer
 from jaxformer.interp.engine.axes import (
     Index,
     are_integers,
@@ -37,17 +37,13 @@ class At:
         if site != self.site:
             return value
         changed = self.change(site, layer, value)
-        if self.layer is None:
-            return changed
-        if jnp.shape(changed) != value.shape or jnp.iscomplexobj(changed):
-            return changed  # the pass refuses it
-        here = layer == jnp.asarray(self.layer, jnp.int32)
-        return jnp.where(here, jnp.asarray(changed).astype(value.dtype), value)
+        return changed if self.layer is None else in_layer(self.layer, layer, changed, value)
 
     @property
     def is_data(self) -> bool:
-        """Whether it holds no function of the caller's, except in a `jax.tree_util.Partial`."""
-        return self.change.func is not of_function
+        """Whether it holds only numbers, and a function of the caller's only in a `jax.tree_util.Partial`."""
+        numbers = (isinstance(leaf, NUMBERS) for leaf in jax.tree.leaves((self.layer, self.change)))
+        return self.change.func is not of_function and all(numbers)
 
     def check(self, config: Config, compute: Compute, lengths: Mapping[str, int]) -> None:
         """Refuse a pass that lacks the site, the layer or a part of the index.
@@ -56,6 +52,11 @@ class At:
             ValueError: naming the site, layer or index.
         """
         check_capture((self.site,), config, compute)
+        if np.ndim(self.layer):
+            raise ValueError(
+                f"this edit of {self.site} holds {np.shape(self.layer)} layers, as jax.vmap returns it; "
+                "run it inside jax.vmap, or give one layer"
+            )
         for layer in np.ravel(concrete(self.layer)).tolist() or [None]:
             check_layer(self.site, layer, config)
         if self.change.func in (put, add, put_own):
@@ -82,7 +83,7 @@ class Chain:
     def __call__(self, site: str, layer: Layer, value: Shaped[Array, "..."]) -> Any:
         """Return the value after all edits."""
         for edit in self.edits:
-            value = as_function(edit)(site, layer, value)
+            value = edit(site, layer, value)
         return value
 
     def check(self, config: Config, compute: Compute, lengths: Mapping[str, int]) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxformer.checks import positive_integer
+from jaxformer.checks import check_logits_at, positive_integer
 from jaxformer.config import Config
 from jaxformer.interp.engine.memory import MAX_ENTRY_LAYERS, plan_memory
 from jaxformer.interp.engine.passes import CELL_AXIS, Runs, Sweep, run_layers
 from jaxformer.interp.metric import as_tokens, check_alike, split
-from jaxformer.model.checks import check_logits_at, stacked
+from jaxformer.model.checks import stacked
 from jaxformer.model.params import Params, count
 from jaxformer.model.spec import path_name
 from jaxformer.sharding import automatic
