@@ -40,7 +40,7 @@ def at(site: str, layer: Any, fn: Callable[[Any], Any]) -> At:
         site: a name in `jaxformer.SITES`.
         layer: index of the layer, which may be traced; None: every layer, or a site that belongs to no layer.
         fn: maps the value of one layer, with the axes of `jaxformer.sites.AXES`. It runs in every layer, and its
-            results in other layers are dropped, but its derivative must be finite there too. It is traced at every
+            results in other layers are dropped, but its derivative must be finite there too. It is compiled at every
             call. The function of a `jax.tree_util.Partial` is static instead, and its arguments are traced: it must
             not close over what changes, and each new function compiles and keeps a program.
 

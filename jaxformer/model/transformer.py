@@ -42,7 +42,7 @@ def forward(
         capture: names of the sites to return, or "all". It is static: `jax.jit(forward, static_argnames="capture")`;
             under vmap, bind it: `jax.vmap(partial(forward, capture=("z",)), in_axes=(None, None, 0))`.
         edit: one of `jaxformer.interp.edit`, whose numbers are traced; a function `edit(site, layer, value) -> value`,
-            traced at every call; or a mapping from sites, or (site, layer), to functions of the value.
+            compiled at every call; or a mapping from sites, or (site, layer), to functions of the value.
         logits_at: positions whose logits to compute, -1 being the last; None: all. The sites final_scale, final
             and logits hold only these.
         segments: a number per token; where it changes, another document begins, which sees no other and restarts
