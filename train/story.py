@@ -26,6 +26,7 @@ from jaxformer.interp.plots import heat_map
 from jaxformer.model.params import Params
 from jaxformer.model.transformer import forward
 from jaxformer.pretrained.checkpoint import load as load_model
+from jaxformer.sites import identity
 from train.compiled import many_steps
 from train.data.dataset import open_data
 from train.optimizer import make_optimizer
@@ -91,8 +92,8 @@ def score(params: Params, config: Config, texts: Texts) -> tuple[Array, Array]:
 
 @jax.jit
 def loss_without(params: Params, config: Config, texts: Texts, silent: Any) -> Float[Array, ""]:
-    """Return the loss in nats per token of the second half, with the heads `silent` = (layer, heads) ablated."""
-    edit = ablate("z", silent[0], head=silent[1])
+    """Return the loss in nats per token of the second half, with `silent` = (layer, heads), if any, ablated."""
+    edit = identity if silent is None else ablate("z", silent[0], head=silent[1])
     run = jax.vmap(lambda tokens: forward(params, config, tokens, edit=edit).logits)
     second = slice(texts.repeated.shape[1] // 2, -1)
     chances = jax.nn.log_softmax(run(texts.repeated))[:, second]
@@ -135,7 +136,7 @@ def tell(params: Params, config: Config) -> dict[str, Array]:
     each = jax.vmap(jax.vmap(lambda *silent: loss_without(params, config, texts, silent)))(*heads)
     _table("2. Ablate: loss on the second half, with one head silent", each)
     alike = jnp.flatnonzero(induction[layer] > induction[layer, head] / 2)
-    intact, ablated = (loss_without(params, config, texts, (layer, h)) for h in (alike[:0], alike))
+    intact, ablated = (loss_without(params, config, texts, s) for s in (None, (layer, alike)))
     print(
         f"  with none silent {intact:.3f}; with all of layer {layer} that score half as much {ablated:.2f}"
     )
