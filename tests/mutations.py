@@ -139,8 +139,8 @@ MUTATIONS = [
              "self.acted = True"),
     # An eager call compiles every time.
     Mutation("eager", "jaxformer/model/tap.py", "tests/model",
-             "_shared = cache(_jit)",
-             "_shared = _jit"),
+             "return partial(_shared(run, static, donate), edit)",
+             "return _jit(partial(run, edit), static, donate)"),
 ]
 # fmt: on
 
