@@ -87,7 +87,7 @@ def score(params: Params, config: Config, texts: Texts) -> tuple[Array, Array]:
         first = pattern[..., : texts.period, : texts.period]
         return induction_score(pattern, texts.period), previous_token_score(first)
 
-    return jax.tree.map(lambda each: each.mean(0), jax.jit(jax.vmap(one))(texts.repeated))
+    return jax.tree.map(lambda each: each.mean(0), jax.vmap(one)(texts.repeated))
 
 
 @jax.jit
@@ -108,7 +108,7 @@ def patch(params: Params, config: Config, texts: Texts) -> tuple[Array, dict[str
         chances = jax.nn.log_softmax(logits[:, -1])
         return jnp.take_along_axis(chances, texts.answers[:, None], axis=1).mean()
 
-    run = jax.jit(jax.vmap(lambda tokens: forward(params, config, tokens, logits_at=last).logits))
+    run = jax.vmap(lambda tokens: forward(params, config, tokens, logits_at=last).logits)
     low, high = metric(run(texts.corrupted)), metric(run(texts.clean))
     if abs(high - low) < 1e-3:
         raise ValueError(
