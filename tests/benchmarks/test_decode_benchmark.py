@@ -24,6 +24,7 @@ from benchmarks.timing import interleave
 from jaxformer import Compute, Config, count, forward
 from jaxformer.decoding.generation import generate, lower
 from tests.helpers.benches import CEILINGS, TINY
+from tests.helpers.compilations import compilations
 from tests.helpers.errors import check_names
 from tests.helpers.models import CLASSIC, MODERN, WINDOWED, random_params, random_tokens
 
@@ -112,20 +113,11 @@ def test_generate_runs_the_program_that_was_compiled_ahead():
     jax.clear_caches()
     generate(*given, compute=Compute(unroll=2))
     lower(*given).compile()
-    compiled: list[str] = []
-
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if "backend_compile" in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as compiled:
         generate(*given)
         assert not compiled
         generate(*given, compute=Compute(unroll=3))
         assert compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_neighbours_stay_together():
