@@ -97,7 +97,7 @@ def check_logits_at(logits_at: Any, length: int) -> Any:
 
 
 def check_length(what: str, length: int, most: int | None) -> None:
-    """Refuse more tokens than a position table has rows; None: there is no table.
+    """Refuse more tokens than a position table has rows; None: no limit.
 
     Raises:
         ValueError: naming both numbers.

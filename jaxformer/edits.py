@@ -14,7 +14,7 @@ import numpy as np
 from jaxformer.config import Compute, Config
 from jaxformer.sites import MODEL_SITES, SITES, Edit, Layer, available_sites
 
-NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex)
+NUMBERS = (jax.Array, np.ndarray, np.generic, int, float)
 
 READS_A_TRACED_VALUE = (
     jax.errors.ConcretizationTypeError,
@@ -34,7 +34,7 @@ def is_data(edit: Edit) -> bool:
 def check_numbers(name: str, values: Any) -> None:
     """Refuse what holds anything but numbers, or nothing."""
     leaves = jax.tree.leaves(values)
-    if not leaves or not all(isinstance(leaf, NUMBERS) for leaf in leaves):
+    if not leaves or not all(isinstance(leaf, (*NUMBERS, complex)) for leaf in leaves):
         raise ValueError(f"{name}={values!r} is not an array of numbers")
 
 

@@ -94,7 +94,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Forget the programs of earlier files before 65,530 mappings are full: thousands of tests each keep some 36.
+    """Forget the programs of earlier files before 65,530 mappings are full: thousands of tests keep more.
 
     A user's process does not need this: repeated calls keep one program (tests/model/test_eager.py).
     """

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from jaxformer.checks import check_vocabulary
 from jaxformer.config import Compute, Config
+from jaxformer.edits import NUMBERS
 from jaxformer.model.checks import check_params
 from jaxformer.model.params import Params
 from jaxformer.model.transformer import forward
@@ -19,9 +19,6 @@ from jaxformer.sites import Edit, identity
 
 Metric = Callable[[Any], Any]
 """Maps the logits at logits_at, `r v`, or `b r v` for a batch, to one number."""
-
-
-NUMBERS = (jax.Array, np.ndarray, np.generic, int, float)
 
 
 class SplitMetric(NamedTuple):
