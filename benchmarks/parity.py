@@ -4,7 +4,6 @@ It also reports the errors that a narrow key/value cache adds to those of a floa
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -55,11 +54,11 @@ def rows(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
 
 def cache_rows(params: Params, config: Config, tokens: Any) -> Iterator[dict[str, Any]]:
     """Yield a row per narrow cache, compared with a float32 cache. The given tokens are read one at a time."""
-    exact = jax.device_get(jax.jit(partial(one_by_one(config, "float32"), params))(tokens))
+    exact = jax.device_get(jax.jit(one_by_one(config, "float32"))(params, tokens))
     for cache in get_args(CacheName):
         if cache != "float32":
             row = {"compute_dtype": "float32", "kernel": "einsum", "precision": "default"}
-            logits = jax.jit(partial(one_by_one(config, cache), params))(tokens)
+            logits = jax.jit(one_by_one(config, cache))(params, tokens)
             yield {"implementation": "jaxformer", **row, "cache": cache, **figures(logits, exact)}
 
 
